@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
+/*
+ * The gate: decides, under the lock of its capture, whether a write goes into
+ * the ring or only into the dirty bitmap.  The application never waits.
+ *
+ *	STREAM    a write takes slots.  The first that finds no room turns the
+ *	          mode to OVERFLOW, for the whole write, in the same critical
+ *	          section: it is in the bitmap or in the ring, never in neither.
+ *	OVERFLOW  writes take no slots; their regions are marked in `active`
+ *	          before they go to the disk (*unlogged* writes).
+ *
+ * RESUME goes back in three steps, because an unlogged write may still be in
+ * flight when the mode turns, and the scan that repairs its region must read
+ * the disk after it:
+ *
+ *	bdr_gate_resume_locked()   mode STREAM, new unlogged epoch, returns S
+ *	bdr_gate_drained_locked()  wait: the old epoch's writes have completed
+ *	bdr_gate_merge()           `active` into `resync`
+ *
+ * No slot is reserved in OVERFLOW, so S is both the first slot after the gap
+ * and the number at which the replica stops being a prefix of the source.  The
+ * lowest such number that has not been released is kept as `gap`, so that a
+ * reader which starts anew still learns where to declare the resync.
+ *
+ * Two bitmaps: the scan clears bits of `resync` when the target has acknowledged
+ * their regions; a write that misses the ring meanwhile marks `active`, which
+ * the scan never clears.
+ *
+ * A write that fails is published as NOP, and its regions are marked `active`:
+ * what the disk then holds there is unknown.
+ */
+#ifndef BDR_GATE_H
+#define BDR_GATE_H
+
+#include "bdr_ring.h"
+#include "bdr_bitmap.h"
+
+#define BDR_REGION_SECTORS_DEFAULT	128	/* 64 KiB */
+#define BDR_REGION_SECTORS_MIN		8
+#define BDR_REGION_SECTORS_MAX		(1U << 20)
+
+enum bdr_mode {
+	BDR_MODE_STREAM = 0,
+	BDR_MODE_OVERFLOW = 1,
+};
+
+#define BDR_GAP_NONE	(~0ULL)
+
+struct bdr_gate {
+	struct bdr_ring ring;
+	enum bdr_mode mode;
+	__u32 epoch;		/* its parity names the current unlogged count */
+	__u64 unlogged[2];	/* writes in flight that took no slot */
+	__u64 *active;		/* regions missed by the ring */
+	__u64 *resync;		/* regions to be repaired by a scan */
+	__u64 device_sectors;
+	__u64 region_sectors;	/* a power of two */
+	__u64 gap;		/* lowest unreleased slot before which writes
+				 * were missed, or BDR_GAP_NONE */
+	__u64 overflows;	/* times that mode turned to OVERFLOW */
+	__u64 missed;		/* writes that took no slot, ever */
+};
+
+/* What a write was given: slots, or an unlogged reference. */
+struct bdr_pass {
+	bool logged;
+	__u32 epoch;		/* of the reference, if not logged */
+	__u64 first;		/* slot, if logged */
+	__u64 slots;
+};
+
+/* The caller has set ring.headers, payload, capacity, both bitmaps and sizes. */
+static inline void bdr_gate_init(struct bdr_gate *gate)
+{
+	gate->ring.head = 0;
+	gate->ring.tail = 0;
+	gate->mode = BDR_MODE_STREAM;
+	gate->epoch = 0;
+	gate->unlogged[0] = 0;
+	gate->unlogged[1] = 0;
+	gate->gap = BDR_GAP_NONE;
+	gate->overflows = 0;
+	gate->missed = 0;
+}
+
+static inline __u64 bdr_gate_regions(const struct bdr_gate *gate)
+{
+	return (gate->device_sectors + gate->region_sectors - 1) /
+	       gate->region_sectors;
+}
+
+/* Marks the regions that sectors [sector, sector + sectors) touch. */
+static inline void bdr_gate_mark(const struct bdr_gate *gate, __u64 sector,
+				 __u64 sectors)
+{
+	if (sectors)
+		bdr_bitmap_mark(gate->active, sector / gate->region_sectors,
+				(sector + sectors - 1) / gate->region_sectors + 1);
+}
+
+/* True when this write turned the mode to OVERFLOW: wake the consumer. */
+static inline bool bdr_gate_admit_locked(struct bdr_gate *gate,
+					 const struct bdr_write *write,
+					 struct bdr_pass *pass)
+{
+	bool turned = false;
+
+	pass->slots = bdr_write_slots(write);
+	pass->epoch = gate->epoch;
+	pass->logged = gate->mode == BDR_MODE_STREAM &&
+		       bdr_ring_reserve_locked(&gate->ring, pass->slots,
+					       &pass->first);
+	if (pass->logged)
+		return false;
+
+	if (gate->mode == BDR_MODE_STREAM) {
+		gate->mode = BDR_MODE_OVERFLOW;
+		gate->overflows++;
+		if (gate->gap == BDR_GAP_NONE)
+			gate->gap = gate->ring.head;
+		turned = true;
+	}
+	gate->missed++;
+	gate->unlogged[pass->epoch & 1]++;
+	bdr_gate_mark(gate, write->sector, write->sectors);
+	return turned;
+}
+
+/*
+ * Ends the pass of a logged write.  Needs no lock.  The bits of a failed write
+ * are set before its NOP is shown, so who sees the NOP finds the bits.
+ */
+static inline void bdr_gate_publish(const struct bdr_gate *gate,
+				    const struct bdr_pass *pass,
+				    const struct bdr_write *write, bool failed)
+{
+	struct bdr_write nop = *write;
+
+	if (!failed) {
+		bdr_ring_publish(&gate->ring, pass->first, pass->slots, write);
+		return;
+	}
+	bdr_gate_mark(gate, write->sector, write->sectors);
+	nop.op = BDR_OP_NOP;
+	bdr_ring_publish(&gate->ring, pass->first, pass->slots, &nop);
+}
+
+/* Ends the pass of an unlogged write.  True when its epoch has drained. */
+static inline bool bdr_gate_leave_locked(struct bdr_gate *gate,
+					 const struct bdr_pass *pass)
+{
+	return --gate->unlogged[pass->epoch & 1] == 0 &&
+	       pass->epoch != gate->epoch;
+}
+
+/*
+ * Releases every slot below `tail`, which bdr_ring_check_release() has allowed.
+ * The gap is forgotten when a slot behind it is released: that slot was
+ * acknowledged, hence so was the declaration of the resync in front of it.
+ */
+static inline void bdr_gate_release_locked(struct bdr_gate *gate, __u64 tail)
+{
+	bdr_ring_release_locked(&gate->ring, tail);
+	if (gate->gap != BDR_GAP_NONE && gate->gap < tail)
+		gate->gap = BDR_GAP_NONE;
+}
+
+/*
+ * Begins a RESUME and returns S.  The caller runs one RESUME at a time and must
+ * have seen the previous one drain, else two epochs would share a counter.
+ * In mode STREAM it only prepares a merge, for the bits of failed writes.
+ */
+static inline __u64 bdr_gate_resume_locked(struct bdr_gate *gate)
+{
+	gate->mode = BDR_MODE_STREAM;
+	gate->epoch++;
+	return gate->ring.head;
+}
+
+/* Whether the unlogged writes of the epoch before this one are gone. */
+static inline bool bdr_gate_drained_locked(const struct bdr_gate *gate)
+{
+	return gate->unlogged[(gate->epoch & 1) ^ 1] == 0;
+}
+
+static inline void bdr_gate_merge(const struct bdr_gate *gate)
+{
+	bdr_bitmap_merge(gate->resync, gate->active, bdr_gate_regions(gate));
+}
+
+#endif /* BDR_GATE_H */

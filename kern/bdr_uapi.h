@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
+/*
+ * What a capture offers besides the ring: requests and their structures.
+ *
+ * The kernel module takes them as ioctls on /dev/CHARDEV_NAME, the nbdkit plugin
+ * as packets on a Unix SOCK_SEQPACKET socket.  The structures are the same.
+ *
+ * Fixed-width fields only, explicit padding, no pointers but `buffer`.  Reserved
+ * fields must be zero, else EINVAL: that is what lets them get a meaning later.
+ */
+#ifndef BDR_UAPI_H
+#define BDR_UAPI_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+#define BDR_ABI_VERSION		1
+#define BDR_STREAM_ID_BYTES	16
+
+/*
+ * The mapping: headers at 0, payload at `payload_offset`, payload once more at
+ * `payload_offset` + `payload_bytes`.  Read-only for everyone.
+ */
+struct bdr_info {
+	__u32 abi_version;
+	__u32 reserved0;
+	__u8  stream_id[BDR_STREAM_ID_BYTES];	/* random, new with each target */
+	__u64 device_sectors;
+	__u64 capacity;				/* slots */
+	__u64 region_sectors;
+	__u64 regions;
+	__u64 payload_offset;			/* bytes, page aligned */
+	__u64 payload_bytes;			/* of one copy */
+	__u64 map_bytes;			/* of the whole mapping */
+	char  underlying[256];			/* path of the device below */
+	__u64 reserved[4];
+};
+
+/* A consistent snapshot: everything is read under the lock. */
+struct bdr_status {
+	__u64 head;			/* next slot to be reserved */
+	__u64 tail;			/* oldest slot not released */
+	__u64 unpublished;		/* oldest slot not published, or head */
+	__u64 gap;			/* see bdr_gate.h; ~0 if none */
+	__u32 mode;			/* enum bdr_mode */
+	__u32 reserved0;
+	__u64 active_regions;		/* bits set in each bitmap */
+	__u64 resync_regions;
+	__u64 unlogged;			/* writes in flight that took no slot */
+	__u64 overflows;		/* ever */
+	__u64 missed_writes;		/* ever: took no slot */
+	__u64 failed_writes;		/* ever: published as NOP */
+	__u64 device_sectors;		/* grows when the target is resized */
+	__u64 reserved[4];
+};
+
+/*
+ * Frees every slot below `tail`, and says which slot the consumer waits for:
+ * poll() reports readable when slot `cursor` is published, or when the mode has
+ * changed since the consumer last asked for STATUS.
+ */
+struct bdr_release {
+	__u64 tail;
+	__u64 cursor;
+};
+
+struct bdr_resume {
+	__u64 slot;			/* out: S, the first slot after the gap */
+};
+
+enum bdr_bitmap_name {
+	BDR_BITMAP_ACTIVE = 0,
+	BDR_BITMAP_RESYNC = 1,
+};
+
+#define BDR_BITMAP_CHUNK_REGIONS	(8ULL * 65536)	/* one READ, 64 KiB of bits */
+
+/*
+ * READ copies the bits of regions [first, first + count) to `buffer`, bit 0 of
+ * byte 0 first; `first` and `count` are multiples of 64, except that the last
+ * word of the bitmap may be short.  CLEAR and MARK change `resync` only, any
+ * range within the bitmap.  Over the socket the bits follow the reply.
+ */
+struct bdr_bitmap {
+	__u64 first;			/* region */
+	__u64 count;			/* regions */
+	__u32 bitmap;			/* enum bdr_bitmap_name */
+	__u32 reserved;
+	__u64 buffer;			/* user pointer; zero over the socket */
+};
+
+#define BDR_IOC_MAGIC		0xB7
+#define BDR_IOC_INFO		_IOR(BDR_IOC_MAGIC, 0, struct bdr_info)
+#define BDR_IOC_STATUS		_IOR(BDR_IOC_MAGIC, 1, struct bdr_status)
+#define BDR_IOC_RELEASE		_IOW(BDR_IOC_MAGIC, 2, struct bdr_release)
+#define BDR_IOC_RESUME		_IOR(BDR_IOC_MAGIC, 3, struct bdr_resume)
+#define BDR_IOC_BITMAP_READ	_IOW(BDR_IOC_MAGIC, 4, struct bdr_bitmap)
+#define BDR_IOC_BITMAP_CLEAR	_IOW(BDR_IOC_MAGIC, 5, struct bdr_bitmap)
+#define BDR_IOC_BITMAP_MARK	_IOW(BDR_IOC_MAGIC, 6, struct bdr_bitmap)
+
+/*
+ * The same over a socket.  A packet is struct bdr_request followed by the
+ * request's structure (if it is an _IOW one); the answer is struct bdr_reply
+ * followed by the structure (if _IOR) or the bits (BITMAP_READ).
+ *
+ * The first request of a connection is BDR_IOC_OPEN; its answer carries two
+ * descriptors (SCM_RIGHTS): the ring's memory, headers and one copy of the
+ * payload, sealed and read-only; and an eventfd, readable when the device's
+ * poll() would be.  Only a consumer may RELEASE, RESUME, CLEAR and MARK, and
+ * only one connection is the consumer at a time (EBUSY).
+ */
+#define BDR_ROLE_OBSERVER	0
+#define BDR_ROLE_CONSUMER	1
+
+struct bdr_open {
+	__u32 abi_version;
+	__u32 role;
+};
+
+#define BDR_IOC_OPEN		_IOW(BDR_IOC_MAGIC, 7, struct bdr_open)
+
+struct bdr_request {
+	__u32 code;			/* BDR_IOC_* */
+	__u32 reserved;
+};
+
+struct bdr_reply {
+	__s32 error;			/* 0 or a positive errno */
+	__u32 reserved;
+};
+
+#endif /* BDR_UAPI_H */
