@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# `make demo` and `make test` set up what they need; a second run sets nothing up again.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+BUILD := build
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-18s %s\n", $$1, $$2 }'
+
+.PHONY: setup
+setup: $(BUILD)/.setup ## Debian packages, virtual environment, nbdkit plugin
+
+$(BUILD)/.setup: deploy/bootstrap.sh pyproject.toml
+	@deploy/bootstrap.sh $(VENV)
+	@mkdir -p $(BUILD) && touch $@
+
+.PHONY: plugin
+plugin: $(BUILD)/.setup ## the nbdkit capture
+	@$(MAKE) -s -C kern/nbdkit
+
+.PHONY: demo
+demo: plugin ## replicate a real block device, end to end
+	@$(PYTHON) -m deploy.demo
+
+.PHONY: test
+test: plugin ## every test
+	@$(PYTHON) -m pytest
+
+.PHONY: lint
+lint: $(BUILD)/.setup ## ruff and mypy
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+.PHONY: bench-pipeline
+bench-pipeline: plugin ## the pipeline against a bare TCP-to-pwrite loop
+	@$(PYTHON) -m tests.bench.pipeline
+
+-include kern/kernel.mk

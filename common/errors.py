@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The errors of BDR, and the exit code of each.
+
+Two roots say what a process does with an error. A `PermanentError` cannot heal
+without a human: the process ends with the error's exit code, which supervisord
+does not restart. A `RetryableError` may heal: the process stays, pauses, and
+tries again.
+
+Every message says what was found, what was wanted, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class BdrError(Exception):
+    """Root of every error that BDR raises on purpose."""
+
+    exit_code = 1
+
+
+class PermanentError(BdrError):
+    """Cannot heal by itself: end the process and leave it down."""
+
+    exit_code = 70
+
+
+class RetryableError(BdrError):
+    """May heal by itself: worth another try after a pause."""
+
+    exit_code = 75
+
+
+class UsageError(PermanentError):
+    """An option or a configuration value is wrong."""
+
+    exit_code = 64
+
+
+class DeviceError(PermanentError):
+    """A device is missing, too small, in use, or fails."""
+
+    exit_code = 66
+
+
+class CaptureError(PermanentError):
+    """The capture is not one, speaks another ABI, or refused a request."""
+
+    exit_code = 67
+
+
+class CaptureGoneError(PermanentError):
+    """The capture was removed while it was in use."""
+
+    exit_code = 68
+
+
+class AddressError(PermanentError):
+    """A port or socket path cannot be bound."""
+
+    exit_code = 69
+
+
+class RefusedError(PermanentError):
+    """The target refused this source for a reason that does not pass."""
+
+    exit_code = 71
+
+
+class StateError(PermanentError):
+    """The replica's state on disk is damaged or belongs to something else."""
+
+    exit_code = 72
+
+
+class InternalError(PermanentError):
+    """An invariant of a state machine broke: a bug, with the story that led to it."""
+
+    exit_code = 73
+
+
+class RemoteError(BdrError):
+    """The peer sent something that the protocol does not allow."""
+
+
+class WireError(RemoteError):
+    """Bytes that are no message of this protocol."""
+
+
+class InvalidSlotsError(RemoteError):
+    """A batch whose slots reach outside the device or hold an unknown operation."""
+
+
+PERMANENT_EXIT_CODES = (0, 64, 66, 67, 68, 69, 70, 71, 72, 73)
+"""What supervisord's `exitcodes` names: ends of a process that it leaves alone."""

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The ring's slots, decoded with numpy. No I/O here.
+
+A slot is one write of at most 4096 bytes: a header of 8 bytes and a payload of
+4096. Slots are numbered from 0, never reused, and live at index `number mod
+capacity`. A slot is published when its header bears the phase (the parity) of
+its lap. See `kern/bdr_ring.h`, which this file mirrors; a test compiles the
+header and compares every constant.
+
+Nothing here loops over slots in Python.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+SECTOR_BYTES = 512
+PAYLOAD_BYTES = 4096
+HEADER_BYTES = 8
+SLOT_BYTES = HEADER_BYTES + PAYLOAD_BYTES
+SLOT_SECTORS = PAYLOAD_BYTES // SECTOR_BYTES
+
+WRITE_SLOTS_MAX = 256
+CAPACITY_MIN = 8
+CAPACITY_MAX = 1 << 28
+
+SECTOR_BITS = 48
+SECTOR_MASK = (1 << SECTOR_BITS) - 1
+COUNT_SHIFT = 48
+COUNT_MASK = 7
+OP_SHIFT = 51
+OP_MASK = 7
+FUA_SHIFT = 54
+LAST_SHIFT = 55
+PHASE_SHIFT = 63
+
+REGION_SECTORS_DEFAULT = 128
+REGION_SECTORS_MIN = 8
+REGION_SECTORS_MAX = 1 << 20
+
+GAP_NONE = (1 << 64) - 1
+
+Headers = NDArray[np.uint64]
+"""Slot headers, little-endian, one a slot."""
+
+
+class Op(IntEnum):
+    """What a slot asks for."""
+
+    NOP = 0
+    WRITE = 1
+    DISCARD = 2
+    WRITE_ZEROES = 3
+    FLUSH = 4
+
+
+class Mode(IntEnum):
+    """Whether writes take slots, or only mark the dirty bitmap."""
+
+    STREAM = 0
+    OVERFLOW = 1
+
+
+def phase(slot: int, capacity: int) -> int:
+    """The phase that the header of a published slot bears."""
+    return (slot // capacity & 1) ^ 1
+
+
+def published_count(headers: Headers, *, cursor: int, limit: int) -> int:
+    """How many whole writes' slots are published from `cursor` on, at most `limit`.
+
+    Args:
+        headers: the ring's header array, shape (capacity,).
+        cursor: slot number of the first one asked for.
+        limit: most slots to return; at least `WRITE_SLOTS_MAX`, or the count may
+            be 0 although a longer write is there.
+
+    Returns:
+        A number of slots that ends with the last slot of a write.
+    """
+    capacity = len(headers)
+    index = cursor % capacity
+    lap_phase = phase(cursor, capacity)
+    if int(headers[index]) >> PHASE_SHIFT != lap_phase:
+        return 0
+    limit = min(limit, capacity)
+    first = headers[index : index + limit]
+    count = _leading(first, lap_phase)
+    if count == len(first) and count < limit:
+        count += _leading(headers[: limit - count], lap_phase ^ 1)
+    if count < limit:
+        # Writes are published whole, so an unpublished slot follows a write's last.
+        return count
+    return _whole(slots_at(headers, first=cursor, count=count))
+
+
+def _leading(headers: Headers, wanted: int) -> int:
+    """Length of the prefix whose phase is `wanted`."""
+    other = (headers >> PHASE_SHIFT) != wanted
+    at = int(other.argmax())
+    return at if other[at] else len(headers)
+
+
+def _whole(headers: Headers) -> int:
+    """Length of the longest prefix that ends with the last slot of a write."""
+    last = (headers[::-1] >> LAST_SHIFT) & 1
+    at = int(last.argmax())
+    return len(headers) - at if last[at] else 0
+
+
+def slots_at(array: Headers, *, first: int, count: int) -> Headers:
+    """The entries of slots [first, first + count), copied only where they wrap."""
+    capacity = len(array)
+    index = first % capacity
+    if index + count <= capacity:
+        return array[index : index + count]
+    return np.concatenate((array[index:], array[: index + count - capacity]))
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The fields of a run of headers, one array each, all of shape (slots,)."""
+
+    op: NDArray[np.uint64]
+    sector: NDArray[np.uint64]
+    sectors: NDArray[np.uint64]
+    """1 to 8: how much of the payload a WRITE uses."""
+    fua: NDArray[np.bool_]
+    last: NDArray[np.bool_]
+
+
+def decode(headers: Headers) -> Columns:
+    """Splits headers into their fields."""
+    return Columns(
+        op=(headers >> OP_SHIFT) & OP_MASK,
+        sector=headers & SECTOR_MASK,
+        sectors=((headers >> COUNT_SHIFT) & COUNT_MASK) + 1,
+        fua=((headers >> FUA_SHIFT) & 1).astype(np.bool_),
+        last=((headers >> LAST_SHIFT) & 1).astype(np.bool_),
+    )
+
+
+def encode(
+    *,
+    op: Op | NDArray[np.uint64],
+    sector: NDArray[np.uint64],
+    sectors: NDArray[np.uint64] | int = SLOT_SECTORS,
+    fua: bool = False,
+    last: NDArray[np.bool_] | bool = True,
+) -> Headers:
+    """Headers with phase 0; `stamp` gives them the phase of their lap."""
+    count = (np.asarray(sectors, np.uint64) - 1) & COUNT_MASK
+    return np.asarray(
+        (np.asarray(sector, np.uint64) & SECTOR_MASK)
+        | (count << COUNT_SHIFT)
+        | (np.asarray(op, np.uint64) << OP_SHIFT)
+        | (np.uint64(fua) << FUA_SHIFT)
+        | (np.asarray(last, np.uint64) << LAST_SHIFT),
+        dtype=np.uint64,
+    )
+
+
+def stamp(headers: Headers, *, first: int, capacity: int) -> Headers:
+    """The same headers as they look when published from slot `first` on."""
+    laps = (np.arange(first, first + len(headers), dtype=np.uint64) // capacity) & 1
+    return (headers & ((1 << PHASE_SHIFT) - 1)) | ((laps ^ 1) << PHASE_SHIFT)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The processes of BDR: thin loops around the state machines of `common`."""
