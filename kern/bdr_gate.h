@@ -145,10 +145,19 @@ static inline void bdr_gate_publish(const struct bdr_gate *gate,
 	bdr_ring_publish(&gate->ring, pass->first, pass->slots, &nop);
 }
 
-/* Ends the pass of an unlogged write.  True when its epoch has drained. */
+/*
+ * Ends the pass of an unlogged write.  True when its epoch has drained.
+ *
+ * The regions are marked a second time: the merge at the end of a RESUME takes
+ * every bit, also those of writes that missed the ring after the mode had turned
+ * again.  A scan would read such a region before this write reached the disk and
+ * clear the only bit there was.  The second mark stays for the next RESUME.
+ */
 static inline bool bdr_gate_leave_locked(struct bdr_gate *gate,
-					 const struct bdr_pass *pass)
+					 const struct bdr_pass *pass,
+					 const struct bdr_write *write)
 {
+	bdr_gate_mark(gate, write->sector, write->sectors);
 	return --gate->unlogged[pass->epoch & 1] == 0 &&
 	       pass->epoch != gate->epoch;
 }
