@@ -44,6 +44,8 @@ REGION_SECTORS_MAX = 1 << 20
 
 GAP_NONE = (1 << 64) - 1
 
+_U64 = np.uint64
+
 Headers = NDArray[np.uint64]
 """Slot headers, little-endian, one a slot."""
 
@@ -136,9 +138,9 @@ class Columns:
 def decode(headers: Headers) -> Columns:
     """Splits headers into their fields."""
     return Columns(
-        op=(headers >> OP_SHIFT) & OP_MASK,
-        sector=headers & SECTOR_MASK,
-        sectors=((headers >> COUNT_SHIFT) & COUNT_MASK) + 1,
+        op=(headers >> _U64(OP_SHIFT)) & _U64(OP_MASK),
+        sector=headers & _U64(SECTOR_MASK),
+        sectors=((headers >> _U64(COUNT_SHIFT)) & _U64(COUNT_MASK)) + _U64(1),
         fua=((headers >> FUA_SHIFT) & 1).astype(np.bool_),
         last=((headers >> LAST_SHIFT) & 1).astype(np.bool_),
     )
@@ -166,5 +168,6 @@ def encode(
 
 def stamp(headers: Headers, *, first: int, capacity: int) -> Headers:
     """The same headers as they look when published from slot `first` on."""
-    laps = (np.arange(first, first + len(headers), dtype=np.uint64) // capacity) & 1
-    return (headers & ((1 << PHASE_SHIFT) - 1)) | ((laps ^ 1) << PHASE_SHIFT)
+    laps = np.arange(first, first + len(headers), dtype=np.uint64) // _U64(capacity)
+    phases = (laps & _U64(1)) ^ _U64(1)
+    return (headers & _U64((1 << PHASE_SHIFT) - 1)) | (phases << _U64(PHASE_SHIFT))

@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The target's half of the protocol: a state machine without I/O or clock.
+
+It accepts one source at a time, puts batches into order, and has them applied.
+
+Rules, in words:
+
+- A HELLO is refused for another protocol, another volume, a source bigger than
+  the device, or while another stream's source is alive. Otherwise it opens a new
+  session: epoch + 1, batch 1, from the slot up to which everything was accepted.
+  Its WELCOME is sent when all of that, and the new epoch, are durable.
+- A batch of another stream or epoch, or one already accepted, is dropped unread.
+- The next batch in order is checked (digest, place, slots) and becomes a job. A
+  later one waits in a bounded buffer.
+- A batch that is damaged, or misses its place, closes the session with a REWIND:
+  the source greets again. One that reaches outside the device is refused for good.
+- Jobs are done in order by a disk worker; when it reports a job durable, the
+  session's source gets an ACK.
+
+Where a known stream goes on: at `record.slot`, if the source still has it (tail <=
+slot <= head). Anything else needs a scan; the replica is then INCONSISTENT, unless
+the user says that both devices are equal (`assume_clean`).
+
+`handle` is the only way in. Time comes as `Tick`, results of I/O come as events.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, replace
+
+from common.errors import BdrError, InternalError, InvalidSlotsError
+from common.extents import NO_EXTENTS, Extents, plan
+from common.record import ReplicaRecord
+from common.wire import (
+    PROTOCOL,
+    Ack,
+    Batch,
+    BatchKind,
+    Buffer,
+    Condition,
+    Hello,
+    Mark,
+    Message,
+    Ping,
+    Refused,
+    RefusedReason,
+    Rewind,
+    Welcome,
+)
+
+Peer = bytes
+"""Who sent a control message: the ROUTER's routing id."""
+
+# Events: what happened.
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time is now `now_s`; comes before other events."""
+
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MessageArrived:
+    """A source said something."""
+
+    peer: Peer
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class OtherProtocolArrived:
+    """A HELLO of another protocol version."""
+
+    peer: Peer
+    protocol: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchArrived:
+    """A batch of the right form; nothing else about it is known."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """Every job up to this one is applied and synced, and its record written."""
+
+    job: int
+
+
+Event = Tick | MessageArrived | OtherProtocolArrived | BatchArrived | Durable
+
+# Actions: what to do.
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """To this source, over the control socket; may be lost."""
+
+    peer: Peer
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Apply `extents` of `payload`, behind all earlier jobs; then make it durable.
+
+    `record` is what must be remembered once the job is durable. `headers` are the
+    slots' headers that the extents were planned from, for a journal to keep.
+    """
+
+    job: int
+    extents: Extents
+    headers: Buffer
+    payload: Buffer
+    record: ReplicaRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Worth a line in the log."""
+
+    topic: str
+    facts: dict[str, int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the process with this error."""
+
+    error: BdrError
+
+
+Action = Send | Apply | Note | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """Limits and times."""
+
+    reorder_batches: int = 256
+    """How far ahead of the next batch one may be and still wait."""
+    reorder_bytes: int = 64 << 20
+    source_silence_s: float = 10.0
+    """A source silent for so long no longer keeps others out."""
+
+
+@dataclass(slots=True)
+class _Session:
+    peer: Peer
+    attempt: int
+    opened_by: int
+    """The job whose durability lets the WELCOME go."""
+    next_number: int = 1
+    durable: int = 0
+    is_open: bool = False
+    is_broken: bool = False
+
+
+class Replica:
+    """See the module's text. One instance lives as long as its applier process."""
+
+    def __init__(self, *, record: ReplicaRecord, settings: ReplicaSettings | None = None) -> None:
+        self.settings = settings or ReplicaSettings()
+        self.record = record.at_start()
+        """The replica's place when every job so far is done."""
+        self.dropped: Counter[str] = Counter()
+        self._session: _Session | None = None
+        self._reorder: dict[int, Batch] = {}
+        self._reorder_bytes = 0
+        self._jobs: deque[tuple[int, int]] = deque()
+        """(job, batch number) of this session's jobs that are not durable yet."""
+        self._last_job = 0
+        self._durable_job = 0
+        self._now_s = 0.0
+        self._heard_s = 0.0
+        self._story: deque[str] = deque(maxlen=32)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every job is durable."""
+        return self._durable_job == self._last_job
+
+    def closing_job(self) -> Apply:
+        """The last job before a clean stop: nothing lies beyond the record's slot."""
+        self._session = None
+        return self._job(replace(self.record, clean=True))
+
+    def handle(self, event: Event) -> list[Action]:
+        """Takes one event; returns what to do, in order.
+
+        Raises:
+            InternalError: an invariant broke; the message holds the recent story.
+        """
+        actions: list[Action] = []
+        match event:
+            case Tick(now_s):
+                self._now_s = now_s
+            case MessageArrived(peer, message):
+                self._story.append(str(message)[:200])
+                self._on_message(peer, message, actions)
+            case OtherProtocolArrived(peer, protocol, attempt):
+                text = f"found protocol version {protocol}, wanted {PROTOCOL}"
+                self._refuse(peer, attempt, RefusedReason.PROTOCOL, text, actions)
+            case BatchArrived(batch):
+                self._on_batch(batch, actions)
+            case Durable(job):
+                self._on_durable(job, actions)
+        self.check_invariants()
+        return actions
+
+    def check_invariants(self) -> None:
+        """Raises InternalError where the state contradicts itself."""
+        session = self._session
+        if (
+            self._durable_job > self._last_job
+            or self._reorder_bytes < 0
+            or (session is not None and session.durable >= session.next_number)
+            or (
+                session is not None
+                and min(self._reorder, default=1 << 64) <= session.next_number - 1
+            )
+        ):
+            raise InternalError(
+                f"replica: {session}, jobs {self._durable_job} of {self._last_job}, waiting "
+                f"{sorted(self._reorder)}; story: {list(self._story)}"
+            )
+
+    # Control.
+
+    def _on_message(self, peer: Peer, message: Message, actions: list[Action]) -> None:
+        session = self._session
+        if isinstance(message, Hello):
+            self._on_hello(peer, message, actions)
+        elif isinstance(message, Ping):
+            is_mine = session is not None and session.peer == peer
+            if session is not None and is_mine and not session.is_open:
+                return  # its WELCOME is on its way
+            if session is None or not is_mine or message.epoch != self.record.epoch:
+                text = "the target does not know this session: it was restarted or taken over"
+                actions.append(Send(peer, Rewind(message.epoch, text)))
+            elif not session.is_broken:
+                self._heard_s = self._now_s
+                self._acknowledge(session, actions)
+
+    def _on_hello(self, peer: Peer, hello: Hello, actions: list[Action]) -> None:
+        record, session = self.record, self._session
+        if hello.volume != record.volume:
+            text = f"found volume {hello.volume!r}, wanted {record.volume!r}"
+            self._refuse(peer, hello.attempt, RefusedReason.VOLUME, text, actions)
+        elif hello.device_sectors > record.device_sectors:
+            text = (
+                f"found a source of {hello.device_sectors} sectors, wanted at most "
+                f"{record.device_sectors}, the size of the target device; enlarge the target"
+            )
+            self._refuse(peer, hello.attempt, RefusedReason.SIZE, text, actions)
+        elif (
+            session is not None
+            and hello.stream != record.stream
+            and self._now_s - self._heard_s < self.settings.source_silence_s
+        ):
+            text = (
+                f"found stream {hello.stream.hex()}, but the replica is fed by stream "
+                f"{record.stream.hex()} right now; stop that source first"
+            )
+            self._refuse(peer, hello.attempt, RefusedReason.BUSY, text, actions)
+        elif (
+            session is not None
+            and session.peer == peer
+            and hello.stream == record.stream
+            and not session.is_open
+        ):
+            # Its WELCOME still waits for the disk: answer the latest attempt then.
+            session.attempt = hello.attempt
+            self._heard_s = self._now_s
+        else:
+            self._open_session(peer, hello, actions)
+
+    def _open_session(self, peer: Peer, hello: Hello, actions: list[Action]) -> None:
+        record = self.record
+        known = hello.stream == record.stream and hello.tail <= record.slot <= hello.head
+        if known:
+            slot, condition = record.slot, record.condition
+        elif hello.assume_clean and hello.stream != record.stream:
+            # Equal by the user's word, once what the ring still holds has been applied.
+            slot, condition = hello.tail, Condition.CATCHING_UP
+        else:
+            slot, condition = hello.tail, Condition.INCONSISTENT
+        if not known:
+            actions.append(
+                Note(
+                    "unknown-position",
+                    {
+                        "stream": hello.stream.hex(),
+                        "tail": hello.tail,
+                        "head": hello.head,
+                        "known_stream": record.stream.hex(),
+                        "known_slot": record.slot,
+                        "condition": condition.name,
+                    },
+                )
+            )
+        self._forget_waiting()
+        self._jobs.clear()
+        job = self._job(
+            replace(
+                record,
+                stream=hello.stream,
+                slot=slot,
+                epoch=record.epoch + 1,
+                condition=condition,
+                clean=False,
+            ),
+        )
+        self._session = _Session(peer, hello.attempt, job.job)
+        self._heard_s = self._now_s
+        actions.append(job)
+
+    def _refuse(
+        self, peer: Peer, attempt: int, reason: RefusedReason, text: str, actions: list[Action]
+    ) -> None:
+        self.dropped[f"refused-{reason.name.lower()}"] += 1
+        actions.append(Note("refused", {"reason": reason.name, "text": text}))
+        actions.append(Send(peer, Refused(attempt, reason, text)))
+
+    def _acknowledge(self, session: _Session, actions: list[Action]) -> None:
+        actions.append(
+            Send(session.peer, Ack(self.record.epoch, session.next_number - 1, session.durable))
+        )
+
+    # Batches.
+
+    def _on_batch(self, batch: Batch, actions: list[Action]) -> None:
+        session, header = self._session, batch.header
+        if (
+            session is None
+            or not session.is_open
+            or session.is_broken
+            or header.stream != self.record.stream
+            or header.epoch != self.record.epoch
+        ):
+            self.dropped["stale"] += 1
+        elif header.number < session.next_number or header.number in self._reorder:
+            self.dropped["duplicate"] += 1
+        elif header.number > session.next_number:
+            self._wait(session, batch, actions)
+        else:
+            self._accept(session, batch, actions)
+            while not session.is_broken and session.next_number in self._reorder:
+                waiting = self._reorder.pop(session.next_number)
+                self._reorder_bytes -= waiting.size
+                self._accept(session, waiting, actions)
+
+    def _wait(self, session: _Session, batch: Batch, actions: list[Action]) -> None:
+        ahead = batch.header.number - session.next_number
+        if (
+            ahead > self.settings.reorder_batches
+            or self._reorder_bytes + batch.size > self.settings.reorder_bytes
+        ):
+            text = (
+                f"batch {session.next_number} is missing while {len(self._reorder)} later ones wait"
+            )
+            self._break(session, text, actions)
+            return
+        self._reorder[batch.header.number] = batch
+        self._reorder_bytes += batch.size
+
+    def _accept(self, session: _Session, batch: Batch, actions: list[Action]) -> None:
+        header = batch.header
+        if not batch.is_intact():
+            self.dropped["corrupt"] += 1
+            self._break(session, f"batch {header.number} is damaged", actions)
+            return
+        if header.first != self.record.slot:
+            text = f"batch {header.number} begins at slot {header.first}, wanted {self.record.slot}"
+            self._break(session, text, actions)
+            return
+        try:
+            extents = plan(batch.headers, batch.payload, device_sectors=self.record.device_sectors)
+        except InvalidSlotsError as error:
+            session.is_broken = True
+            self._refuse(session.peer, session.attempt, RefusedReason.SLOTS, str(error), actions)
+            return
+        condition = self.record.condition
+        if header.kind is BatchKind.MARK:
+            condition = (
+                Condition.CONSISTENT if header.mark is Mark.CONSISTENT else Condition.INCONSISTENT
+            )
+            actions.append(Note("condition", {"condition": condition.name, "slot": header.end}))
+        self._heard_s = self._now_s
+        job = self._job(
+            replace(self.record, slot=header.end, condition=condition),
+            extents=extents,
+            headers=batch.headers,
+            payload=batch.payload,
+        )
+        self._jobs.append((job.job, header.number))
+        session.next_number += 1
+        actions.append(job)
+
+    def _break(self, session: _Session, text: str, actions: list[Action]) -> None:
+        session.is_broken = True
+        self._forget_waiting()
+        actions.append(Note("rewind", {"epoch": self.record.epoch, "text": text}))
+        actions.append(Send(session.peer, Rewind(self.record.epoch, text)))
+
+    def _forget_waiting(self) -> None:
+        self._reorder.clear()
+        self._reorder_bytes = 0
+
+    # Jobs.
+
+    def _job(
+        self,
+        record: ReplicaRecord,
+        *,
+        extents: Extents = NO_EXTENTS,
+        headers: Buffer = b"",
+        payload: Buffer = b"",
+    ) -> Apply:
+        self.record = record
+        self._last_job += 1
+        return Apply(self._last_job, extents, headers, payload, record)
+
+    def _on_durable(self, job: int, actions: list[Action]) -> None:
+        self._durable_job = job
+        session = self._session
+        if session is None:
+            return
+        if not session.is_open and job >= session.opened_by:
+            session.is_open = True
+            actions.append(
+                Send(
+                    session.peer,
+                    Welcome(
+                        attempt=session.attempt,
+                        epoch=self.record.epoch,
+                        number=1,
+                        slot=self.record.slot,
+                        condition=self.record.condition,
+                    ),
+                )
+            )
+            actions.append(
+                Note(
+                    "welcome",
+                    {
+                        "epoch": self.record.epoch,
+                        "slot": self.record.slot,
+                        "condition": self.record.condition.name,
+                    },
+                )
+            )
+        before = session.durable
+        while self._jobs and self._jobs[0][0] <= job:
+            session.durable = self._jobs.popleft()[1]
+        if session.durable > before and not session.is_broken:
+            self._acknowledge(session, actions)

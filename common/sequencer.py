@@ -1,0 +1,537 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The source's half of the protocol: a state machine without I/O or clock.
+
+It alone decides order. It cuts the published slots into batches, numbers them
+1, 2, 3 ... within an epoch, keeps what is in flight inside a window, and lets go
+of slots when the target says that they are durable. On anything that may have
+lost a batch it greets the target again, which names the place to go on from
+(go-back-N).
+
+Rules, in words:
+
+- OFFLINE: no connection to the target. LINK UP -> greet.
+- GREETING: HELLO sent. WELCOME of this very attempt -> STREAMING, from the slot
+  that the target names. REFUSED -> PAUSED, or stop if it cannot pass. Silence ->
+  HELLO again.
+- STREAMING: dispatch while the window has room; ACK frees. REWIND, a lost sender,
+  silence, or batches that do not arrive -> greet again: at once the first time,
+  after growing pauses if nothing became durable since.
+- PAUSED: until the pause is over, then greet.
+- LINK DOWN, from anywhere -> OFFLINE.
+- STOPPED: an error that does not pass was reported; nothing leads out.
+
+Invariants, checked after every event: tail <= cursor; batches in flight are
+numbered without a hole and cover [tail, cursor) without a hole; slots are only
+released when acknowledged as durable.
+
+`handle` is the only way in. Time comes as `Tick`, results of I/O come as events.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from common.capture import CaptureInfo, CaptureStatus
+from common.errors import BdrError, InternalError, RefusedError
+from common.ring import WRITE_SLOTS_MAX, Mode
+from common.wire import (
+    BATCH_SLOTS_MAX,
+    PROTOCOL,
+    Ack,
+    BatchHeader,
+    BatchKind,
+    Condition,
+    Hello,
+    Mark,
+    Message,
+    Ping,
+    Refused,
+    Rewind,
+    Welcome,
+)
+
+# Events: what happened.
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time is now `now_s`; comes before other events, and at least every 250 ms."""
+
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """The control connection's handshake succeeded."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The control connection was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class SenderLost:
+    """A sender went away, perhaps with batches that it had not sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageArrived:
+    """The target said something."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureSeen:
+    """A look at the capture."""
+
+    status: CaptureStatus
+
+
+@dataclass(frozen=True, slots=True)
+class SendersReady:
+    """A sender can take a batch; `published` slots from `cursor` on are whole writes.
+
+    `published` is at most `Sequencer.dispatch_limit`.
+    """
+
+    published: int
+
+
+Event = Tick | LinkUp | LinkDown | SenderLost | MessageArrived | CaptureSeen | SendersReady
+
+# Actions: what to do.
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """To the target, over the control connection; may be lost."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Have a sender send this batch."""
+
+    header: BatchHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Slots below `tail` are durable on the target: free them."""
+
+    tail: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Leave OVERFLOW; a `CaptureSeen` must follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell whoever listens (log, scanner, monitor)."""
+
+    topic: str
+    facts: dict[str, int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the process with this error."""
+
+    error: BdrError
+
+
+Action = Send | Dispatch | Release | Resume | Announce | Stop
+
+
+class Phase(Enum):
+    """Where the conversation with the target stands."""
+
+    OFFLINE = auto()
+    GREETING = auto()
+    STREAMING = auto()
+    PAUSED = auto()
+    STOPPED = auto()
+
+
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.OFFLINE: frozenset({Phase.GREETING}),
+    Phase.GREETING: frozenset(
+        {Phase.GREETING, Phase.STREAMING, Phase.PAUSED, Phase.OFFLINE, Phase.STOPPED}
+    ),
+    Phase.STREAMING: frozenset({Phase.GREETING, Phase.PAUSED, Phase.OFFLINE, Phase.STOPPED}),
+    Phase.PAUSED: frozenset({Phase.GREETING, Phase.OFFLINE}),
+    Phase.STOPPED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SequencerSettings:
+    """Limits and times. Slots are of 4 KiB; times in seconds."""
+
+    window_slots: int = 8192
+    """Most slots in flight: 32 MiB of payload."""
+    window_batches: int = 128
+    """Most batches in flight; below every high-water mark on the way."""
+    batch_slots: int = 256
+    """Most slots in a batch; 1 MiB fills a link and stays in cache."""
+    hello_s: float = 1.0
+    ping_s: float = 1.0
+    silence_s: float = 5.0
+    """Without a word from the target for so long, the link counts as dead."""
+    progress_s: float = 20.0
+    """Without an arrival for so long, what is in flight counts as lost; doubles."""
+    pause_min_s: float = 0.25
+    pause_max_s: float = 10.0
+    resume_below: float = 0.25
+    """Leave OVERFLOW when no more than this share of the ring is in use."""
+
+    def __post_init__(self) -> None:
+        if not WRITE_SLOTS_MAX <= self.batch_slots <= BATCH_SLOTS_MAX:
+            raise ValueError(f"batch_slots: wanted {WRITE_SLOTS_MAX} to {BATCH_SLOTS_MAX}")
+        if self.window_slots < self.batch_slots:
+            raise ValueError("window_slots: wanted at least batch_slots")
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    number: int
+    end: int
+
+
+class Sequencer:
+    """See the module's text. One instance lives as long as its reader process."""
+
+    def __init__(
+        self,
+        *,
+        volume: str,
+        info: CaptureInfo,
+        status: CaptureStatus,
+        assume_clean: bool = False,
+        settings: SequencerSettings | None = None,
+    ) -> None:
+        self.settings = settings or SequencerSettings()
+        self.phase = Phase.OFFLINE
+        self.tail = status.tail
+        self.cursor = status.tail
+        self.condition = Condition.INCONSISTENT
+        self.epoch = 0
+        self._volume = volume
+        self._info = info
+        self._status = status
+        self._assume_clean = assume_clean
+        self._in_flight: deque[_InFlight] = deque()
+        self._next_number = 1
+        self._accepted = 0
+        self._attempt = 0
+        self._hellos = 0
+        self._seen_head = status.head
+        self._consistent_at: int | None = None
+        self._now_s = 0.0
+        self._heard_s = 0.0
+        self._hello_at_s = 0.0
+        self._ping_at_s = 0.0
+        self._progress_at_s = 0.0
+        self._pause_until_s = 0.0
+        self._setbacks = 0
+        self._story: deque[str] = deque(maxlen=32)
+
+    # What the loop asks.
+
+    @property
+    def dispatch_limit(self) -> int:
+        """Most slots that the next batch may hold; 0 if none may go now."""
+        if self.phase is not Phase.STREAMING or not self._window_has_room() or self._due_mark():
+            return 0
+        limit = min(
+            self.settings.batch_slots, self.settings.window_slots - (self.cursor - self.tail)
+        )
+        gap = self._status.gap
+        if gap is not None and self.cursor < gap <= self.cursor + limit:
+            return gap - self.cursor
+        # Less might not hold one whole write.
+        return limit if limit >= WRITE_SLOTS_MAX else 0
+
+    @property
+    def in_flight(self) -> int:
+        """Batches dispatched and not yet durable."""
+        return len(self._in_flight)
+
+    # The way in.
+
+    def handle(self, event: Event) -> list[Action]:
+        """Takes one event; returns what to do, in order.
+
+        Raises:
+            InternalError: an invariant broke; the message holds the recent story.
+        """
+        actions: list[Action] = []
+        if self.phase is Phase.STOPPED:
+            return actions
+        if not isinstance(event, Tick | SendersReady | CaptureSeen):
+            self._story.append(f"{self.phase.name} <- {event}"[:200])
+        match event:
+            case Tick(now_s):
+                self._on_tick(now_s, actions)
+            case LinkUp():
+                self._hellos = 0
+                self._greet(actions)
+            case LinkDown():
+                self._in_flight_lost()
+                self._enter(Phase.OFFLINE)
+            case SenderLost():
+                if self.phase is Phase.STREAMING and self._in_flight:
+                    self._setback("a sender was lost with batches in flight", actions)
+            case MessageArrived(message):
+                self._on_message(message, actions)
+            case CaptureSeen(status):
+                self._on_capture(status, actions)
+            case SendersReady(published):
+                self._on_senders_ready(published, actions)
+        self.check_invariants()
+        return actions
+
+    def check_invariants(self) -> None:
+        """Raises InternalError where the state contradicts itself."""
+        first = self._in_flight[0].number if self._in_flight else self._next_number
+        end = self._in_flight[-1].end if self._in_flight else self.tail
+        if (
+            self.tail > self.cursor
+            or end != self.cursor
+            or first + len(self._in_flight) != self._next_number
+        ):
+            raise InternalError(
+                f"sequencer: tail {self.tail}, cursor {self.cursor}, in flight "
+                f"{list(self._in_flight)}, next {self._next_number}; story: {list(self._story)}"
+            )
+
+    # Events, in the order of a conversation.
+
+    def _on_tick(self, now_s: float, actions: list[Action]) -> None:
+        self._now_s = now_s
+        due_s = {
+            Phase.PAUSED: self._pause_until_s,
+            Phase.GREETING: self._hello_at_s,
+        }.get(self.phase)
+        if due_s is not None and now_s >= due_s:
+            self._greet(actions)
+        elif self.phase is Phase.STREAMING:
+            if now_s - self._heard_s > self.settings.silence_s:
+                self._setback("the target has fallen silent", actions)
+            elif self._is_lost_in_transit():
+                self._setback("batches in flight do not arrive", actions)
+            elif now_s >= self._ping_at_s:
+                self._ping_at_s = now_s + self.settings.ping_s
+                actions.append(Send(Ping(self.epoch)))
+
+    def _on_message(self, message: Message, actions: list[Action]) -> None:
+        self._heard_s = self._now_s
+        match message:
+            case Welcome() if self.phase is Phase.GREETING and message.attempt == self._attempt:
+                self._on_welcome(message, actions)
+            case Refused() if message.attempt == self._attempt:
+                self._on_refused(message, actions)
+            case Ack() if self.phase is Phase.STREAMING and message.epoch == self.epoch:
+                self._on_ack(message, actions)
+            case Rewind() if self.phase is Phase.STREAMING and message.epoch == self.epoch:
+                self._setback(message.text, actions)
+            case _:
+                # Answers to an attempt or an epoch that is over.
+                pass
+
+    def _on_welcome(self, welcome: Welcome, actions: list[Action]) -> None:
+        if not self.tail <= welcome.slot <= self._head() or welcome.number != 1:
+            self._stop(
+                f"the target names slot {welcome.slot}, batch {welcome.number}; wanted a slot from "
+                f"{self.tail} to {self._head()} and batch 1: is it another version?",
+                actions,
+            )
+            return
+        self._enter(Phase.STREAMING)
+        self.epoch = welcome.epoch
+        self._next_number = welcome.number
+        self._accepted = 0
+        self._hellos = 0
+        self.condition = welcome.condition
+        self._consistent_at = self._head() if self.condition is Condition.CATCHING_UP else None
+        self.cursor = welcome.slot
+        self._release(welcome.slot, actions)
+        self._ping_at_s = self._now_s + self.settings.ping_s
+        self._progress_at_s = self._now_s + self._progress_limit_s()
+        actions.append(
+            Announce(
+                "streaming",
+                {
+                    "epoch": self.epoch,
+                    "slot": welcome.slot,
+                    "condition": self.condition.name,
+                },
+            )
+        )
+
+    def _on_refused(self, refused: Refused, actions: list[Action]) -> None:
+        if refused.reason.is_permanent:
+            self._stop(f"the target refused volume {self._volume}: {refused.text}", actions)
+        elif self.phase in (Phase.GREETING, Phase.STREAMING):
+            self._pause(f"the target refused for now: {refused.text}", actions)
+
+    def _on_ack(self, ack: Ack, actions: list[Action]) -> None:
+        if ack.accepted >= self._next_number or ack.durable > ack.accepted:
+            self._stop(
+                f"the target acknowledges batch {ack.durable} of {ack.accepted} accepted, but only "
+                f"{self._next_number - 1} were sent: is it another version?",
+                actions,
+            )
+            return
+        if ack.accepted > self._accepted:
+            self._accepted = ack.accepted
+            self._progress_at_s = self._now_s + self._progress_limit_s()
+        tail = self.tail
+        while self._in_flight and self._in_flight[0].number <= ack.durable:
+            tail = self._in_flight.popleft().end
+            self._setbacks = 0
+        self._release(tail, actions)
+
+    def _on_capture(self, status: CaptureStatus, actions: list[Action]) -> None:
+        if status.mode is Mode.OVERFLOW and self._status.mode is Mode.STREAM:
+            actions.append(
+                Announce("overflow", {"slot": status.head, "overflows": status.overflows})
+            )
+        self._status = status
+        if (
+            status.mode is Mode.OVERFLOW
+            and self.phase is Phase.STREAMING
+            and status.head - status.tail <= self.settings.resume_below * self._info.capacity
+        ):
+            actions.append(Resume())
+
+    def _on_senders_ready(self, published: int, actions: list[Action]) -> None:
+        if self.phase is not Phase.STREAMING or not self._window_has_room():
+            return
+        mark = self._due_mark()
+        if mark:
+            self.condition = Condition.INCONSISTENT if mark is Mark.RESYNC else Condition.CONSISTENT
+            self._consistent_at = None
+            self._dispatch(BatchKind.MARK, mark, 0, actions)
+            actions.append(Announce("condition", {"condition": self.condition.name}))
+        elif published:
+            if published > self.dispatch_limit:
+                raise InternalError(f"{published} slots for a limit of {self.dispatch_limit}")
+            self._dispatch(BatchKind.LIVE, Mark.NONE, published, actions)
+
+    # Parts.
+
+    def _due_mark(self) -> Mark | None:
+        """The mark that must stand at the cursor, before any more slots."""
+        status = self._status
+        if (
+            status.gap == self.cursor
+            and status.mode is Mode.STREAM  # in OVERFLOW the replica is still a prefix
+            and status.active_regions + status.resync_regions
+            and self.condition is not Condition.INCONSISTENT
+        ):
+            return Mark.RESYNC
+        if self._consistent_at is not None and self.cursor >= self._consistent_at:
+            return Mark.CONSISTENT
+        return None
+
+    def _dispatch(self, kind: BatchKind, mark: Mark, count: int, actions: list[Action]) -> None:
+        if not self._in_flight:
+            self._progress_at_s = self._now_s + self._progress_limit_s()
+        header = BatchHeader(
+            kind, mark, self._info.stream, self.epoch, self._next_number, self.cursor, count
+        )
+        self.cursor += count
+        self._in_flight.append(_InFlight(self._next_number, self.cursor))
+        self._next_number += 1
+        actions.append(Dispatch(header))
+
+    def _greet(self, actions: list[Action]) -> None:
+        self._in_flight_lost()
+        self._enter(Phase.GREETING)
+        self._attempt += 1
+        # Longer each time: an answer to an earlier attempt must find its way first.
+        self._hello_at_s = self._now_s + min(
+            self.settings.hello_s * 2 ** min(self._hellos, 16), self.settings.pause_max_s
+        )
+        self._hellos += 1
+        actions.append(
+            Send(
+                Hello(
+                    protocol=PROTOCOL,
+                    attempt=self._attempt,
+                    volume=self._volume,
+                    stream=self._info.stream,
+                    device_sectors=self._status.device_sectors,
+                    tail=self.tail,
+                    head=self._head(),
+                    assume_clean=self._assume_clean,
+                )
+            )
+        )
+
+    def _setback(self, why: str, actions: list[Action]) -> None:
+        """Something may be lost: greet again, slower each time that nothing got through."""
+        if self._setbacks == 0:
+            self._setbacks = 1
+            actions.append(Announce("rewind", {"epoch": self.epoch, "why": why}))
+            self._greet(actions)
+        else:
+            self._pause(why, actions)
+
+    def _pause(self, why: str, actions: list[Action]) -> None:
+        self._in_flight_lost()
+        self._enter(Phase.PAUSED)
+        pause_s = min(
+            self.settings.pause_min_s * 2 ** min(self._setbacks, 16), self.settings.pause_max_s
+        )
+        self._setbacks += 1
+        self._pause_until_s = self._now_s + pause_s
+        actions.append(
+            Announce("pause", {"epoch": self.epoch, "why": why, "pause_ms": int(pause_s * 1000)})
+        )
+
+    def _stop(self, why: str, actions: list[Action]) -> None:
+        self._in_flight_lost()
+        self._enter(Phase.STOPPED)
+        actions.append(Stop(RefusedError(why)))
+
+    def _in_flight_lost(self) -> None:
+        """Forgets what is in flight: the target will say where to go on."""
+        self._seen_head = self._head()  # the cursor may know more than the last look
+        self._in_flight.clear()
+        self.cursor = self.tail
+        self._next_number = 1
+        self._accepted = 0
+
+    def _release(self, tail: int, actions: list[Action]) -> None:
+        if tail > self.tail:
+            self.tail = tail
+            actions.append(Release(tail))
+
+    def _enter(self, phase: Phase) -> None:
+        if phase not in TRANSITIONS[self.phase] and phase is not self.phase:
+            raise InternalError(
+                f"sequencer: {self.phase.name} -> {phase.name}; story: {list(self._story)}"
+            )
+        self.phase = phase
+
+    def _window_has_room(self) -> bool:
+        return len(self._in_flight) < self.settings.window_batches
+
+    def _is_lost_in_transit(self) -> bool:
+        return self._accepted < self._next_number - 1 and self._now_s >= self._progress_at_s
+
+    def _progress_limit_s(self) -> float:
+        return self.settings.progress_s * float(1 << min(self._setbacks, 6))
+
+    def _head(self) -> int:
+        """The ring's head as far as it is known."""
+        return max(self._status.head, self.cursor, self._seen_head)
