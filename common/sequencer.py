@@ -260,6 +260,15 @@ class Sequencer:
         return limit if limit >= WRITE_SLOTS_MAX else 0
 
     @property
+    def has_mark_due(self) -> bool:
+        """Whether a mark must be dispatched next, and may be."""
+        return (
+            self.phase is Phase.STREAMING
+            and self._window_has_room()
+            and self._due_mark() is not None
+        )
+
+    @property
     def in_flight(self) -> int:
         """Batches dispatched and not yet durable."""
         return len(self._in_flight)

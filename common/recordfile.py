@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The file that holds a replica's record: two copies, written in turn."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from common import record as format_
+from common.errors import StateError
+from common.record import ReplicaRecord
+
+
+class RecordFile:
+    """Opens or creates the file, for this process alone.
+
+    Raises:
+        StateError: it cannot be opened, is locked by another applier, is damaged,
+            or belongs to another volume.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateError(
+                f"replica state {path}: {error.strerror}; wanted a file in an existing, writable "
+                "directory"
+            ) from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._fd)
+            raise StateError(
+                f"replica state {path}: found it locked by another applier; wanted one of its own "
+                "for each volume"
+            ) from error
+        self._generation = 0
+
+    def load(self, *, volume: str, device_sectors: int) -> ReplicaRecord:
+        """What is remembered of this volume, or a blank record.
+
+        Raises:
+            StateError: damaged, of another volume, or of a bigger device.
+        """
+        copies = [
+            os.pread(self._fd, format_.COPY_BYTES, at * format_.COPY_BYTES).ljust(
+                format_.COPY_BYTES, b"\0"
+            )
+            for at in range(format_.COPIES)
+        ]
+        found = format_.choose(copies, where=self.path)
+        if found is None:
+            return ReplicaRecord(volume=volume, device_sectors=device_sectors)
+        self._generation, record = found
+        if record.volume != volume:
+            raise StateError(
+                f"replica state {self.path}: found that of volume {record.volume!r}, wanted that "
+                f"of {volume!r}; name another state file"
+            )
+        if record.device_sectors > device_sectors:
+            raise StateError(
+                f"replica state {self.path}: found a replica of {record.device_sectors} sectors, "
+                f"but the target has {device_sectors}; is it the right device? If so, delete "
+                "the state file and let the source scan"
+            )
+        return ReplicaRecord(
+            volume=volume,
+            device_sectors=device_sectors,
+            stream=record.stream,
+            slot=record.slot,
+            epoch=record.epoch,
+            condition=record.condition,
+            clean=record.clean,
+        )
+
+    def save(self, record: ReplicaRecord) -> None:
+        """Writes the older copy anew and syncs it.
+
+        Raises:
+            StateError: the disk failed or is full; the other copy is intact.
+        """
+        self._generation += 1
+        data = format_.encode_copy(record, self._generation)
+        try:
+            os.pwrite(self._fd, data, self._generation % format_.COPIES * format_.COPY_BYTES)
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise StateError(
+                f"replica state {self.path}: {error.strerror}; mend the disk, then start the "
+                "applier again: nothing acknowledged is lost"
+            ) from error
+
+    def close(self) -> None:
+        """Gives the file free."""
+        os.close(self._fd)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The applier: receives batches, and makes the target device follow its source.
+
+A thin loop around `common.replica`; disk work runs in the thread of a `StoreWorker`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import assert_never
+
+import click
+import zmq
+
+from common import replica, wire
+from common.blockdev import TargetDevice
+from common.errors import WireError
+from common.recordfile import RecordFile
+from common.replica import Action, Replica
+from services import log, options, sockets
+from services.loop import Loop
+from services.store import DirectStore, StoreWorker
+
+TICK_MS = 250
+QUEUED_BYTES_MAX = 96 << 20
+"""More than any window; beyond it, a source that ignores its window is not read."""
+ROUND_BATCHES = 16
+"""Batches taken before control messages get their turn."""
+
+
+class Applier:
+    """One process, one volume.
+
+    Args:
+        replica_: the state machine, from the target's record.
+        worker: does the disk work.
+        address: to listen on.
+        port: for batches; `port` + 1 is for control.
+    """
+
+    def __init__(self, *, replica_: Replica, worker: StoreWorker, address: str, port: int) -> None:
+        self._log = log.logger()
+        self._replica = replica_
+        self._worker = worker
+        self._queued: dict[int, int] = {}
+        self._queued_bytes = 0
+        self._bad_messages = 0
+        self.loop = Loop()
+        self._data = sockets.data_receiver(self.loop.context)
+        self._control = sockets.control_server(self.loop.context)
+        self.loop.register(worker.fileno(), self._on_durable)
+        self.loop.register(self._control, self._on_control)
+        self.loop.register(self._data, self._on_data)
+        sockets.bind(self._data, options.tcp(address, port))
+        sockets.bind(self._control, options.tcp(address, port + 1))
+        self._log.info(
+            "listening",
+            data=port,
+            control=port + 1,
+            condition=replica_.record.condition.name,
+            slot=replica_.record.slot,
+        )
+
+    def run(self) -> None:
+        """Runs until SIGTERM, then makes what was accepted durable.
+
+        Raises:
+            PermanentError: the device or the state file failed.
+        """
+        try:
+            self.loop.run(tick=self._on_tick, tick_ms=TICK_MS, after=lambda: None)
+            self._worker.put(self._replica.closing_job())
+        finally:
+            self._worker.close()
+            self.loop.close()
+        if self._worker.error:
+            raise self._worker.error
+
+    def _on_tick(self, now_s: float) -> None:
+        self._tell(replica.Tick(now_s))
+
+    def _on_durable(self) -> None:
+        self._worker.drain_wakeup()
+        if self._worker.error:
+            raise self._worker.error
+        durable = self._worker.durable
+        for job in [job for job in self._queued if job <= durable]:
+            self._queued_bytes -= self._queued.pop(job)
+        if self._queued_bytes <= QUEUED_BYTES_MAX:
+            self.loop.register(self._data, self._on_data)
+        self._tell(replica.Durable(durable))
+
+    def _on_control(self) -> None:
+        while sockets.is_readable(self._control):
+            peer, *frames = self._control.recv_multipart()
+            try:
+                message = wire.decode_message(frames[-1] if len(frames) == 1 else b"")
+            except wire.OtherProtocolError as error:
+                self._tell(replica.OtherProtocolArrived(peer, error.protocol, error.attempt))
+            except WireError as error:
+                self._count_bad(error)
+            else:
+                self._tell(replica.MessageArrived(peer, message))
+
+    def _on_data(self) -> None:
+        for _ in range(ROUND_BATCHES):
+            if not sockets.is_readable(self._data):
+                return
+            try:
+                batch = wire.decode_batch(self._receive_frames())
+            except WireError as error:
+                self._count_bad(error)
+                continue
+            self._tell(replica.BatchArrived(batch))
+        if self._queued_bytes > QUEUED_BYTES_MAX:
+            self.loop.unregister(self._data)
+
+    def _receive_frames(self) -> list[wire.Buffer]:
+        """One message; of a longer one than a batch only so much is kept."""
+        frames: list[wire.Buffer] = []
+        while True:
+            frame = self._data.recv(copy=False)
+            if len(frames) <= 3:
+                frames.append(frame.buffer)
+            if not frame.more:
+                return frames
+
+    def _count_bad(self, error: WireError) -> None:
+        self._bad_messages += 1
+        # The sender of junk may send much of it: log the 1st, 2nd, 4th, 8th ...
+        if not self._bad_messages & (self._bad_messages - 1):
+            self._log.warning("bad-message", reason=str(error), so_far=self._bad_messages)
+
+    def _tell(self, event: replica.Event) -> None:
+        for action in self._replica.handle(event):
+            self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case replica.Apply():
+                self._queued[action.job] = len(action.payload)
+                self._queued_bytes += len(action.payload)
+                self._worker.put(action)
+            case replica.Send(peer, message):
+                # A source that went away is told when it greets again.
+                with contextlib.suppress(zmq.ZMQError):
+                    self._control.send_multipart([peer, wire.encode_message(message)], zmq.NOBLOCK)
+            case replica.Note(topic, facts):
+                self._log.info(topic, **facts)
+            case replica.Stop(error):
+                raise error
+            case _:
+                assert_never(action)
+
+
+@click.command()
+@options.volume
+@click.option(
+    "--target", required=True, type=click.Path(), help="The backup device, or a file of its size."
+)
+@click.option(
+    "--state",
+    required=True,
+    type=click.Path(dir_okay=False),
+    help="File that remembers the replica's place in its source's stream.",
+)
+@click.option("--address", default="*", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    default=8437,
+    show_default=True,
+    type=click.IntRange(1, 65534),
+    help="Port for batches; the one above it is for control.",
+)
+@options.verbosity
+def main(
+    volume: str,
+    target: str,
+    state: str,
+    address: str,
+    port: int,
+    verbose: bool,
+    debug: bool,
+    noprint: bool,
+) -> None:
+    """Keeps the target device of VOLUME equal to its source."""
+    log.configure(stage="applier", volume=volume, verbose=verbose, debug=debug, quiet=noprint)
+
+    def start() -> None:
+        device = TargetDevice(target)
+        record_file = RecordFile(state)
+        record = record_file.load(volume=volume, device_sectors=device.sectors)
+        Applier(
+            replica_=Replica(record=record),
+            worker=StoreWorker(DirectStore(device, record_file)),
+            address=address,
+            port=port,
+        ).run()
+
+    options.run(start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Options that several processes share, and how a process begins and ends."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from common.errors import BdrError, UsageError
+from common.wire import NAME_BYTES_MAX
+from services import log
+
+_Command = Callable[..., Any]
+CRASH_PAUSE_S = 1.0
+
+
+def _check_volume(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if not value or len(value.encode()) > NAME_BYTES_MAX or not value.replace("-", "a").isalnum():
+        raise click.BadParameter(
+            f"found {value!r}; wanted 1 to {NAME_BYTES_MAX} letters, digits and dashes"
+        )
+    return value
+
+
+def volume(command: _Command) -> _Command:
+    """--volume."""
+    return click.option(
+        "--volume",
+        required=True,
+        callback=_check_volume,
+        help="Name of the volume; source and target must use the same one.",
+    )(command)
+
+
+def run_dir(command: _Command) -> _Command:
+    """--run-dir."""
+    return click.option(
+        "--run-dir",
+        required=True,
+        type=click.Path(file_okay=False),
+        help="Directory of this volume's sockets on this host.",
+    )(command)
+
+
+def chardev(command: _Command) -> _Command:
+    """--chardev."""
+    return click.option(
+        "--chardev",
+        required=True,
+        type=click.Path(),
+        help="Control device of the `bdr` target, or ring= socket of the nbdkit plugin.",
+    )(command)
+
+
+def target_address(command: _Command) -> _Command:
+    """--address and --port, of the target."""
+    command = click.option(
+        "--port",
+        default=8437,
+        show_default=True,
+        type=click.IntRange(1, 65534),
+        help="The target's port for batches; the one above it is for control.",
+    )(command)
+    return click.option("--address", required=True, help="The target host's name or address.")(
+        command
+    )
+
+
+def verbosity(command: _Command) -> _Command:
+    """--verbose, --debug, --noprint."""
+    command = click.option("--noprint", is_flag=True, help="Log warnings and errors only.")(command)
+    command = click.option("--debug", is_flag=True, help="Log everything.")(command)
+    return click.option("--verbose", is_flag=True, help="Log what happens; the default.")(command)
+
+
+def tcp(address: str, port: int) -> str:
+    """A ZeroMQ address; a bare IPv6 address gets its brackets."""
+    host = f"[{address}]" if ":" in address and not address.startswith("[") else address
+    return f"tcp://{host}:{port}"
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a process and turns its errors into a log line and an exit code.
+
+    What BDR raises on purpose ends the process at once with the error's code. A bug
+    ends it with code 1, which supervisord restarts; the pause keeps that from
+    becoming a busy loop.
+    """
+    try:
+        main()
+    except BdrError as error:
+        log.logger().error("stopped", error=type(error).__name__, reason=str(error))
+        sys.exit(error.exit_code)
+    except Exception:
+        log.logger().exception("crashed")
+        time.sleep(CRASH_PAUSE_S)
+        sys.exit(1)
+
+
+def positive(name: str, value: int) -> int:
+    """Returns `value`, or raises UsageError."""
+    if value <= 0:
+        raise UsageError(f"{name}: found {value}, wanted more than 0")
+    return value

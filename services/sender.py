@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A sender: ships batches straight from ring memory to the target.
+
+It keeps no state and decides nothing: the reader says which slots, as what. Any
+number of senders may run. If its connection to the target breaks, batches may be
+lost on the way; it then drops its descriptors too by closing that socket, which
+the reader sees, and which has the pair greet anew.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import click
+import zmq
+
+from common import wire
+from common.capture import Capture, Role, open_capture
+from common.ring import PAYLOAD_BYTES, slots_at
+from services import log, options, sockets
+from services.loop import Loop
+from services.sockets import RunDirectory
+
+TICK_MS = 1000
+KEPT_BYTES = 16 << 20
+"""Ring memory stays in this process's resident set for so long after it was sent."""
+
+
+class Sender:
+    """One process; several may serve one volume.
+
+    Args:
+        capture: opened as observer.
+        data: ZeroMQ address of the applier's data socket.
+        run_directory: where the reader's descriptor socket is.
+    """
+
+    def __init__(self, *, capture: Capture, data: str, run_directory: RunDirectory) -> None:
+        self._log = log.logger()
+        self._capture = capture
+        self._data_address = data
+        self._descriptors_address = run_directory.endpoint("descriptors")
+        self._sent: deque[tuple[int, int]] = deque()
+        self._sent_slots = 0
+        self.loop = Loop()
+        self._connect()
+
+    def run(self) -> None:
+        """Runs until SIGTERM."""
+        try:
+            self.loop.run(tick=lambda _now_s: None, tick_ms=TICK_MS, after=self._pump)
+        finally:
+            self.loop.close()
+
+    def _connect(self) -> None:
+        self._data = sockets.data_sender(self.loop.context)
+        self._descriptors = sockets.descriptor_puller(self.loop.context)
+        self.loop.watch_link(self._data, up=self._on_link_up, down=self._on_link_down)
+        self._data.connect(self._data_address)
+
+    def _on_link_up(self) -> None:
+        # Only now: descriptors taken earlier would wait here while others could send.
+        self._log.info("connected", target=self._data_address)
+        self._descriptors.connect(self._descriptors_address)
+
+    def _on_link_down(self) -> None:
+        self._log.warning("connection-lost", target=self._data_address)
+        self.loop.drop(self._data)
+        self.loop.drop(self._descriptors)
+        self._connect()
+
+    def _pump(self) -> None:
+        """Sends while there are descriptors and the connection takes batches."""
+        while sockets.is_writable(self._data):
+            if not sockets.is_readable(self._descriptors):
+                # Wait for work.
+                self.loop.unregister(self._data)
+                self.loop.register(self._descriptors, _nothing)
+                return
+            self._send(wire.decode_descriptor(self._descriptors.recv()))
+        # Wait for room.
+        self.loop.unregister(self._descriptors)
+        self.loop.register(self._data, _nothing, zmq.POLLOUT)
+
+    def _send(self, header: wire.BatchHeader) -> None:
+        first, count = header.first, header.count
+        headers = slots_at(self._capture.headers, first=first, count=count).data.cast("B")
+        payload = self._capture.payload(first, count)
+        top = wire.encode_batch(header, headers, payload)
+        # The views stay unreleased: libzmq reads ring memory until the bytes are out.
+        self._data.send_multipart([top, headers, payload], copy=False)
+        self._forget_old(first, count)
+
+    def _forget_old(self, first: int, count: int) -> None:
+        self._sent.append((first, count))
+        self._sent_slots += count
+        while self._sent_slots * PAYLOAD_BYTES > KEPT_BYTES:
+            old_first, old_count = self._sent.popleft()
+            self._sent_slots -= old_count
+            self._capture.forget(old_first, old_count)
+
+
+def _nothing() -> None:
+    """The round's `after` does the work."""
+
+
+@click.command()
+@options.volume
+@options.chardev
+@options.target_address
+@options.run_dir
+@options.verbosity
+def main(
+    volume: str,
+    chardev: str,
+    address: str,
+    port: int,
+    run_dir: str,
+    verbose: bool,
+    debug: bool,
+    noprint: bool,
+) -> None:
+    """Ships batches of VOLUME to the target; run as many as the link can use."""
+    log.configure(stage="sender", volume=volume, verbose=verbose, debug=debug, quiet=noprint)
+
+    def start() -> None:
+        Sender(
+            capture=open_capture(chardev, Role.OBSERVER),
+            data=options.tcp(address, port),
+            run_directory=RunDirectory(run_dir),
+        ).run()
+
+    options.run(start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The sockets between the processes: addresses, options, limits.
+
+High-water marks are a safety only: what is in flight is bounded by the
+sequencer's window, which is smaller than any of them. Only so do heartbeats not
+mistake a busy receiver for a dead one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import zmq
+
+from common.errors import AddressError
+from common.wire import (
+    BATCH_FRAME_BYTES_MAX,
+    CONTROL_BYTES_MAX,
+)
+from services.loop import Socket
+
+DATA_RCVHWM = 256
+DATA_SNDHWM = 8
+CONTROL_HWM = 64
+DESCRIPTOR_HWM = 2
+"""Few, so that a slow sender is not handed a share that waits behind it."""
+
+_CURVE_OVERHEAD_BYTES = 64
+_IPC_PATH_BYTES_MAX = 107
+
+
+def data_receiver(context: zmq.Context[Socket]) -> Socket:
+    """The applier's PULL socket for batches."""
+    receiver = context.socket(zmq.PULL)
+    receiver.set(zmq.RCVHWM, DATA_RCVHWM)
+    receiver.set(zmq.MAXMSGSIZE, BATCH_FRAME_BYTES_MAX + _CURVE_OVERHEAD_BYTES)
+    _accept_from_network(receiver)
+    return receiver
+
+
+def data_sender(context: zmq.Context[Socket]) -> Socket:
+    """A sender's PUSH socket for batches."""
+    sender = context.socket(zmq.PUSH)
+    sender.set(zmq.SNDHWM, DATA_SNDHWM)
+    sender.set(zmq.IMMEDIATE, 1)
+    _dial_over_network(sender)
+    return sender
+
+
+def control_server(context: zmq.Context[Socket]) -> Socket:
+    """The applier's ROUTER socket."""
+    server = context.socket(zmq.ROUTER)
+    server.set(zmq.SNDHWM, CONTROL_HWM)
+    server.set(zmq.RCVHWM, CONTROL_HWM)
+    server.set(zmq.MAXMSGSIZE, CONTROL_BYTES_MAX + _CURVE_OVERHEAD_BYTES)
+    server.set(zmq.ROUTER_MANDATORY, 1)
+    _accept_from_network(server)
+    return server
+
+
+def control_client(context: zmq.Context[Socket]) -> Socket:
+    """The reader's DEALER socket."""
+    client = context.socket(zmq.DEALER)
+    client.set(zmq.SNDHWM, CONTROL_HWM)
+    client.set(zmq.RCVHWM, CONTROL_HWM)
+    client.set(zmq.MAXMSGSIZE, CONTROL_BYTES_MAX + _CURVE_OVERHEAD_BYTES)
+    client.set(zmq.IMMEDIATE, 1)
+    _dial_over_network(client)
+    return client
+
+
+def descriptor_pusher(context: zmq.Context[Socket]) -> Socket:
+    """The reader's PUSH socket towards the senders."""
+    pusher = context.socket(zmq.PUSH)
+    pusher.set(zmq.SNDHWM, DESCRIPTOR_HWM)
+    pusher.set(zmq.LINGER, 0)
+    return pusher
+
+
+def descriptor_puller(context: zmq.Context[Socket]) -> Socket:
+    """A sender's PULL socket from the reader."""
+    puller = context.socket(zmq.PULL)
+    puller.set(zmq.RCVHWM, DESCRIPTOR_HWM)
+    puller.set(zmq.LINGER, 0)
+    puller.set(zmq.RECONNECT_IVL, 100)
+    puller.set(zmq.RECONNECT_IVL_MAX, 1000)
+    return puller
+
+
+def event_publisher(context: zmq.Context[Socket]) -> Socket:
+    """The reader's PUB socket for events."""
+    publisher = context.socket(zmq.PUB)
+    publisher.set(zmq.SNDHWM, 1000)
+    publisher.set(zmq.LINGER, 0)
+    return publisher
+
+
+def is_readable(socket: Socket) -> bool:
+    """Whether a message waits."""
+    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def is_writable(socket: Socket) -> bool:
+    """Whether a message can be sent without blocking."""
+    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLOUT)
+
+
+def bind(server: Socket, endpoint: str) -> None:
+    """Binds, with an error that says what is in the way.
+
+    Raises:
+        AddressError: the port is in use, or the address is not this host's.
+    """
+    try:
+        server.bind(endpoint)
+    except zmq.ZMQError as error:
+        found = {
+            errno.EADDRINUSE: "found it in use by another program",
+            errno.EADDRNOTAVAIL: "found that no interface of this host has the address",
+            errno.ENODEV: "found that no interface of this host has the address",
+            errno.EACCES: "found it not permitted to this user",
+        }.get(error.errno or 0, f"found: {error.strerror}")
+        raise AddressError(
+            f"cannot listen on {endpoint}: {found}; wanted a free port on an address of this host"
+        ) from error
+
+
+class RunDirectory:
+    """The directory of a volume's ipc sockets on this host, mode 0700."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise AddressError(
+                f"run directory {path}: {error.strerror}; wanted a directory that this user may "
+                "write"
+            ) from error
+
+    def endpoint(self, name: str) -> str:
+        """The ZeroMQ address of an ipc socket.
+
+        Raises:
+            AddressError: the path is longer than a Unix socket's may be.
+        """
+        path = os.path.abspath(self.path / f"{name}.sock")
+        if len(os.fsencode(path)) > _IPC_PATH_BYTES_MAX:
+            raise AddressError(
+                f"socket path {path}: found {len(path)} characters, wanted at most "
+                f"{_IPC_PATH_BYTES_MAX}; choose a shorter --run-dir"
+            )
+        return f"ipc://{path}"
+
+    def claim(self, stage: str) -> int:
+        """Locks the stage for this process: a second bind would silently steal its sockets.
+
+        Returns:
+            A descriptor that holds the lock while it is open.
+
+        Raises:
+            AddressError: another process of the stage runs.
+        """
+        path = self.path / f"{stage}.lock"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(fd)
+            raise AddressError(
+                f"{path}: found it locked by another {stage} of this volume; wanted only one: "
+                "stop the other"
+            ) from error
+        return fd
+
+
+def _accept_from_network(server: Socket) -> None:
+    server.set(zmq.LINGER, 0)
+    server.set(zmq.BACKLOG, 1024)
+    server.set(zmq.HANDSHAKE_IVL, 5000)
+    _notice_dead_peers(server)
+
+
+def _dial_over_network(client: Socket) -> None:
+    client.set(zmq.LINGER, 0)
+    client.set(zmq.RECONNECT_IVL, 100)
+    client.set(zmq.RECONNECT_IVL_MAX, 3000)
+    client.set(zmq.CONNECT_TIMEOUT, 5000)
+    client.set(zmq.HANDSHAKE_IVL, 5000)
+    _notice_dead_peers(client)
+
+
+def _notice_dead_peers(either: Socket) -> None:
+    either.set(zmq.HEARTBEAT_IVL, 2000)
+    either.set(zmq.HEARTBEAT_TIMEOUT, 10000)
+    either.set(zmq.TCP_KEEPALIVE, 1)
+    either.set(zmq.TCP_KEEPALIVE_IDLE, 30)
+    either.set(zmq.IPV6, 1)
