@@ -98,12 +98,24 @@ static inline void bdr_gate_mark(const struct bdr_gate *gate, __u64 sector,
 				(sector + sectors - 1) / gate->region_sectors + 1);
 }
 
+/* Turns the mode to OVERFLOW.  True if it was not: wake the consumer. */
+static inline bool bdr_gate_overflow_locked(struct bdr_gate *gate)
+{
+	if (gate->mode == BDR_MODE_OVERFLOW)
+		return false;
+	gate->mode = BDR_MODE_OVERFLOW;
+	gate->overflows++;
+	if (gate->gap == BDR_GAP_NONE)
+		gate->gap = gate->ring.head;
+	return true;
+}
+
 /* True when this write turned the mode to OVERFLOW: wake the consumer. */
 static inline bool bdr_gate_admit_locked(struct bdr_gate *gate,
 					 const struct bdr_write *write,
 					 struct bdr_pass *pass)
 {
-	bool turned = false;
+	bool turned;
 
 	pass->slots = bdr_write_slots(write);
 	pass->epoch = gate->epoch;
@@ -113,13 +125,7 @@ static inline bool bdr_gate_admit_locked(struct bdr_gate *gate,
 	if (pass->logged)
 		return false;
 
-	if (gate->mode == BDR_MODE_STREAM) {
-		gate->mode = BDR_MODE_OVERFLOW;
-		gate->overflows++;
-		if (gate->gap == BDR_GAP_NONE)
-			gate->gap = gate->ring.head;
-		turned = true;
-	}
+	turned = bdr_gate_overflow_locked(gate);
 	gate->missed++;
 	gate->unlogged[pass->epoch & 1]++;
 	bdr_gate_mark(gate, write->sector, write->sectors);

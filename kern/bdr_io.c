@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The path of a write: map, deferral, completion.
+ *
+ *	map		admit: slots, or marks and an unlogged reference
+ *			copy the data into the slots
+ *			send down a bio over the slots' pages
+ *	completion	publish the slots, or mark and drop the reference
+ *			let the writes go that waited for this one
+ *
+ * Why a bio over the slots' pages (stable copy, the default): the pages of a
+ * write may change while it is in flight (O_DIRECT buffers, guests, mmap), and
+ * then what was copied and what the disk fetched differ.  What goes down is
+ * therefore the copy.  The slots cannot change before they are published, which
+ * is after the disk has completed.  It costs one bio, no further copy.  With
+ * stable hint the original bio goes down, and the page cache is asked to keep
+ * its pages still; that does not bind O_DIRECT.
+ *
+ * Why overlapping writes wait: two writes of the same sectors in flight at once
+ * have no order on disk, so slot order would be a guess.  A logged write that
+ * overlaps one in flight takes its slots only when that one has completed.  The
+ * wait is for a completion, never for the consumer, and the submitter does not
+ * sleep: the bio is parked at its blocker.  Writes that take no slots need not
+ * wait: their regions are read again by the resync.
+ *
+ *	W1 admitted (slots 5,6)   W2 overlaps: parked at W1
+ *	W1 completes: publish 5,6   W2 admitted (slot 7)
+ *
+ * Contexts: map runs in process context, allocates with GFP_NOIO from a mempool
+ * of the context and submits at most one bio per bio mapped; the worker does the
+ * same.  Completion may be a hard interrupt: it uses saved values only, since the
+ * bio's iterator is consumed by then.
+ */
+#include <linux/bio.h>
+#include <linux/blkdev.h>
+#include <linux/highmem.h>
+#include <linux/interval_tree_generic.h>
+
+#include "bdr_target.h"
+
+/*----------------------------------------------------------------
+ * Logged writes in flight, by sector
+ *--------------------------------------------------------------
+ */
+
+static inline u64 bdr_io_first(const struct bdr_io *io)
+{
+	return io->write.sector;
+}
+
+static inline u64 bdr_io_last(const struct bdr_io *io)
+{
+	return io->write.sector + io->write.sectors - 1;
+}
+
+INTERVAL_TREE_DEFINE(struct bdr_io, node, u64, subtree_last, bdr_io_first,
+		     bdr_io_last, static inline __maybe_unused, bdr_inflight)
+
+/* A flush has no sectors, hence no place in the tree and no blocker. */
+static struct bdr_io *bdr_inflight_blocker_locked(struct bdr_context *ctx,
+						  const struct bdr_io *io)
+{
+	if (!io->write.sectors || ctx->gate.mode != BDR_MODE_STREAM)
+		return NULL;
+	return bdr_inflight_iter_first(&ctx->inflight, bdr_io_first(io),
+				       bdr_io_last(io));
+}
+
+/*----------------------------------------------------------------
+ * From bio to slots
+ *--------------------------------------------------------------
+ */
+
+/* Saves what completion needs.  False: nothing that changes the device. */
+static bool bdr_io_describe(struct bdr_io *io, const struct bio *bio)
+{
+	struct bdr_write *write = &io->write;
+
+	write->sector = bio->bi_iter.bi_sector;
+	write->sectors = bio_sectors(bio);
+	write->fua = bio->bi_opf & REQ_FUA;
+
+	switch (bio_op(bio)) {
+	case REQ_OP_WRITE:
+		if (write->sectors) {
+			write->op = BDR_OP_WRITE;
+			return true;
+		}
+		write->op = BDR_OP_FLUSH;
+		return bio->bi_opf & REQ_PREFLUSH;
+	case REQ_OP_DISCARD:
+		write->op = BDR_OP_DISCARD;
+		return write->sectors;
+	case REQ_OP_WRITE_ZEROES:
+		write->op = BDR_OP_WRITE_ZEROES;
+		return write->sectors;
+	default:
+		return false;
+	}
+}
+
+static void bdr_io_fill(const struct bdr_io *io, struct bio *bio)
+{
+	const struct bdr_ring *ring = &io->target->ctx->gate.ring;
+	struct bvec_iter iter;
+	struct bio_vec segment;
+	u64 offset = 0;
+
+	if (io->write.op == BDR_OP_DISCARD || io->write.op == BDR_OP_WRITE_ZEROES) {
+		bdr_ring_fill_length(ring, io->pass.first, io->write.sectors);
+		return;
+	}
+	if (io->write.op != BDR_OP_WRITE)
+		return;
+	bio_for_each_segment(segment, bio, iter) {
+		void *data = bvec_kmap_local(&segment);
+
+		bdr_ring_fill(ring, io->pass.first, offset, data, segment.bv_len);
+		kunmap_local(data);
+		offset += segment.bv_len;
+	}
+}
+
+/* The original completes with the copy, and dm calls bdr_io_end() for it. */
+static void bdr_copy_endio(struct bio *copy)
+{
+	struct bio *bio = copy->bi_private;
+
+	bio->bi_status = copy->bi_status;
+	bio_put(copy);
+	bio_endio(bio);
+}
+
+/* A bio with the data of `bio` that lies in the ring.  Never fails: a mempool. */
+static struct bio *bdr_io_copy(const struct bdr_io *io, struct bio *bio)
+{
+	struct bdr_context *ctx = io->target->ctx;
+	struct page **pages = ctx->memory.pages + ctx->memory.header_pages;
+	u64 left = io->write.sectors << SECTOR_SHIFT;
+	struct bio *copy;
+	u64 slot;
+
+	copy = bio_alloc_bioset(bio->bi_bdev, io->pass.slots,
+				bio->bi_opf & ~REQ_POLLED, GFP_NOIO, &ctx->bios);
+	copy->bi_iter.bi_sector = bio->bi_iter.bi_sector;
+	copy->bi_ioprio = bio->bi_ioprio;
+	copy->bi_private = bio;
+	copy->bi_end_io = bdr_copy_endio;
+
+	for (slot = io->pass.first; left; slot++) {
+		u64 at = bdr_ring_index(&ctx->gate.ring, slot) * BDR_PAYLOAD_BYTES;
+		unsigned int bytes = min_t(u64, left, BDR_PAYLOAD_BYTES);
+
+		/* Joins neighbours to segments; there is a vector for each slot. */
+		if (WARN_ON_ONCE(bio_add_page(copy, pages[at >> PAGE_SHIFT], bytes,
+					      offset_in_page(at)) != bytes))
+			break;
+		left -= bytes;
+	}
+	return copy;
+}
+
+/*----------------------------------------------------------------
+ * Submission
+ *--------------------------------------------------------------
+ */
+
+/*
+ * Admits a captured bio and says what dm shall do with it.  `arrivals` is 1 for
+ * a bio that comes from map and 0 for one that has waited and is counted.
+ */
+static int bdr_io_start(struct bdr_io *io, struct bio *bio, unsigned int arrivals)
+{
+	struct bdr_target *target = io->target;
+	struct bdr_context *ctx = target->ctx;
+	struct bdr_io *blocker;
+	unsigned long flags;
+
+	spin_lock_irqsave(&ctx->lock, flags);
+	target->inflight += arrivals;
+	blocker = bdr_inflight_blocker_locked(ctx, io);
+	if (blocker) {
+		bio_list_add(&blocker->waiters, bio);
+		ctx->serialised++;
+		spin_unlock_irqrestore(&ctx->lock, flags);
+		return DM_MAPIO_SUBMITTED;
+	}
+	if (bdr_gate_admit_locked(&ctx->gate, &io->write, &io->pass)) {
+		ctx->news++;
+		bdr_context_wake(ctx);
+	}
+	if (io->pass.logged && io->write.sectors)
+		bdr_inflight_insert(io, &ctx->inflight);
+	spin_unlock_irqrestore(&ctx->lock, flags);
+
+	if (!io->pass.logged) {
+		io->kind = BDR_IO_UNLOGGED;
+		return DM_MAPIO_REMAPPED;
+	}
+	io->kind = BDR_IO_LOGGED;
+	bdr_io_fill(io, bio);
+	if (io->write.op != BDR_OP_WRITE || target->stable != BDR_STABLE_COPY)
+		return DM_MAPIO_REMAPPED;
+	dm_submit_bio_remap(bio, bdr_io_copy(io, bio));
+	return DM_MAPIO_SUBMITTED;
+}
+
+int bdr_io_map(struct dm_target *ti, struct bio *bio)
+{
+	struct bdr_io *io = dm_per_bio_data(bio, sizeof(*io));
+	struct bdr_target *target = ti->private;
+
+	io->kind = BDR_IO_PLAIN;
+	io->target = target;
+	bio_list_init(&io->waiters);
+
+	bio_set_dev(bio, target->dev->bdev);
+	if (bio_sectors(bio))
+		bio->bi_iter.bi_sector = dm_target_offset(ti, bio->bi_iter.bi_sector);
+	if (!bdr_io_describe(io, bio))
+		return op_is_write(bio_op(bio)) && bio_sectors(bio) ?
+		       DM_MAPIO_KILL : DM_MAPIO_REMAPPED;
+	return bdr_io_start(io, bio, 1);
+}
+
+/* Starts the bios whose blocker has gone; each may find another one. */
+void bdr_io_submit_deferred(struct work_struct *work)
+{
+	struct bdr_context *ctx = container_of(work, struct bdr_context,
+					       deferred_work);
+	struct bio_list bios;
+	struct bio *bio;
+
+	spin_lock_irq(&ctx->lock);
+	bios = ctx->deferred;
+	bio_list_init(&ctx->deferred);
+	spin_unlock_irq(&ctx->lock);
+
+	while ((bio = bio_list_pop(&bios))) {
+		struct bdr_io *io = dm_per_bio_data(bio, sizeof(*io));
+
+		if (bdr_io_start(io, bio, 0) == DM_MAPIO_REMAPPED)
+			dm_submit_bio_remap(bio, NULL);
+	}
+}
+
+/*----------------------------------------------------------------
+ * Completion
+ *--------------------------------------------------------------
+ */
+
+int bdr_io_end(struct dm_target *ti, struct bio *bio, blk_status_t *error)
+{
+	struct bdr_io *io = dm_per_bio_data(bio, sizeof(*io));
+	struct bdr_target *target = io->target;
+	struct bdr_context *ctx = target->ctx;
+	bool logged = io->kind == BDR_IO_LOGGED;
+	unsigned long flags;
+
+	if (io->kind == BDR_IO_PLAIN)
+		return DM_ENDIO_DONE;
+
+	if (logged) {
+		bdr_gate_publish(&ctx->gate, &io->pass, &io->write, *error);
+		bdr_context_wake(ctx);
+	}
+
+	spin_lock_irqsave(&ctx->lock, flags);
+	if (!logged) {
+		if (bdr_gate_leave_locked(&ctx->gate, &io->pass, &io->write))
+			wake_up_all(&ctx->drain_wait);
+	} else {
+		ctx->failed += !!*error;
+		if (io->write.sectors)
+			bdr_inflight_remove(io, &ctx->inflight);
+		if (!bio_list_empty(&io->waiters)) {
+			bio_list_merge(&ctx->deferred, &io->waiters);
+			queue_work(ctx->workqueue, &ctx->deferred_work);
+		}
+	}
+	/*
+	 * Last touch of target and context: who removes them waits under the
+	 * lock for the count to be 0.
+	 */
+	if (!--target->inflight)
+		wake_up_all(&ctx->drain_wait);
+	spin_unlock_irqrestore(&ctx->lock, flags);
+	return DM_ENDIO_DONE;
+}
