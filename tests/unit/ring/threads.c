@@ -43,9 +43,14 @@ static uint64_t word_of(uint64_t region, uint64_t offset)
 	return mix(region * 1000003 + offset);
 }
 
+static uint64_t slots_of(uint64_t region)
+{
+	return 1 + mix(region) % SLOTS_MAX;
+}
+
 static void produce(uint64_t region)
 {
-	uint64_t slots = 1 + mix(region) % SLOTS_MAX;
+	uint64_t slots = slots_of(region);
 	static __thread uint64_t data[SLOTS_MAX * BDR_PAYLOAD_BYTES / 8];
 	struct bdr_write write = {
 		.sector = region * REGION_SECTORS,
@@ -127,17 +132,30 @@ static bool consume(uint64_t slot)
 	return header >> BDR_LAST_SHIFT & 1;
 }
 
+/* Whether a write begins to be published at `slot`; looks often, to see it happen. */
+static bool appears(uint64_t slot)
+{
+	int look;
+
+	for (look = 0; look < 100; look++)
+		if (bdr_ring_is_published(&gate.ring, slot))
+			return true;
+	return false;
+}
+
 /* Consumes whole writes; returns the new cursor. */
 static uint64_t consume_prefix(uint64_t cursor)
 {
-	while (bdr_ring_is_published(&gate.ring, cursor)) {
-		bool last;
+	while (appears(cursor)) {
+		uint64_t header = gate.ring.headers[cursor % CAPACITY];
+		uint64_t region = (header & BDR_SECTOR_MASK) / REGION_SECTORS;
+		uint64_t slots = slots_of(region);
 
-		do {
-			/* The first slot is shown last: the rest is there. */
-			CHECK(bdr_ring_is_published(&gate.ring, cursor));
-			last = consume(cursor++);
-		} while (!last);
+		/* The first slot is shown last: at once, the rest is there. */
+		CHECK(bdr_ring_is_published(&gate.ring, cursor + slots - 1));
+		while (--slots)
+			CHECK(!consume(cursor++));
+		CHECK(consume(cursor++));
 	}
 	return cursor;
 }
