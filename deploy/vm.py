@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs a command in a virtual machine over this host's own root filesystem.
+
+    python -m deploy.vm [--kernel DIR | --kdir DIR] [--disk NAME=SIZE]... -- COMMAND...
+
+The machine sees the host's files read-only, except the build directory, and
+loses everything else when it ends. Its kernel comes from `deploy/kernel.sh`, or
+is one built in a kernel build tree (`--kdir`). The command's output appears as
+it is written, and its exit code is this program's.
+
+KVM is tried first where /dev/kvm exists; where the machine does not come up
+with it (nested hosts offer a /dev/kvm that cannot run a stock kernel) the
+processor is emulated, which is 10 to 20 times slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build"
+VM_DIR = BUILD / "vm"
+KVM = Path("/dev/kvm")
+
+GUEST = """\
+#!/bin/sh
+# Written by deploy/vm.py.
+run={run}
+: >$run/started
+export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+# No udev here: dmsetup makes its nodes itself.
+export DM_DISABLE_UDEV=1 BDR_VM=1 PYTHONDONTWRITEBYTECODE=1
+mount -t debugfs none /sys/kernel/debug 2>/dev/null
+# A kernel without overlayfs leaves /tmp read-only.
+touch /tmp/.writable 2>/dev/null || mount -t tmpfs none /tmp
+modprobe -aq virtio_blk dm_mod
+ip link set lo up
+dmesg -n 4
+cd {root} || exit 1
+( {command} ) >$run/output 2>&1 </dev/null
+echo $? >$run/code
+sync
+"""
+
+
+class MachineError(Exception):
+    """The machine did not come up, or did not come to an end."""
+
+
+def main() -> int:
+    arguments = _parse()
+    run_dir = VM_DIR / f"run-{os.getpid()}"
+    shutil.rmtree(run_dir, ignore_errors=True)
+    run_dir.mkdir(parents=True)
+    try:
+        return _run(arguments, run_dir)
+    except MachineError as error:
+        print(f"vm: {error}; the last lines of its console:", file=sys.stderr)
+        console = (run_dir / "console").read_text(errors="replace")
+        print("\n".join(console.splitlines()[-60:]), file=sys.stderr)
+        return 1
+    finally:
+        kept = VM_DIR / "console.log"
+        if (run_dir / "console").exists():
+            shutil.copy(run_dir / "console", kept)
+        shutil.rmtree(run_dir)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="deploy.vm", description=__doc__.splitlines()[0])
+    parser.add_argument("--kernel", type=Path, default=VM_DIR / "kernel", help="from kernel.sh")
+    parser.add_argument("--kdir", type=Path, help="a kernel build tree, instead")
+    parser.add_argument("--memory", default="3G")
+    parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--disk", action="append", default=[], metavar="NAME=SIZE")
+    parser.add_argument("--append", action="append", default=[], help="a kernel parameter")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for everything")
+    parser.add_argument("command", nargs="+")
+    return parser.parse_args()
+
+
+def _run(arguments: argparse.Namespace, run_dir: Path) -> int:
+    script = run_dir / "guest.sh"
+    script.write_text(
+        GUEST.format(
+            run=shlex.quote(str(run_dir)),
+            root=shlex.quote(str(ROOT)),
+            command=shlex.join(arguments.command),
+        )
+    )
+    script.chmod(0o755)
+    for emulated in (False, True):
+        if not emulated and not _kvm_may_work():
+            continue
+        words = _words(arguments, run_dir, script, emulated=emulated)
+        code = _boot(words, run_dir, boot_s=240 if emulated else 45, total_s=arguments.timeout)
+        if code is not None:
+            if emulated and KVM.exists():
+                _kvm_marker().touch()
+            return code
+        if not emulated:
+            print("vm: the machine does not come up with /dev/kvm: emulating it", flush=True)
+    raise MachineError("it did not come up")
+
+
+def _kvm_marker() -> Path:
+    return VM_DIR / "kvm-does-not-work"
+
+
+def _kvm_may_work() -> bool:
+    return KVM.exists() and os.access(KVM, os.R_OK | os.W_OK) and not _kvm_marker().exists()
+
+
+def _words(
+    arguments: argparse.Namespace, run_dir: Path, script: Path, *, emulated: bool
+) -> list[str]:
+    vng = Path(sys.executable).parent / "vng"
+    image = arguments.kernel / "image"
+    words = [str(vng), "--verbose", "--run"]
+    words += [str(arguments.kdir.resolve() if arguments.kdir else image.resolve())]
+    words += ["--cpus", str(arguments.cpus), "--memory", arguments.memory]
+    words += ["--rwdir", str(BUILD)]
+    if emulated:
+        words.append("--disable-kvm")
+    # An oops ends the machine; nobody would look at it.
+    for parameter in ("oops=panic", "panic=-1", *arguments.append):
+        words += ["--append", parameter]
+    for disk in arguments.disk:
+        name, size = disk.split("=")
+        path = run_dir / f"{name}.img"
+        with path.open("wb") as file:
+            file.truncate(_bytes(size))
+        words += [
+            f"--qemu-opts=-drive file={path},if=none,id={name},format=raw,cache=unsafe,aio=threads"
+        ]
+        words += [f"--qemu-opts=-device virtio-blk-pci,drive={name},serial={name}"]
+    return [*words, "--exec", str(script)]
+
+
+def _bytes(size: str) -> int:
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    return int(size[:-1]) * units[size[-1]] if size[-1] in units else int(size)
+
+
+def _boot(words: list[str], run_dir: Path, *, boot_s: float, total_s: float) -> int | None:
+    """Exit code of the command, or None if the machine did not come up."""
+    output, code = run_dir / "output", run_dir / "code"
+    tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
+    begun_s = time.monotonic()
+    with (run_dir / "console").open("wb") as console:
+        machine = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PATH": tools},
+            start_new_session=True,
+        )
+    shown = 0
+    try:
+        while True:
+            ended = machine.poll() is not None
+            shown = _show(output, shown)
+            elapsed_s = time.monotonic() - begun_s
+            if code.exists() and code.read_text().strip():
+                _show(output, shown)
+                return int(code.read_text())
+            if not (run_dir / "started").exists() and (ended or elapsed_s > boot_s):
+                return None
+            if ended:
+                raise MachineError("it ended before the command did")
+            if elapsed_s > total_s:
+                raise MachineError(f"the command has not ended within {total_s:g} s")
+            time.sleep(0.2)
+    finally:
+        _end(machine)
+
+
+def _show(output: Path, shown: int) -> int:
+    if not output.exists():
+        return shown
+    with output.open("rb") as file:
+        file.seek(shown)
+        text = file.read()
+    sys.stdout.buffer.write(text)
+    sys.stdout.buffer.flush()
+    return shown + len(text)
+
+
+def _end(machine: subprocess.Popen[bytes]) -> None:
+    """Lets the machine power off, then ends what is left of its process group."""
+    try:
+        machine.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(machine.pid, signal.SIGKILL)
+        machine.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
