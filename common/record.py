@@ -75,9 +75,10 @@ def decode_copy(data: bytes) -> tuple[int, ReplicaRecord] | None:
     try:
         fields = msgpack.unpackb(body, raw=False)
         record = ReplicaRecord(**fields | {"condition": Condition(fields["condition"])})
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException):
+        sizes = len(record.stream), len(record.volume.encode())
+    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException):
         return None
-    if len(record.stream) != STREAM_BYTES or len(record.volume.encode()) > NAME_BYTES_MAX:
+    if sizes[0] != STREAM_BYTES or sizes[1] > NAME_BYTES_MAX:
         return None
     return generation, record
 

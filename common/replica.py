@@ -6,7 +6,8 @@ It accepts one source at a time, puts batches into order, and has them applied.
 Rules, in words:
 
 - A HELLO is refused for another protocol, another volume, a source bigger than
-  the device, or while another stream's source is alive. Otherwise it opens a new
+  the device, while another stream's source is alive, or when it comes so late that
+  the replica is beyond the ring that it describes. Otherwise it opens a new
   session: epoch + 1, batch 1, from the slot up to which everything was accepted.
   Its WELCOME is sent when all of that, and the new epoch, are durable.
 - A batch of another stream or epoch, or one already accepted, is dropped unread.
@@ -259,6 +260,13 @@ class Replica:
                 f"{record.device_sectors}, the size of the target device; enlarge the target"
             )
             self._refuse(peer, hello.attempt, RefusedReason.SIZE, text, actions)
+        elif hello.stream == record.stream and hello.head < record.slot:
+            # A ring's head never goes back. Taken at its word, this would cost a scan.
+            text = (
+                f"found a HELLO of before: its ring ends at slot {hello.head}, wanted "
+                f"{record.slot} or more, which the replica has; greet again"
+            )
+            self._refuse(peer, hello.attempt, RefusedReason.BUSY, text, actions)
         elif (
             session is not None
             and hello.stream != record.stream

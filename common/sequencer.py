@@ -17,7 +17,7 @@ Rules, in words:
   silence, or batches that do not arrive -> greet again: at once the first time,
   after growing pauses if nothing became durable since.
 - PAUSED: until the pause is over, then greet.
-- LINK DOWN, from anywhere -> OFFLINE.
+- LINK DOWN, from anywhere -> OFFLINE. A REFUSED that was still on its way counts.
 - STOPPED: an error that does not pass was reported; nothing leads out.
 
 Invariants, checked after every event: tail <= cursor; batches in flight are
@@ -161,12 +161,12 @@ class Phase(Enum):
 
 
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.OFFLINE: frozenset({Phase.GREETING}),
+    Phase.OFFLINE: frozenset({Phase.GREETING, Phase.STOPPED}),
     Phase.GREETING: frozenset(
         {Phase.GREETING, Phase.STREAMING, Phase.PAUSED, Phase.OFFLINE, Phase.STOPPED}
     ),
     Phase.STREAMING: frozenset({Phase.GREETING, Phase.PAUSED, Phase.OFFLINE, Phase.STOPPED}),
-    Phase.PAUSED: frozenset({Phase.GREETING, Phase.OFFLINE}),
+    Phase.PAUSED: frozenset({Phase.GREETING, Phase.OFFLINE, Phase.STOPPED}),
     Phase.STOPPED: frozenset(),
 }
 
@@ -179,8 +179,8 @@ class SequencerSettings:
     """Most slots in flight: 32 MiB of payload."""
     window_batches: int = 128
     """Most batches in flight; below every high-water mark on the way."""
-    batch_slots: int = 256
-    """Most slots in a batch; 1 MiB fills a link and stays in cache."""
+    batch_slots: int = BATCH_SLOTS_MAX
+    """Most slots in a batch: 4 MiB of payload."""
     hello_s: float = 1.0
     ping_s: float = 1.0
     silence_s: float = 5.0
@@ -442,7 +442,9 @@ class Sequencer:
         status = self._status
         if (
             status.gap == self.cursor
-            and status.mode is Mode.STREAM  # in OVERFLOW the replica is still a prefix
+            # In OVERFLOW the replica is still a prefix, unless slots follow the gap: the
+            # mode may have turned again before this gap was passed.
+            and (status.mode is Mode.STREAM or status.head > status.gap)
             and status.active_regions + status.resync_regions
             and self.condition is not Condition.INCONSISTENT
         ):
@@ -452,7 +454,8 @@ class Sequencer:
         return None
 
     def _dispatch(self, kind: BatchKind, mark: Mark, count: int, actions: list[Action]) -> None:
-        if not self._in_flight:
+        if self._accepted == self._next_number - 1:
+            # Nothing was awaited until now.
             self._progress_at_s = self._now_s + self._progress_limit_s()
         header = BatchHeader(
             kind, mark, self._info.stream, self.epoch, self._next_number, self.cursor, count

@@ -17,13 +17,15 @@ from common.blockdev import TargetDevice
 from common.errors import WireError
 from common.recordfile import RecordFile
 from common.replica import Action, Replica
-from services import log, options, sockets
+from services import log, memory, options, sockets
 from services.loop import Loop
 from services.store import DirectStore, StoreWorker
 
 TICK_MS = 250
 QUEUED_BYTES_MAX = 96 << 20
 """More than any window; beyond it, a source that ignores its window is not read."""
+KEPT_BYTES = 48 << 20
+"""Freed receive buffers that are kept for the next batches."""
 ROUND_BATCHES = 16
 """Batches taken before control messages get their turn."""
 
@@ -186,18 +188,19 @@ def main(
     """Keeps the target device of VOLUME equal to its source."""
     log.configure(stage="applier", volume=volume, verbose=verbose, debug=debug, quiet=noprint)
 
-    def start() -> None:
+    def build() -> Applier:
+        memory.keep_big_buffers(KEPT_BYTES)
         device = TargetDevice(target)
         record_file = RecordFile(state)
         record = record_file.load(volume=volume, device_sectors=device.sectors)
-        Applier(
+        return Applier(
             replica_=Replica(record=record),
             worker=StoreWorker(DirectStore(device, record_file)),
             address=address,
             port=port,
-        ).run()
+        )
 
-    options.run(start)
+    options.run(build)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +22,7 @@ Handler = Callable[[], None]
 
 
 class Loop:
-    """Calls a handler whenever its socket or descriptor is readable.
-
-    SIGTERM and SIGINT end `run` in an orderly way, also out of a long poll.
-    """
+    """Calls a handler whenever its socket or descriptor is readable."""
 
     def __init__(self) -> None:
         self.context: zmq.Context[Socket] = zmq.Context()
@@ -32,14 +30,10 @@ class Loop:
         self._handlers: dict[Any, Handler] = {}
         self._watched: dict[Socket, Socket] = {}
         self._is_stopping = False
-        self._signals, signal_writer = socket.socketpair()
-        self._signals.setblocking(False)
-        signal_writer.setblocking(False)
-        self._signal_writer = signal_writer
-        signal.set_wakeup_fd(signal_writer.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stop())
-        self.register(self._signals.fileno(), self._drain_signals)
+        self._wakeup, self._waker = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._waker.setblocking(False)
+        self.register(self._wakeup.fileno(), self._drain_wakeup)
 
     def register(self, source: Source, handler: Handler, events: int = zmq.POLLIN) -> None:
         """Has `handler` called when `source` is ready; again to change the events."""
@@ -79,9 +73,17 @@ class Loop:
             monitor.close(linger=0)
         closing.close(linger=0)
 
+    def end_on_signals(self) -> None:
+        """Has SIGTERM and SIGINT end `run`, also out of a long poll; main thread only."""
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
+
     def stop(self) -> None:
-        """Ends `run` after the current round."""
+        """Ends `run` after the current round; may be called by another thread."""
         self._is_stopping = True
+        with contextlib.suppress(BlockingIOError):
+            self._waker.send(b"!")
 
     def run(self, *, tick: Callable[[float], None], tick_ms: int, after: Handler) -> None:
         """Runs until `stop`.
@@ -102,11 +104,12 @@ class Loop:
 
     def close(self) -> None:
         """Closes every socket of the context without waiting for what is unsent."""
-        signal.set_wakeup_fd(-1)
-        self._signals.close()
-        self._signal_writer.close()
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)
+        self._wakeup.close()
+        self._waker.close()
         self.context.destroy(linger=0)
 
-    def _drain_signals(self) -> None:
+    def _drain_wakeup(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._signals.recv(4096)
+            self._wakeup.recv(4096)

@@ -6,13 +6,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
 from common.errors import BdrError, UsageError
 from common.wire import NAME_BYTES_MAX
 from services import log
+from services.loop import Loop
 
 _Command = Callable[..., Any]
 CRASH_PAUSE_S = 1.0
@@ -83,15 +84,27 @@ def tcp(address: str, port: int) -> str:
     return f"tcp://{host}:{port}"
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a process and turns its errors into a log line and an exit code.
+class Service(Protocol):
+    """What a process runs."""
+
+    loop: Loop
+
+    def run(self) -> None:
+        """Runs until its loop is stopped."""
+        ...
+
+
+def run(build: Callable[[], Service]) -> None:
+    """Builds a service, runs it until a signal, turns errors into a log line and exit code.
 
     What BDR raises on purpose ends the process at once with the error's code. A bug
     ends it with code 1, which supervisord restarts; the pause keeps that from
     becoming a busy loop.
     """
     try:
-        main()
+        service = build()
+        service.loop.end_on_signals()
+        service.run()
     except BdrError as error:
         log.logger().error("stopped", error=type(error).__name__, reason=str(error))
         sys.exit(error.exit_code)

@@ -225,17 +225,17 @@ def main(
     """Drains the ring of VOLUME and has its senders ship it to the target."""
     log.configure(stage="reader", volume=volume, verbose=verbose, debug=debug, quiet=noprint)
 
-    def start() -> None:
+    def build() -> Reader:
         run_directory = RunDirectory(run_dir)
-        Reader(
+        return Reader(
             volume=volume,
             capture=open_capture(chardev, Role.CONSUMER),
             control=options.tcp(address, port + 1),
             run_directory=run_directory,
             assume_clean=assume_clean,
-        ).run()
+        )
 
-    options.run(start)
+    options.run(build)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from services.loop import Loop
 from services.sockets import RunDirectory
 
 TICK_MS = 1000
-KEPT_BYTES = 16 << 20
-"""Ring memory stays in this process's resident set for so long after it was sent."""
+KEPT_BYTES = 64 << 20
+"""So much ring memory stays in this process's resident set after it was sent."""
 
 
 class Sender:
@@ -92,6 +92,8 @@ class Sender:
         self._forget_old(first, count)
 
     def _forget_old(self, first: int, count: int) -> None:
+        if self._capture.info.capacity * PAYLOAD_BYTES <= KEPT_BYTES:
+            return
         self._sent.append((first, count))
         self._sent_slots += count
         while self._sent_slots * PAYLOAD_BYTES > KEPT_BYTES:
@@ -123,14 +125,14 @@ def main(
     """Ships batches of VOLUME to the target; run as many as the link can use."""
     log.configure(stage="sender", volume=volume, verbose=verbose, debug=debug, quiet=noprint)
 
-    def start() -> None:
-        Sender(
+    def build() -> Sender:
+        return Sender(
             capture=open_capture(chardev, Role.OBSERVER),
             data=options.tcp(address, port),
             run_directory=RunDirectory(run_dir),
-        ).run()
+        )
 
-    options.run(start)
+    options.run(build)
 
 
 if __name__ == "__main__":
