@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A disk with a page cache that can lose, tear and fail.
+
+What was written is seen at once. What was not synced may be written back at any
+moment, sector by sector and in any order, or never: a power cut leaves of each
+unsynced sector any version since the last sync.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from common.ring import SECTOR_BYTES
+
+
+class DiskFailedError(Exception):
+    """EIO or ENOSPC, as the name says."""
+
+
+class Disk:
+    """`content` is what a reader sees; `synced` what a power cut surely leaves."""
+
+    def __init__(self, size: int) -> None:
+        self.content = bytearray(size)
+        self.synced = bytearray(size)
+        self.unsynced: dict[int, list[bytes]] = {}
+        self.fails_write: str | None = None
+        self.fails_sync: str | None = None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """As pread(2) through the page cache."""
+        return bytes(self.content[offset : offset + length])
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """As pwrite(2); whole sectors.
+
+        Raises:
+            DiskFailedError: as planned by `fails_write`; a part may have been written.
+        """
+        if self.fails_write:
+            why, self.fails_write = self.fails_write, None
+            self._put(offset, data[: len(data) // 2 // SECTOR_BYTES * SECTOR_BYTES])
+            raise DiskFailedError(why)
+        self._put(offset, data)
+
+    def sync(self) -> None:
+        """As fdatasync(2).
+
+        Raises:
+            DiskFailedError: as planned by `fails_sync`. As on Linux, some pages are
+                then taken for clean although they never reached the disk.
+        """
+        if self.fails_sync:
+            why, self.fails_sync = self.fails_sync, None
+            for sector in list(self.unsynced)[::2]:
+                del self.unsynced[sector]
+            raise DiskFailedError(why)
+        for sector in self.unsynced:
+            at = sector * SECTOR_BYTES
+            self.synced[at : at + SECTOR_BYTES] = self.content[at : at + SECTOR_BYTES]
+        self.unsynced.clear()
+
+    def after_power_cut(self, rng: Random | None) -> Disk:
+        """What is found after a power cut now; without `rng` all that is unsynced is lost."""
+        left = Disk(0)
+        left.synced = bytearray(self.synced)
+        if rng is not None:
+            luck = rng.choice((0.1, 0.5, 0.9, 1.0))
+            for sector, versions in self.unsynced.items():
+                if rng.random() < luck:
+                    at = sector * SECTOR_BYTES
+                    left.synced[at : at + SECTOR_BYTES] = rng.choice(versions)
+        left.content = bytearray(left.synced)
+        return left
+
+    def _put(self, offset: int, data: bytes | memoryview) -> None:
+        self.content[offset : offset + len(data)] = data
+        for at in range(0, len(data), SECTOR_BYTES):
+            version = bytes(data[at : at + SECTOR_BYTES])
+            self.unsynced.setdefault((offset + at) // SECTOR_BYTES, []).append(version)
