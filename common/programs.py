@@ -1,9 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The supervisord program of each process of a volume. No I/O here.
 
-One file a process: `supervisorctl update` then touches only what was added or
-removed. A program runs its process directly, without a shell, so that signals
-reach it.
+One file a process, so that adding or removing one leaves the others alone. A
+stage that may have several processes is a supervisord group besides, so that
+`supervisorctl stop VOLUME-sender:*` takes all of them:
+
+==================  ==============================  ===========================
+process             its file                        supervisorctl calls it
+==================  ==============================  ===========================
+the reader of db    db-reader.conf                  db-reader
+its second sender   db-sender-2.conf                db-sender:db-sender-2
+all its senders     db-sender.group.conf            db-sender:*
+==================  ==============================  ===========================
+
+supervisord's own `update` restarts a whole group when one member is added; the
+extension `services.supervisor_rpc` adds it to the running group instead.
+
+A program runs its process directly, without a shell, so that signals reach it.
 
 `startsecs=0` and `exitcodes`: an error that cannot heal ends the process with one
 of `PERMANENT_EXIT_CODES`, which supervisord leaves alone; anything else, a kill
@@ -13,13 +26,22 @@ a bug.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from common.errors import PERMANENT_EXIT_CODES
 
 PRIORITIES = {"applier": 100, "reader": 200, "sender": 300, "scanner": 400, "monitor": 500}
 """Lower ones start first and stop last."""
+
+SCALABLE_STAGES = ("sender", "scanner")
+"""May have several processes; every other stage has exactly one."""
+
+STOP_WAIT_S = 15
+"""After SIGTERM and so long comes SIGKILL."""
+
+LOG_BYTES = 10 << 20
+LOG_BACKUPS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,43 +53,102 @@ class Program:
         stage: reader, sender, ...
         instance: distinguishes several of one stage; from 1 on.
         command: program and arguments.
+        environment: variables besides those of supervisord.
     """
 
     volume: str
     stage: str
     instance: int
     command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """The supervisord group: one for each stage of each volume."""
+        return f"{self.volume}-{self.stage}"
 
     @property
     def name(self) -> str:
+        """The process's own name, unique on a host."""
+        return f"{self.group}-{self.instance}" if self.is_scalable else self.group
+
+    @property
+    def namespec(self) -> str:
         """What supervisorctl calls it."""
-        return f"{self.volume}-{self.stage}-{self.instance}"
+        return f"{self.group}:{self.name}" if self.is_scalable else self.name
+
+    @property
+    def is_scalable(self) -> bool:
+        """Whether its stage may have several processes."""
+        return self.stage in SCALABLE_STAGES
 
     @property
     def file_name(self) -> str:
         """Its file in the directory of program files."""
         return f"{self.name}.conf"
 
-    def section(self, *, log_dir: str) -> str:
-        """The content of its program file."""
+    def section(self, *, log_dir: str | None) -> str:
+        """The content of its program file.
+
+        Args:
+            log_dir: where its log goes, rotated; None has it on supervisord's output.
+        """
         command = " ".join(_quote(word) for word in self.command)
         exit_codes = ",".join(map(str, PERMANENT_EXIT_CODES))
+        environment = ",".join(
+            f"{name}={_quote(value)}" for name, value in sorted(self.environment.items())
+        )
+        if log_dir is None:
+            log_file, log_bytes = "/dev/stdout", 0
+        else:
+            log_file, log_bytes = _escape(f"{log_dir}/{self.name}.log"), LOG_BYTES
         return f"""\
 [program:{self.name}]
 command={command}
 priority={PRIORITIES[self.stage]}
+environment={environment}
 startsecs=0
 autorestart=unexpected
 exitcodes={exit_codes}
 stopsignal=TERM
-stopwaitsecs=15
+stopwaitsecs={STOP_WAIT_S}
 stopasgroup=true
 killasgroup=true
 redirect_stderr=true
-stdout_logfile={_escape(f"{log_dir}/{self.name}.log")}
-stdout_logfile_maxbytes=10MB
-stdout_logfile_backups=5
+stdout_logfile={log_file}
+stdout_logfile_maxbytes={log_bytes}
+stdout_logfile_backups={LOG_BACKUPS}
 """
+
+
+def files(programs: Iterable[Program], *, log_dir: str | None) -> dict[str, str]:
+    """Every file of the include directory, by name: programs, and groups of them."""
+    found: dict[str, str] = {}
+    groups: dict[str, list[Program]] = {}
+    for program in programs:
+        found[program.file_name] = program.section(log_dir=log_dir)
+        if program.is_scalable:
+            groups.setdefault(program.group, []).append(program)
+    for group, members in groups.items():
+        members.sort(key=lambda member: member.instance)
+        found[f"{group}.group.conf"] = (
+            f"[group:{group}]\n"
+            f"programs={','.join(member.name for member in members)}\n"
+            f"priority={PRIORITIES[members[0].stage]}\n"
+        )
+    return found
+
+
+def stage_of(name: str, *, volume: str) -> str | None:
+    """The stage of a process of this volume by its name; None if it is none of them."""
+    for stage in PRIORITIES:
+        base = f"{volume}-{stage}"
+        if stage in SCALABLE_STAGES:
+            if name.startswith(f"{base}-") and name[len(base) + 1 :].isdigit():
+                return stage
+        elif name == base:
+            return stage
+    return None
 
 
 def _escape(text: str) -> str:

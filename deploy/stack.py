@@ -14,7 +14,7 @@ from xmlrpc.client import Fault, ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from common.programs import Program
+from common.programs import Program, files
 from deploy.command import SetupError, end, wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -56,45 +56,49 @@ class Stack:
         if self._process.poll() is not None:
             assert self._process.stderr
             raise SetupError(f"supervisord: {self._process.stderr.read().decode().strip()}")
-        self._rpc = ServerProxy(
+        self._server = ServerProxy(
             "http://127.0.0.1", SupervisorTransport(None, None, f"unix://{socket}")
-        ).supervisor
+        )
+        self._rpc = self._server.supervisor
+        self._all: list[Program] = []
 
     def add(self, programs: Iterable[Program]) -> None:
-        """Writes the program files and starts the programs."""
-        programs = list(programs)
-        for program in programs:
-            text = program.section(log_dir=str(self.log_dir))
-            (self._programs / program.file_name).write_text(text)
-        self._rpc.reloadConfig()
-        for program in programs:
-            self._rpc.addProcessGroup(program.name)
+        """Writes the program files and starts the programs; those of before go on."""
+        added = list(programs)
+        self._all += added
+        for name, text in files(self._all, log_dir=str(self.log_dir)).items():
+            (self._programs / name).write_text(text)
+        self._server.bdr.update()
+        for program in added:
             self._wait_running(program.name)
 
     def start(self, name: str) -> None:
         """Starts a program that is stopped."""
-        self._rpc.startProcess(name)
+        self._rpc.startProcess(self._namespec(name))
 
     def stop(self, name: str) -> None:
         """Stops a program; one that is not running is no error."""
         try:
-            self._rpc.stopProcess(name)
+            self._rpc.stopProcess(self._namespec(name))
         except Fault as fault:
             if "NOT_RUNNING" not in fault.faultString:
                 raise
 
     def pid(self, name: str) -> int:
         """Process id of a program, 0 if it is not running."""
-        info = self._rpc.getProcessInfo(name)
+        info = self._rpc.getProcessInfo(self._namespec(name))
         assert isinstance(info, dict)
         return int(info["pid"])
+
+    def _namespec(self, name: str) -> str:
+        return next((program.namespec for program in self._all if program.name == name), name)
 
     def _wait_running(self, name: str) -> None:
         wait_for(lambda: self.pid(name) > 0, what=f"the start of {name}", timeout_s=10)
 
     def exit_code(self, name: str) -> int:
         """With which code a program last ended."""
-        info = self._rpc.getProcessInfo(name)
+        info = self._rpc.getProcessInfo(self._namespec(name))
         assert isinstance(info, dict)
         return int(info["exitstatus"])
 
