@@ -402,11 +402,19 @@ out:
 	return err;
 }
 
+/*
+ * Takes the first packet before it answers: a close with a packet unread would
+ * reset the connection, and the client would not learn why.
+ */
 static void bdr_client_refuse(int fd, int error)
 {
+	struct timeval patience = { .tv_usec = BDR_ACCEPT_PAUSE_MS * 1000 };
 	struct bdr_reply reply = { .error = error };
+	struct bdr_packet packet;
 
-	if (send(fd, &reply, sizeof(reply), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	if (recv(fd, &packet, sizeof(packet), 0) < 0 ||
+	    send(fd, &reply, sizeof(reply), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
 		nbdkit_debug("bdr: cannot tell a refused client why: %m");
 	close(fd);
 }
