@@ -187,6 +187,17 @@ class Replica:
         """Whether every job is durable."""
         return self._durable_job == self._last_job
 
+    @property
+    def is_fed(self) -> bool:
+        """Whether a source's session is open and its source was heard lately."""
+        session = self._session
+        return (
+            session is not None
+            and session.is_open
+            and not session.is_broken
+            and self._now_s - self._heard_s < self.settings.source_silence_s
+        )
+
     def closing_job(self) -> Apply:
         """The last job before a clean stop: nothing lies beyond the record's slot."""
         self._session = None

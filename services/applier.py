@@ -7,6 +7,7 @@ A thin loop around `common.replica`; disk work runs in the thread of a `StoreWor
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import assert_never
 
 import click
@@ -17,8 +18,10 @@ from common.blockdev import TargetDevice
 from common.errors import WireError
 from common.recordfile import RecordFile
 from common.replica import Action, Replica
-from services import log, memory, options, sockets
+from services import log, memory, metrics, options, sockets
 from services.loop import Loop
+from services.metrics import Reporter
+from services.sockets import RunDirectory
 from services.store import DirectStore, StoreWorker
 
 TICK_MS = 250
@@ -38,21 +41,41 @@ class Applier:
         worker: does the disk work.
         address: to listen on.
         port: for batches; `port` + 1 is for control.
+        run_directory: where the monitor's socket is, if there is one.
     """
 
-    def __init__(self, *, replica_: Replica, worker: StoreWorker, address: str, port: int) -> None:
+    def __init__(
+        self,
+        *,
+        replica_: Replica,
+        worker: StoreWorker,
+        address: str,
+        port: int,
+        run_directory: RunDirectory | None = None,
+    ) -> None:
         self._log = log.logger()
         self._replica = replica_
         self._worker = worker
         self._queued: dict[int, int] = {}
         self._queued_bytes = 0
         self._bad_messages = 0
+        self._durable_jobs = 0
+        self._durable_bytes = 0
+        self._acked_s: float | None = None
         self.loop = Loop()
+        self._reporter = Reporter(
+            self.loop,
+            run_directory.endpoint(metrics.ENDPOINT) if run_directory else None,
+            stage="applier",
+            values=self._values,
+        )
         self._data = sockets.data_receiver(self.loop.context)
         self._control = sockets.control_server(self.loop.context)
         self.loop.register(worker.fileno(), self._on_durable)
         self.loop.register(self._control, self._on_control)
         self.loop.register(self._data, self._on_data)
+        for bound in (self._data, self._control):
+            self.loop.watch_link(bound, up=_nothing, down=_nothing)
         sockets.bind(self._data, options.tcp(address, port))
         sockets.bind(self._control, options.tcp(address, port + 1))
         self._log.info(
@@ -73,6 +96,7 @@ class Applier:
             self.loop.run(tick=self._on_tick, tick_ms=TICK_MS, after=lambda: None)
             self._worker.put(self._replica.closing_job())
         finally:
+            self._reporter.close()
             self._worker.close()
             self.loop.close()
         if self._worker.error:
@@ -80,6 +104,25 @@ class Applier:
 
     def _on_tick(self, now_s: float) -> None:
         self._tell(replica.Tick(now_s))
+        self._reporter.tick(now_s, (self._replica.is_fed, self._replica.record.condition))
+
+    def _values(self) -> metrics.Values:
+        record = self._replica.record
+        return {
+            "condition": record.condition.name,
+            "is_fed": self._replica.is_fed,
+            "stream": record.stream.hex(),
+            "slot": record.slot,
+            "epoch": record.epoch,
+            "device_sectors": record.device_sectors,
+            "jobs": self._durable_jobs,
+            "bytes": self._durable_bytes,
+            "queued_bytes": self._queued_bytes,
+            "acked_s": self._acked_s,
+            "bad_messages": self._bad_messages,
+            **{f"dropped_{why}": count for why, count in self._replica.dropped.items()},
+            **self.loop.links,
+        }
 
     def _on_durable(self) -> None:
         self._worker.drain_wakeup()
@@ -87,7 +130,10 @@ class Applier:
             raise self._worker.error
         durable = self._worker.durable
         for job in [job for job in self._queued if job <= durable]:
-            self._queued_bytes -= self._queued.pop(job)
+            done_bytes = self._queued.pop(job)
+            self._queued_bytes -= done_bytes
+            self._durable_bytes += done_bytes
+            self._durable_jobs += 1
         if self._queued_bytes <= QUEUED_BYTES_MAX:
             self.loop.register(self._data, self._on_data)
         self._tell(replica.Durable(durable))
@@ -144,6 +190,8 @@ class Applier:
                 self._queued_bytes += len(action.payload)
                 self._worker.put(action)
             case replica.Send(peer, message):
+                if isinstance(message, wire.Ack):
+                    self._acked_s = time.monotonic()
                 # A source that went away is told when it greets again.
                 with contextlib.suppress(zmq.ZMQError):
                     self._control.send_multipart([peer, wire.encode_message(message)], zmq.NOBLOCK)
@@ -153,6 +201,10 @@ class Applier:
                 raise error
             case _:
                 assert_never(action)
+
+
+def _nothing() -> None:
+    """What happens on the sockets is only counted."""
 
 
 @click.command()
@@ -174,6 +226,11 @@ class Applier:
     type=click.IntRange(1, 65534),
     help="Port for batches; the one above it is for control.",
 )
+@click.option(
+    "--run-dir",
+    type=click.Path(file_okay=False),
+    help="Directory of this volume's sockets on this host, for reports to its monitor.",
+)
 @options.verbosity
 def main(
     volume: str,
@@ -181,6 +238,7 @@ def main(
     state: str,
     address: str,
     port: int,
+    run_dir: str | None,
     verbose: bool,
     debug: bool,
     noprint: bool,
@@ -198,6 +256,7 @@ def main(
             worker=StoreWorker(DirectStore(device, record_file)),
             address=address,
             port=port,
+            run_directory=RunDirectory(run_dir) if run_dir else None,
         )
 
     options.run(build)

@@ -14,7 +14,12 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+FAILURES = {
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "handshakes_failed",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "handshakes_failed",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "authentications_failed",
+}
+LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | sum(FAILURES)
 
 Socket = zmq.Socket[bytes]
 Source = Socket | int
@@ -29,6 +34,13 @@ class Loop:
         self._poller = zmq.Poller()
         self._handlers: dict[Any, Handler] = {}
         self._watched: dict[Socket, Socket] = {}
+        self.links: dict[str, int] = {
+            "connects": 0,
+            "disconnects": 0,
+            "handshakes_failed": 0,
+            "authentications_failed": 0,
+        }
+        """What happened on the sockets watched over the network, since the start."""
         self._is_stopping = False
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -45,10 +57,13 @@ class Loop:
         if self._handlers.pop(source, None) is not None:
             self._poller.unregister(source)
 
-    def watch_link(self, watched: Socket, *, up: Handler, down: Handler) -> Socket:
+    def watch_link(
+        self, watched: Socket, *, up: Handler, down: Handler, is_counted: bool = True
+    ) -> Socket:
         """Calls `up` and `down` as connections of `watched` come and go.
 
         A connection is up when its handshake succeeded, not when TCP connected.
+        What happens is counted in `links`, except on sockets within a host.
         Returns the monitor; this loop drains it, since an unread one stalls the data.
         """
         monitor: Socket = watched.get_monitor_socket(LINK_EVENTS)
@@ -56,7 +71,15 @@ class Loop:
         def drain() -> None:
             while watched in self._watched and monitor.poll(0):
                 event = int(recv_monitor_message(monitor)["event"])
-                (up if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else down)()
+                if event in FAILURES:
+                    # The end of its connection follows as an event of its own.
+                    self.links[FAILURES[zmq.Event(event)]] += is_counted
+                elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    self.links["connects"] += is_counted
+                    up()
+                else:
+                    self.links["disconnects"] += is_counted
+                    down()
 
         self._watched[watched] = monitor
         self.register(monitor, drain)

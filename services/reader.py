@@ -18,8 +18,9 @@ from common import ring, sequencer, wire
 from common.capture import Capture, Role, open_capture
 from common.errors import WireError
 from common.sequencer import Action, Sequencer, SequencerSettings
-from services import log, options, sockets
+from services import log, metrics, options, sockets
 from services.loop import Loop
+from services.metrics import Reporter
 from services.sockets import RunDirectory
 
 TICK_MS = 250
@@ -67,9 +68,19 @@ class Reader:
         self._must_release = False
         self._look_at_s = 0.0
         self._waits_for_sender = False
+        self._announced: dict[str, int] = {}
+        self._reporter = Reporter(
+            self.loop,
+            run_directory.endpoint(metrics.ENDPOINT),
+            stage="reader",
+            values=self._values,
+        )
 
         self.loop.watch_link(
-            self._descriptors, up=_nothing, down=lambda: self._tell(sequencer.SenderLost())
+            self._descriptors,
+            up=_nothing,
+            down=lambda: self._tell(sequencer.SenderLost()),
+            is_counted=False,
         )
         self.loop.watch_link(
             self._control,
@@ -95,6 +106,7 @@ class Reader:
         try:
             self.loop.run(tick=self._on_tick, tick_ms=TICK_MS, after=self._pump)
         finally:
+            self._reporter.close()
             self.loop.close()
 
     def _on_tick(self, now_s: float) -> None:
@@ -102,6 +114,20 @@ class Reader:
         if now_s >= self._look_at_s:
             self._look_at_s = now_s + TICK_MS / 1000
             self._look()
+        self._reporter.tick(now_s, (self.sequencer.phase, self.sequencer.condition))
+
+    def _values(self) -> metrics.Values:
+        machine = self.sequencer
+        return {
+            "phase": machine.phase.name,
+            "condition": machine.condition.name,
+            "epoch": machine.epoch,
+            "tail": machine.tail,
+            "cursor": machine.cursor,
+            "in_flight": machine.in_flight,
+            **{f"announced_{topic}": count for topic, count in self._announced.items()},
+            **self.loop.links,
+        }
 
     def _on_wakeup(self) -> None:
         self._capture.drain_wakeup()
@@ -190,6 +216,7 @@ class Reader:
 
     def _announce(self, topic: str, facts: dict[str, int | str]) -> None:
         self._log.info(topic, **facts)
+        self._announced[topic] = self._announced.get(topic, 0) + 1
         self._events.send_multipart([topic.encode(), msgpack.packb(facts)])
 
 

@@ -17,8 +17,9 @@ import zmq
 from common import wire
 from common.capture import Capture, Role, open_capture
 from common.ring import PAYLOAD_BYTES, slots_at
-from services import log, options, sockets
+from services import log, metrics, options, sockets
 from services.loop import Loop
+from services.metrics import Reporter
 from services.sockets import RunDirectory
 
 TICK_MS = 1000
@@ -42,15 +43,38 @@ class Sender:
         self._descriptors_address = run_directory.endpoint("descriptors")
         self._sent: deque[tuple[int, int]] = deque()
         self._sent_slots = 0
+        self._batches = 0
+        self._slots = 0
+        self._bytes = 0
+        self._is_connected = False
         self.loop = Loop()
+        self._reporter = Reporter(
+            self.loop,
+            run_directory.endpoint(metrics.ENDPOINT),
+            stage="sender",
+            values=self._values,
+        )
         self._connect()
 
     def run(self) -> None:
         """Runs until SIGTERM."""
         try:
-            self.loop.run(tick=lambda _now_s: None, tick_ms=TICK_MS, after=self._pump)
+            self.loop.run(tick=self._on_tick, tick_ms=TICK_MS, after=self._pump)
         finally:
+            self._reporter.close()
             self.loop.close()
+
+    def _on_tick(self, now_s: float) -> None:
+        self._reporter.tick(now_s, self._is_connected)
+
+    def _values(self) -> metrics.Values:
+        return {
+            "is_connected": self._is_connected,
+            "batches": self._batches,
+            "slots": self._slots,
+            "bytes": self._bytes,
+            **self.loop.links,
+        }
 
     def _connect(self) -> None:
         self._data = sockets.data_sender(self.loop.context)
@@ -60,10 +84,12 @@ class Sender:
 
     def _on_link_up(self) -> None:
         # Only now: descriptors taken earlier would wait here while others could send.
+        self._is_connected = True
         self._log.info("connected", target=self._data_address)
         self._descriptors.connect(self._descriptors_address)
 
     def _on_link_down(self) -> None:
+        self._is_connected = False
         self._log.warning("connection-lost", target=self._data_address)
         self.loop.drop(self._data)
         self.loop.drop(self._descriptors)
@@ -89,6 +115,9 @@ class Sender:
         top = wire.encode_batch(header, headers, payload)
         # The views stay unreleased: libzmq reads ring memory until the bytes are out.
         self._data.send_multipart([top, headers, payload], copy=False)
+        self._batches += 1
+        self._slots += count
+        self._bytes += len(top) + headers.nbytes + payload.nbytes
         self._forget_old(first, count)
 
     def _forget_old(self, first: int, count: int) -> None:
