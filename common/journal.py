@@ -39,7 +39,7 @@ from enum import Enum, IntEnum
 
 import xxhash
 
-from common.record import NO_STREAM, ReplicaRecord
+from common.record import NO_JOURNAL, NO_STREAM, ReplicaRecord
 from common.ring import HEADER_BYTES, PAYLOAD_BYTES
 from common.wire import BATCH_SLOTS_MAX, NAME_BYTES_MAX, Buffer, Condition
 
@@ -50,8 +50,6 @@ ENTRY_MAGIC = b"BDRENTRY"
 BLOCK_BYTES = 4096
 COPIES = 2
 LOG_OFFSET = COPIES * BLOCK_BYTES
-JOURNAL_ID_BYTES = 16
-NO_JOURNAL = bytes(JOURNAL_ID_BYTES)
 
 _SUPERBLOCK = struct.Struct("<8sI4x16sQ16sQQQQQQ16sQQIII4x64s")
 _HEADER = struct.Struct("<8s16s16sQQQQIIII16sQQ16s24x")
@@ -481,5 +479,3 @@ def body_checksum(meta: Buffer | bytearray, payload: Buffer) -> bytes:
 
 def _checksum(data: bytes | bytearray) -> bytes:
     return xxhash.xxh3_128(data).digest()
-
-

@@ -44,7 +44,7 @@ from common.journal import (
     Kind,
     Superblock,
 )
-from common.record import ReplicaRecord
+from common.record import NO_JOURNAL, ReplicaRecord
 from common.ring import HEADER_BYTES
 from common.wire import BATCH_SLOTS_MAX
 
@@ -61,6 +61,7 @@ class Found(Enum):
 
     NEXT = "the next entry"
     LAP_END = "the end of a lap"
+    LOG_FULL = "the checkpoint again, one lap later"
     NO_HEADER = "no intact header"
     TORN_BODY = "an entry with a torn body"
     OTHER_JOURNAL = "an entry of another journal"
@@ -84,6 +85,7 @@ class Verdict(Enum):
 VERDICTS = {
     Found.NEXT: Verdict.TAKE,
     Found.LAP_END: Verdict.TAKE,
+    Found.LOG_FULL: Verdict.END,
     # What a power cut leaves where something was being written, or nothing yet.
     Found.NO_HEADER: Verdict.END,
     Found.TORN_BODY: Verdict.END,
@@ -147,6 +149,34 @@ class Recovery:
         return self.ended_by is Found.TORN_BODY
 
 
+# State file and journal.
+
+
+class Truth(Enum):
+    """Which of the two has the replica's record, where both are sound."""
+
+    JOURNAL = "the journal: the state file says that it is in use"
+    STATE = "the state file: no journal is in use"
+    MISSING = "neither: the state file says that a journal is in use, and here is none"
+    ANOTHER = "neither: the state file says that another journal is in use"
+    UNCLAIMED = "neither: the journal is in use, and the state file does not say so"
+
+
+def truth(owner: bytes, superblock: Superblock | None) -> Truth:
+    """Decides between the two, so that no old journal is ever replayed.
+
+    Args:
+        owner: id of the journal that the state file says is in use, or NO_JOURNAL.
+        superblock: of the journal that was named, None for a blank one.
+    """
+    if owner == NO_JOURNAL:
+        is_free = superblock is None or superblock.is_closed
+        return Truth.STATE if is_free else Truth.UNCLAIMED
+    if superblock is None:
+        return Truth.MISSING
+    return Truth.JOURNAL if superblock.journal == owner else Truth.ANOTHER
+
+
 # Superblock.
 
 _NEWEST, _NONE, _UNREADABLE, _VERSION, _STRANGE = range(5)
@@ -198,9 +228,7 @@ def choose(read: Read, *, where: str) -> tuple[Superblock | None, tuple[Copy, ..
 # Log.
 
 
-def classify(
-    header: EntryHeader | None, *, superblock: Superblock, expected: Cursor
-) -> Found:
+def classify(header: EntryHeader | None, *, superblock: Superblock, expected: Cursor) -> Found:
     """Names what stands at `expected`, as far as its header tells."""
     if header is None:
         return Found.NO_HEADER
@@ -341,17 +369,17 @@ def _scan(
     at = superblock.checkpoint
     jobs = slots = 0
     while True:
-        step = read_step(read, superblock=superblock, at=at, before=record)
-        if VERDICTS[step.found] is not Verdict.TAKE:
+        if at.position - superblock.checkpoint.position >= superblock.log_bytes:
+            step = Step(Found.LOG_FULL, None, None)
             break
-        assert step.header is not None
+        step = read_step(read, superblock=superblock, at=at, before=record)
+        if VERDICTS[step.found] is not Verdict.TAKE or step.header is None:
+            break
         if step.entry is not None:
             record = step.entry.record
             jobs += 1
             slots += step.header.slots
         at = step.header.end
-        if at.position - superblock.checkpoint.position >= superblock.log_bytes:
-            break  # full to the brim: what stands there is the checkpoint's own entry
     place = f"{step.found.value} at sequence {at.sequence}, position {at.position}"
     if VERDICTS[step.found] is Verdict.REFUSE:
         raise JournalRefusedError(where, place, "the next entry, or the log's end")

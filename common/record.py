@@ -25,6 +25,8 @@ COPY_BYTES = 4096
 COPIES = 2
 RECORD_BYTES = COPIES * COPY_BYTES
 NO_STREAM = bytes(STREAM_BYTES)
+JOURNAL_ID_BYTES = 16
+NO_JOURNAL = bytes(JOURNAL_ID_BYTES)
 
 _HEAD = struct.Struct("<8sQI16s")
 
@@ -43,7 +45,9 @@ class ReplicaRecord:
     """Last epoch given out; the next one is higher, so old batches are known."""
     condition: Condition = Condition.INCONSISTENT
     clean: bool = True
-    """The device holds nothing beyond `slot`: set by a clean stop."""
+    """The device holds nothing beyond `slot`: set by a clean stop, or by a journal's replay."""
+    journal: bytes = NO_JOURNAL
+    """Id of the journal that is in use, and so has what is newer than the state file."""
 
     def at_start(self) -> ReplicaRecord:
         """The record as a starting applier must see it.

@@ -73,6 +73,7 @@ class RecordFile:
             epoch=record.epoch,
             condition=record.condition,
             clean=record.clean,
+            journal=record.journal,
         )
 
     def save(self, record: ReplicaRecord) -> None:

@@ -18,11 +18,11 @@ from common.blockdev import TargetDevice
 from common.errors import WireError
 from common.recordfile import RecordFile
 from common.replica import Action, Replica
-from services import log, memory, metrics, options, sockets
+from services import journal_options, log, memory, metrics, options, sockets
 from services.loop import Loop
 from services.metrics import Reporter
 from services.sockets import RunDirectory
-from services.store import DirectStore, StoreWorker
+from services.store import StoreWorker
 
 TICK_MS = 250
 QUEUED_BYTES_MAX = 96 << 20
@@ -218,6 +218,7 @@ def _nothing() -> None:
     type=click.Path(dir_okay=False),
     help="File that remembers the replica's place in its source's stream.",
 )
+@journal_options.journal
 @click.option("--address", default="*", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -236,6 +237,8 @@ def main(
     volume: str,
     target: str,
     state: str,
+    journal: str | None,
+    journal_size: int | None,
     address: str,
     port: int,
     run_dir: str | None,
@@ -250,10 +253,16 @@ def main(
         memory.keep_big_buffers(KEPT_BYTES)
         device = TargetDevice(target)
         record_file = RecordFile(state)
-        record = record_file.load(volume=volume, device_sectors=device.sectors)
+        store, record = journal_options.open_store(
+            journal=journal,
+            journal_size=journal_size,
+            device=device,
+            record_file=record_file,
+            volume=volume,
+        )
         return Applier(
             replica_=Replica(record=record),
-            worker=StoreWorker(DirectStore(device, record_file)),
+            worker=StoreWorker(store),
             address=address,
             port=port,
             run_directory=RunDirectory(run_dir) if run_dir else None,

@@ -16,6 +16,7 @@ import contextlib
 import os
 import queue
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from common.blockdev import TargetDevice
@@ -29,7 +30,12 @@ GROUP_BYTES_MAX = 16 << 20
 
 
 class Store(Protocol):
-    """Where jobs go. Called by the worker thread alone."""
+    """Where jobs go. Called by the worker thread alone, but for `attach` and `close`."""
+
+    def attach(self, on_failure: Callable[[BdrError], None]) -> None:
+        """Comes first. `on_failure` is to be called, by any thread, when work fails that
+        was left for later than `sync`."""
+        ...
 
     def write(self, job: Apply) -> None:
         """Takes one job; jobs come in order."""
@@ -54,6 +60,9 @@ class DirectStore:
     def __init__(self, device: TargetDevice, record_file: RecordFile) -> None:
         self._device = device
         self._record_file = record_file
+
+    def attach(self, on_failure: Callable[[BdrError], None]) -> None:
+        pass  # nothing is left for later
 
     def write(self, job: Apply) -> None:
         self._device.apply(job.extents, job.payload)
@@ -81,6 +90,7 @@ class StoreWorker:
         self._store = store
         self._jobs: queue.SimpleQueue[Apply | None] = queue.SimpleQueue()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        store.attach(self._fail)
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._thread.start()
 
@@ -112,8 +122,11 @@ class StoreWorker:
                 self.durable = last.job
                 os.eventfd_write(self._wakeup, 1)
         except BdrError as error:
-            self.error = error
-            os.eventfd_write(self._wakeup, 1)
+            self._fail(error)
+
+    def _fail(self, error: BdrError) -> None:
+        self.error = error
+        os.eventfd_write(self._wakeup, 1)
 
     def _write_group(self, job: Apply) -> Apply:
         """Writes this job and those that wait behind it; returns the last."""
