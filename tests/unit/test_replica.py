@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The target's state machine, one situation at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from common import replica as r
+from common import ring, wire
+from common.record import ReplicaRecord
+from common.wire import (
+    PROTOCOL,
+    Ack,
+    Batch,
+    BatchHeader,
+    BatchKind,
+    Condition,
+    Hello,
+    Mark,
+    Message,
+    Ping,
+    Refused,
+    RefusedReason,
+    Rewind,
+    Welcome,
+)
+
+STREAM = b"stream-of-tests!"
+OTHER_STREAM = b"another-stream.."
+DEVICE_SECTORS = 1024
+RECORD = ReplicaRecord(
+    volume="v",
+    device_sectors=DEVICE_SECTORS,
+    stream=STREAM,
+    slot=50,
+    epoch=3,
+    condition=Condition.CONSISTENT,
+    clean=True,
+)
+HELLO = Hello(
+    protocol=PROTOCOL,
+    attempt=1,
+    volume="v",
+    stream=STREAM,
+    device_sectors=DEVICE_SECTORS,
+    tail=40,
+    head=100,
+    assume_clean=False,
+)
+PEER = b"peer"
+
+
+def make_batch(number: int, first: int, count: int = 1, **fields: object) -> Batch:
+    """A batch as it comes off the wire, of writes of 4 KiB to sectors 8 x slot."""
+    header = BatchHeader(
+        **{
+            "kind": BatchKind.LIVE,
+            "mark": Mark.NONE,
+            "stream": STREAM,
+            "epoch": 4,
+            "number": number,
+            "first": first,
+            "count": count,
+        }
+        | fields  # type: ignore[arg-type]
+    )
+    slots = np.arange(first, first + count, dtype=np.uint64)
+    headers = ring.encode(op=ring.Op.WRITE, sector=slots * 8 % DEVICE_SECTORS).tobytes()
+    payload = b"".join(bytes([slot % 251 + 1]) * 4096 for slot in slots.tolist())
+    top = wire.encode_batch(header, headers, payload)
+    return wire.decode_batch([top, headers, payload])
+
+
+def make_mark(number: int, first: int, mark: Mark, epoch: int = 4) -> Batch:
+    header = BatchHeader(BatchKind.MARK, mark, STREAM, epoch, number, first, 0)
+    return wire.decode_batch([wire.encode_batch(header, b"", b""), b"", b""])
+
+
+def say(machine: r.Replica, message: Message, peer: bytes = PEER) -> list[r.Action]:
+    return machine.handle(r.MessageArrived(peer, message))
+
+
+def messages(actions: list[r.Action]) -> list[Message]:
+    return [action.message for action in actions if isinstance(action, r.Send)]
+
+
+def jobs(actions: list[r.Action]) -> list[r.Apply]:
+    return [action for action in actions if isinstance(action, r.Apply)]
+
+
+def bring(machine: r.Replica, batch: Batch) -> list[r.Apply]:
+    return jobs(machine.handle(r.BatchArrived(batch)))
+
+
+def all_durable(machine: r.Replica) -> list[r.Action]:
+    return machine.handle(r.Durable(machine._last_job))
+
+
+def open_session(
+    record: ReplicaRecord = RECORD,
+    hello: Hello = HELLO,
+    settings: r.ReplicaSettings | None = None,
+) -> r.Replica:
+    machine = r.Replica(record=record, settings=settings)
+    machine.handle(r.Tick(100.0))
+    assert len(jobs(say(machine, hello))) == 1
+    assert isinstance(messages(all_durable(machine))[0], Welcome)
+    return machine
+
+
+# Hello.
+
+
+def test_hello_is_answered_only_when_the_new_epoch_is_durable() -> None:
+    machine = r.Replica(record=RECORD)
+    (job,) = jobs(say(machine, HELLO))
+    assert job.record == replace(RECORD, epoch=4, clean=False)
+    (welcome,) = messages(machine.handle(r.Durable(job.job)))
+    assert welcome == Welcome(1, 4, 1, 50, Condition.CONSISTENT)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"volume": "w"}, RefusedReason.VOLUME),
+        ({"device_sectors": DEVICE_SECTORS + 1}, RefusedReason.SIZE),
+    ],
+)
+def test_hello_that_cannot_be_served_is_refused_and_changes_nothing(
+    changed: dict[str, object], reason: RefusedReason
+) -> None:
+    machine = r.Replica(record=RECORD)
+    actions = say(machine, replace(HELLO, **changed))  # type: ignore[arg-type]
+    (refused,) = messages(actions)
+    assert isinstance(refused, Refused)
+    assert refused.reason is reason
+    assert "found" in refused.text
+    assert "wanted" in refused.text
+    assert not jobs(actions)
+    assert machine.record == RECORD
+
+
+def test_hello_of_another_protocol_is_refused_with_both_versions() -> None:
+    machine = r.Replica(record=RECORD)
+    (refused,) = messages(machine.handle(r.OtherProtocolArrived(PEER, 9, 5)))
+    assert isinstance(refused, Refused)
+    assert (refused.reason, refused.attempt) == (RefusedReason.PROTOCOL, 5)
+    assert "9" in refused.text
+
+
+def test_hello_of_a_blank_target_is_welcomed_as_inconsistent() -> None:
+    machine = r.Replica(record=ReplicaRecord("v", DEVICE_SECTORS))
+    (job,) = jobs(say(machine, HELLO))
+    assert (job.record.slot, job.record.condition) == (40, Condition.INCONSISTENT)
+
+
+def test_hello_of_a_blank_target_that_is_said_to_be_equal_is_catching_up() -> None:
+    machine = r.Replica(record=ReplicaRecord("v", DEVICE_SECTORS))
+    (job,) = jobs(say(machine, replace(HELLO, assume_clean=True)))
+    assert (job.record.slot, job.record.condition) == (40, Condition.CATCHING_UP)
+
+
+def test_hello_whose_ring_has_lost_the_position_needs_a_scan() -> None:
+    """As after the target was restored to an older state; the user's word is of no help."""
+    machine = r.Replica(record=RECORD)
+    (job,) = jobs(say(machine, replace(HELLO, tail=51, assume_clean=True)))
+    assert (job.record.slot, job.record.condition) == (51, Condition.INCONSISTENT)
+
+
+def test_hello_from_before_that_arrives_late_costs_no_scan() -> None:
+    """A kernel retransmits what a dead reader said; the replica is far beyond it."""
+    machine = open_session()
+    for number in range(1, 60):
+        bring(machine, make_batch(number, 49 + number))
+    position = machine.record
+    assert position.slot == 109
+    actions = say(machine, HELLO, b"ghost")
+    (refused,) = messages(actions)
+    assert isinstance(refused, Refused)
+    assert refused.reason is RefusedReason.BUSY
+    assert not refused.reason.is_permanent
+    assert machine.record == position
+    assert bring(machine, make_batch(60, 109))
+
+
+def test_hello_of_another_stream_is_refused_while_the_source_is_alive() -> None:
+    machine = open_session()
+    (refused,) = messages(say(machine, replace(HELLO, stream=OTHER_STREAM), b"stranger"))
+    assert isinstance(refused, Refused)
+    assert refused.reason is RefusedReason.BUSY
+    assert bring(machine, make_batch(1, 50))
+
+
+def test_hello_of_another_stream_takes_over_when_the_source_is_silent() -> None:
+    machine = open_session()
+    machine.handle(r.Tick(110.0))
+    (job,) = jobs(say(machine, replace(HELLO, stream=OTHER_STREAM), b"stranger"))
+    assert (job.record.stream, job.record.condition) == (OTHER_STREAM, Condition.INCONSISTENT)
+
+
+def test_hello_again_before_the_welcome_gets_one_welcome_of_the_latest_attempt() -> None:
+    machine = r.Replica(record=RECORD)
+    say(machine, HELLO)
+    assert say(machine, replace(HELLO, attempt=2)) == []
+    (welcome,) = messages(all_durable(machine))
+    assert isinstance(welcome, Welcome)
+    assert welcome.attempt == 2
+
+
+def test_hello_of_a_restarted_reader_waits_for_what_was_accepted_before() -> None:
+    machine = open_session()
+    (job,) = bring(machine, make_batch(1, 50, 3))
+    say(machine, HELLO, b"new peer")
+    assert not messages(machine.handle(r.Durable(job.job)))
+    (welcome,) = messages(all_durable(machine))
+    assert welcome == Welcome(1, 5, 1, 53, Condition.CONSISTENT)
+
+
+# Batches.
+
+
+def test_batches_before_the_welcome_are_dropped() -> None:
+    machine = r.Replica(record=RECORD)
+    say(machine, HELLO)
+    assert not bring(machine, make_batch(1, 50))
+    assert machine.dropped["stale"] == 1
+
+
+def test_batches_in_order_become_jobs_with_their_place() -> None:
+    machine = open_session()
+    (one,) = bring(machine, make_batch(1, 50, 2))
+    (two,) = bring(machine, make_batch(2, 52, 1))
+    assert [one.record.slot, two.record.slot] == [52, 53]
+    assert one.extents.offset == [50 * 4096]
+    assert one.extents.length == [2 * 4096]
+
+
+def test_batches_out_of_order_wait_for_the_missing_one() -> None:
+    machine = open_session()
+    assert not bring(machine, make_batch(3, 52))
+    assert not bring(machine, make_batch(2, 51))
+    assert [job.record.slot for job in bring(machine, make_batch(1, 50))] == [51, 52, 53]
+
+
+def test_batch_twice_is_applied_once() -> None:
+    machine = open_session()
+    bring(machine, make_batch(1, 50))
+    bring(machine, make_batch(3, 52))
+    assert not bring(machine, make_batch(1, 50))
+    assert not bring(machine, make_batch(3, 52))
+    assert machine.dropped["duplicate"] == 2
+
+
+@pytest.mark.parametrize("changed", [{"epoch": 3}, {"epoch": 5}, {"stream": OTHER_STREAM}])
+def test_batch_of_another_epoch_or_stream_is_dropped_unread(changed: dict[str, object]) -> None:
+    machine = open_session()
+    assert not bring(machine, make_batch(1, 50, **changed))
+    assert machine.dropped["stale"] == 1
+    assert bring(machine, make_batch(1, 50))
+
+
+def test_torn_stale_batch_does_not_end_the_session() -> None:
+    machine = open_session()
+    bring(machine, make_batch(1, 50))
+    assert not bring(machine, replace(make_batch(1, 50), payload=bytes(4096)))
+    assert bring(machine, make_batch(2, 51))
+
+
+def test_damaged_batch_ends_the_session_with_a_rewind() -> None:
+    machine = open_session()
+    actions = machine.handle(r.BatchArrived(replace(make_batch(1, 50), payload=bytes(4096))))
+    (rewind,) = messages(actions)
+    assert isinstance(rewind, Rewind)
+    assert not jobs(actions)
+    assert not bring(machine, make_batch(1, 50))
+
+
+def test_batch_that_leaves_slots_out_ends_the_session() -> None:
+    machine = open_session()
+    actions = machine.handle(r.BatchArrived(make_batch(1, 51)))
+    assert isinstance(messages(actions)[0], Rewind)
+    assert not jobs(actions)
+
+
+def test_batch_beyond_the_device_is_refused_for_good_and_nothing_of_it_is_applied() -> None:
+    headers = ring.encode(
+        op=ring.Op.WRITE, sector=np.array([0, DEVICE_SECTORS - 4], np.uint64)
+    ).tobytes()
+    payload = bytes(2 * 4096)
+    header = BatchHeader(BatchKind.LIVE, Mark.NONE, STREAM, 4, 1, 50, 2)
+    top = wire.encode_batch(header, headers, payload)
+    machine = open_session()
+    actions = machine.handle(r.BatchArrived(wire.decode_batch([top, headers, payload])))
+    (refused,) = messages(actions)
+    assert isinstance(refused, Refused)
+    assert refused.reason is RefusedReason.SLOTS
+    assert not jobs(actions)
+    assert machine.record.slot == 50
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [r.ReplicaSettings(reorder_batches=3), r.ReplicaSettings(reorder_bytes=3 * 4104)],
+)
+def test_reorder_buffer_full_asks_for_a_rewind_and_is_emptied(settings: r.ReplicaSettings) -> None:
+    machine = open_session(settings=settings)
+    for number in (2, 3, 4):
+        assert machine.handle(r.BatchArrived(make_batch(number, 49 + number))) == []
+    (rewind,) = messages(machine.handle(r.BatchArrived(make_batch(5, 54))))
+    assert isinstance(rewind, Rewind)
+    assert machine._reorder == {}
+    assert machine._reorder_bytes == 0
+
+
+def test_resync_batch_moves_nothing_forward() -> None:
+    machine = open_session()
+    (job,) = bring(machine, make_batch(1, 50, 2, kind=BatchKind.RESYNC))
+    assert job.record.slot == 50
+    assert job.extents.length
+
+
+# Marks.
+
+
+def test_marks_change_the_condition_in_their_place() -> None:
+    machine = open_session()
+    (job,) = bring(machine, make_mark(1, 50, Mark.RESYNC))
+    assert (job.record.slot, job.record.condition) == (50, Condition.INCONSISTENT)
+    bring(machine, make_batch(2, 50))
+    (job,) = bring(machine, make_mark(3, 51, Mark.CONSISTENT))
+    assert (job.record.slot, job.record.condition) == (51, Condition.CONSISTENT)
+
+
+# Acknowledgement.
+
+
+def test_ack_tells_accepted_and_durable_apart() -> None:
+    machine = open_session()
+    first = bring(machine, make_batch(1, 50))[0].job
+    bring(machine, make_batch(2, 51))
+    assert messages(say(machine, Ping(4))) == [Ack(4, 2, 0)]
+    assert messages(machine.handle(r.Durable(first))) == [Ack(4, 2, 1)]
+    assert messages(all_durable(machine)) == [Ack(4, 2, 2)]
+
+
+def test_jobs_of_an_older_session_are_not_acknowledged_in_the_new_one() -> None:
+    machine = open_session()
+    bring(machine, make_batch(1, 50))
+    say(machine, HELLO)
+    (welcome,) = messages(all_durable(machine))
+    assert isinstance(welcome, Welcome)
+    assert messages(say(machine, Ping(5))) == [Ack(5, 0, 0)]
+
+
+@pytest.mark.parametrize("peer", [PEER, b"stranger"])
+def test_ping_of_an_unknown_session_gets_a_rewind(peer: bytes) -> None:
+    machine = r.Replica(record=RECORD)
+    (rewind,) = messages(say(machine, Ping(3), peer))
+    assert isinstance(rewind, Rewind)
+    assert rewind.epoch == 3
+
+
+def test_messages_that_only_a_target_sends_are_ignored() -> None:
+    machine = open_session()
+    for message in (
+        Welcome(1, 4, 1, 50, Condition.CONSISTENT),
+        Ack(4, 9, 9),
+        Rewind(4, "x"),
+        Refused(1, RefusedReason.SIZE, "x"),
+    ):
+        assert say(machine, message) == []
+
+
+# Restarts.
+
+
+@pytest.mark.parametrize(
+    ("condition", "clean", "wanted"),
+    [
+        (Condition.CONSISTENT, True, Condition.CONSISTENT),
+        (Condition.CONSISTENT, False, Condition.CATCHING_UP),
+        (Condition.CATCHING_UP, True, Condition.CATCHING_UP),
+        (Condition.CATCHING_UP, False, Condition.CATCHING_UP),
+        (Condition.INCONSISTENT, True, Condition.INCONSISTENT),
+        (Condition.INCONSISTENT, False, Condition.INCONSISTENT),
+    ],
+)
+def test_condition_at_start_believes_only_a_clean_stop(
+    condition: Condition, clean: bool, wanted: Condition
+) -> None:
+    machine = r.Replica(record=replace(RECORD, condition=condition, clean=clean))
+    assert machine.record.condition is wanted
+
+
+def test_closing_job_says_that_nothing_lies_beyond() -> None:
+    machine = open_session()
+    bring(machine, make_batch(1, 50))
+    job = machine.closing_job()
+    assert job.record == replace(RECORD, epoch=4, slot=51, clean=True)
+    assert not bring(machine, make_batch(2, 51))
