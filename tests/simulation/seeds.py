@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 
@@ -58,10 +59,8 @@ def _print_trace(seed: int, lines: int) -> None:
     trace: list[str] = []
     world = World(seed, trace=trace)
     print(world.options)
-    try:
+    with contextlib.suppress(BrokenRuleError, BdrError, AssertionError):
         world.run()
-    except (BrokenRuleError, BdrError, AssertionError):
-        pass
     print(*trace[-lines:], sep="\n")
 
 

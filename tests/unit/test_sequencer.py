@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -121,7 +122,7 @@ def test_hello_unanswered_is_repeated_with_growing_pauses() -> None:
     for tenth in range(1, 400):
         if messages(machine.handle(s.Tick(tenth / 10))):
             at_s.append(tenth / 10)
-    gaps = [after - before for before, after in zip(at_s, at_s[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(at_s)]
     assert at_s[0] == pytest.approx(1.0)
     assert gaps == sorted(gaps)
     assert gaps[-1] == pytest.approx(machine.settings.pause_max_s)
