@@ -107,10 +107,6 @@ class NbdClient:
             pass
         self._socket.close()
 
-    def abandon(self) -> None:
-        """Closes without a word, requests in flight or not."""
-        self._socket.close()
-
     def _do(
         self, command: int, offset: int = 0, length: int = 0, *, flags: int = 0, data: bytes = b""
     ) -> Reply:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -42,6 +41,9 @@ def wait_until(fact: Callable[[], object], *, deadline_s: float = DEADLINE_S) ->
 class Server:
     """nbdkit in the foreground, serving `file`; ends with the `with` block.
 
+    Args:
+        wrapper: a command that runs the server, such as `env NAME=VALUE`.
+
     Attributes:
         nbd: path of the NBD socket.
         ring: path of the control socket.
@@ -54,27 +56,26 @@ class Server:
         *parameters: str,
         plugin: Path = PLUGIN,
         options: tuple[str, ...] = (),
-        environment: dict[str, str] | None = None,
+        wrapper: tuple[str, ...] = (),
     ) -> None:
         self.nbd = str(directory / "nbd")
         self.ring = str(directory / "ring")
         self.file = file
         self._log = directory / "nbdkit.log"
         self._pid_file = directory / "pid"
-        # SIGXFSZ is ignored so that a limit on the file's size is an error, not an end.
-        self._command = ["sh", "-c", 'trap "" XFSZ; exec "$@"', "sh", "nbdkit", "-f"]
+        # SIGXFSZ is ignored so that a limit on the file's size is an error, not an end;
+        # sanitizers want addresses that are not too random.
+        self._command = ["sh", "-c", 'trap "" XFSZ; exec "$@"', "sh"]
+        self._command += ["setarch", "-R", *wrapper, "nbdkit", "-f"]
         self._command += [*options, "-P", str(self._pid_file), "-U", self.nbd, str(plugin)]
         self._command += [f"file={file}", f"ring={self.ring}", *parameters]
-        self._environment = {**os.environ, **(environment or {})}
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
         for leftover in (self._pid_file, Path(self.nbd)):
             leftover.unlink(missing_ok=True)
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stderr=log, env=self._environment
-            )
+            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stderr=log)
         try:
             wait_until(lambda: self._pid_file.exists() or self.process.poll() is not None)
             assert self.process.poll() is None, self.log()
