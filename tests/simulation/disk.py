@@ -8,6 +8,7 @@ unsynced sector any version since the last sync.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from common.ring import SECTOR_BYTES
@@ -15,6 +16,10 @@ from common.ring import SECTOR_BYTES
 
 class DiskFailedError(Exception):
     """EIO or ENOSPC, as the name says."""
+
+
+class PowerLostError(Exception):
+    """The target's power was cut in the middle of a step."""
 
 
 class Disk:
@@ -26,6 +31,8 @@ class Disk:
         self.unsynced: dict[int, list[bytes]] = {}
         self.fails_write: str | None = None
         self.fails_sync: str | None = None
+        self.fuse: int | None = None
+        """How many more writes and syncs there will be before the power is cut."""
 
     def read(self, offset: int, length: int) -> bytes:
         """As pread(2) through the page cache."""
@@ -37,6 +44,7 @@ class Disk:
         Raises:
             DiskFailedError: as planned by `fails_write`; a part may have been written.
         """
+        self._burn(lambda: self._put(offset, data[: len(data) // 2 // 512 * 512]))
         if self.fails_write:
             why, self.fails_write = self.fails_write, None
             self._put(offset, data[: len(data) // 2 // SECTOR_BYTES * SECTOR_BYTES])
@@ -50,6 +58,7 @@ class Disk:
             DiskFailedError: as planned by `fails_sync`. As on Linux, some pages are
                 then taken for clean although they never reached the disk.
         """
+        self._burn(lambda: None)
         if self.fails_sync:
             why, self.fails_sync = self.fails_sync, None
             for sector in list(self.unsynced)[::2]:
@@ -59,6 +68,13 @@ class Disk:
             at = sector * SECTOR_BYTES
             self.synced[at : at + SECTOR_BYTES] = self.content[at : at + SECTOR_BYTES]
         self.unsynced.clear()
+
+    def drop_cache(self) -> None:
+        """Reads come from the disk again; what is unsynced stays cached."""
+        cached = {sector: versions[-1] for sector, versions in self.unsynced.items()}
+        self.content[:] = self.synced
+        for sector, version in cached.items():
+            self.content[sector * SECTOR_BYTES : (sector + 1) * SECTOR_BYTES] = version
 
     def after_power_cut(self, rng: Random | None) -> Disk:
         """What is found after a power cut now; without `rng` all that is unsynced is lost."""
@@ -72,6 +88,13 @@ class Disk:
                     left.synced[at : at + SECTOR_BYTES] = rng.choice(versions)
         left.content = bytearray(left.synced)
         return left
+
+    def _burn(self, last_act: Callable[[], None]) -> None:
+        if self.fuse is not None:
+            self.fuse -= 1
+            if self.fuse < 0:
+                last_act()
+                raise PowerLostError
 
     def _put(self, offset: int, data: bytes | memoryview) -> None:
         self.content[offset : offset + len(data)] = data

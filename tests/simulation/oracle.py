@@ -3,7 +3,7 @@
 
 ==  =========================================================================
 P1  a slot is accepted only when its write has completed at the source
-P2  whatever the store was given equals the source's slots in order, exactly; a
+P2  what has reached the device equals the source's slots in order, exactly; a
     replica called CONSISTENT is the source at a prefix, with no missed write in it
 P3  at each release, a power cut of the target now, the worst or any other, leaves
     a state from which the rest of the ring gives everything
@@ -32,8 +32,8 @@ class Oracle:
         self._world = world
         self.gaps: list[int] = []
         """Slots in front of which writes were missed."""
-        self._written_slot = 0
-        """The position of the last job that the store was given."""
+        self.written_slot = 0
+        """The position of the last job that has reached the device."""
         self._highest_slot = 0
         """The highest such position ever: what the device may hold."""
         self._expected: bytearray | None = None
@@ -55,21 +55,22 @@ class Oracle:
 
     # P2.
 
-    def on_written(self, job: Apply) -> None:
-        first, end = self._written_slot, job.record.slot
+    def on_device(self, record: ReplicaRecord) -> None:
+        """A job has reached the device."""
+        first, end = self.written_slot, record.slot
         shadow, device = self._world.shadow, self._world.store.device.content
-        self._written_slot = end
+        self.written_slot = end
         self._highest_slot = max(self._highest_slot, end)
         if self._expected is not None:
             shadow.replay(self._expected, first=first, end=end)
             if device != self._expected:
                 raise BrokenRuleError(f"P2: slots {first} to {end} were not applied as they are")
-            if end < self._highest_slot and job.record.condition is not Condition.CONSISTENT:
+            if end < self._highest_slot and record.condition is not Condition.CONSISTENT:
                 return
             self._expected = None
         if device != shadow.at(end):
             raise BrokenRuleError(
-                f"P2: {job.record.condition.name} at slot {end}, but the device differs from the "
+                f"P2: {record.condition.name} at slot {end}, but the device differs from the "
                 f"source there in sectors {differing(device, shadow.at(end))}"
             )
 
@@ -81,7 +82,7 @@ class Oracle:
         world = self._world
         if record.stream != STREAM:
             return
-        self._accepted_slot = self._written_slot = record.slot
+        self._accepted_slot = self.written_slot = record.slot
         if record.slot < world.gate.tail:
             raise BrokenRuleError(f"P3: recovered slot {record.slot}, released {world.gate.tail}")
         self._check_condition(record)

@@ -6,6 +6,7 @@ Each is a loop without sockets: what a socket would deliver arrives by a `Channe
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,10 @@ from common.replica import Replica
 from common.ring import WRITE_SLOTS_MAX, published_count
 from common.sequencer import Sequencer
 from tests.simulation.clock import Process
-from tests.simulation.disk import DiskFailedError
+from tests.simulation.disk import DiskFailedError, PowerLostError
 from tests.simulation.network import Channel
 from tests.simulation.source import BrokenRuleError
-from tests.simulation.stores import VOLUME, apply_extents
+from tests.simulation.stores import VOLUME
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -372,13 +373,12 @@ class Applier(Process):
         self.links: dict[bytes, ControlLink] = {}
         self.data_channels: list[Sender] = []
         self.jobs: deque[replica.Apply] = deque()
-        self.written = self.machine.record
-        """The record of the last job that the store was given."""
         self.begun_slot = 0
         """Below it lies all that the store was given, perhaps in part."""
         self._group = 0
         self._last: replica.Apply | None = None
         self._is_working = False
+        self._is_step_planned = False
         self.bad_messages = 0
         world.oracle.on_recovered(self.machine.record)
         self.after(TICK_S, self._on_tick)
@@ -428,7 +428,7 @@ class Applier(Process):
                     pass
         world.oracle.check_replica(self.machine)
 
-    # The worker.
+    # The worker, and what a journal does behind it.
 
     def _work(self) -> None:
         if not self._is_working and self.jobs:
@@ -440,58 +440,66 @@ class Applier(Process):
         return self.world.rng.uniform(0.0, self.world.options.disk_s)
 
     def _write_one(self) -> None:
-        job = self.jobs.popleft()
-        self.begun_slot = job.record.slot
-        try:
+        job = self.jobs[0]
+        with self.world.target_disks():
+            if not self.store.fits(job):
+                self._plan_step()
+                self.after(self._disk_s(), self._write_one)
+                return
+            self.begun_slot = job.record.slot
             self.store.write(job)
-        except DiskFailedError as error:
-            self.world.applier_failed(str(error))
-            return
-        self._last = job
-        self.written = job.record
-        self._group += 1
-        self.world.oracle.on_written(job)
-        if self.jobs and self._group < self.world.options.group_jobs:
-            self.after(self._disk_s(), self._write_one)
-        else:
-            self.after(self._disk_s() * 3, self._sync)
+            self.jobs.popleft()
+            self._last = job
+            self._group += 1
+            if self.jobs and self._group < self.world.options.group_jobs:
+                self.after(self._disk_s(), self._write_one)
+            else:
+                self.after(self._disk_s() * 3, self._sync)
 
     def _sync(self) -> None:
         assert self._last is not None
-        try:
+        with self.world.target_disks():
             self.store.sync(self._last.record)
-        except DiskFailedError as error:
-            self.world.applier_failed(str(error))
-            return
-        job = self._last.job
-        self._is_working = False
-        self._tell(replica.Tick(self.clock.now_s))
-        self._tell(replica.Durable(job))
-        self._work()
+            self._is_working = False
+            self._plan_step()
+            self._tell(replica.Tick(self.clock.now_s))
+            self._tell(replica.Durable(self._last.job))
+            self._work()
+
+    def _plan_step(self) -> None:
+        if not self._is_step_planned:
+            self._is_step_planned = True
+            self.after(self._disk_s(), self._step)
+
+    def _step(self) -> None:
+        self._is_step_planned = False
+        with self.world.target_disks():
+            if self.store.step():
+                self._plan_step()
 
     # Ends.
 
     def stop(self) -> None:
         """As SIGTERM does: finishes what was accepted, then closes."""
-        for job in [*self.jobs, self.machine.closing_job()]:
-            self.store.write(job)
-            self.written = job.record
-            self.world.oracle.on_written(job)
-            self._last = job
+        self.jobs.append(self.machine.closing_job())
+        while self.jobs:
+            while not self.store.fits(self.jobs[0]):
+                self.store.step()
+            self._last = self.jobs.popleft()
+            self.begun_slot = self._last.record.slot
+            self.store.write(self._last)
         assert self._last is not None
         self.store.sync(self._last.record)
-        self.jobs.clear()
+        self.store.close()
 
     def kill(self) -> None:
         """The worker may be in the middle of a job."""
-        rng = self.world.rng
-        if self._is_working and self.jobs and rng.random() < 0.5:
-            extents = self.jobs[0].extents
-            self.begun_slot = self.jobs[0].record.slot
-            apply_extents(
-                self.store.device,
-                extents,
-                memoryview(self.jobs[0].payload),
-                count=rng.randint(0, len(extents)),
-            )
         super().kill()
+        rng = self.world.rng
+        if rng.random() < 0.5:
+            self.store.device.fails_write = "killed"
+            with contextlib.suppress(DiskFailedError, PowerLostError):
+                if not self.store.step() and self._is_working and self.jobs:
+                    self.begun_slot = self.jobs[0].record.slot
+                    self.store.write(self.jobs[0])
+            self.store.device.fails_write = None

@@ -1,22 +1,35 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The target's disks, and what a store keeps on them.
 
-A store mirrors one of `services/store.py`, with a `Disk` in place of each file.
+The stores mirror those of `services/`, with a `Disk` in place of each file and the
+applier's clock in place of threads. Format, engine and recovery are the real ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
+from unittest import mock
 
+from common import journal_recovery
 from common import record as format_
 from common.extents import Extents
-from common.record import ReplicaRecord
+from common.journal import LOG_OFFSET
+from common.journal_engine import JournalEngine, open_run
+from common.record import NO_JOURNAL, ReplicaRecord
 from common.replica import Apply
-from common.ring import Op
+from common.ring import HEADER_BYTES, Op
+from common.wire import Buffer
+from services import journal_store
 from tests.simulation.disk import Disk
 
 VOLUME = "volume"
+CHECKPOINTS_A_LAP = 8
+
+OnDevice = Callable[[ReplicaRecord], None]
+"""Told the record of each job that has reached the device."""
 
 
 class Store(Protocol):
@@ -25,6 +38,7 @@ class Store(Protocol):
     device: Disk
     survives_crashes: bool
     """Whether a recovered device is a prefix at once."""
+    on_device: OnDevice
 
     def disks(self) -> dict[str, Disk]:
         """All disks by name, for faults."""
@@ -32,6 +46,10 @@ class Store(Protocol):
 
     def recover(self) -> ReplicaRecord:
         """What a starting applier does first."""
+        ...
+
+    def fits(self, job: Apply) -> bool:
+        """Whether `write` has room; if not, steps make some."""
         ...
 
     def write(self, job: Apply) -> None:
@@ -42,22 +60,61 @@ class Store(Protocol):
         """Makes every job so far durable, and `record` with them."""
         ...
 
+    def step(self) -> bool:
+        """Work behind the acknowledgements; False when there is none."""
+        ...
+
+    def close(self) -> None:
+        """A clean end; every job was synced."""
+        ...
+
     def after_power_cut(self, rng: Random | None) -> Store:
         """The same store on what a power cut leaves of its disks."""
         ...
 
 
-def apply_extents(
-    device: Disk, extents: Extents, payload: bytes | memoryview, *, count: int | None = None
-) -> None:
-    """As `TargetDevice.apply`: the first `count` extents, or all."""
-    for op, offset, length, source in list(
-        zip(extents.op, extents.offset, extents.length, extents.source, strict=True)
-    )[:count]:
-        if op == Op.WRITE:
-            device.write(offset, payload[source : source + length])
-        else:
-            device.write(offset, bytes(length))
+class Device:
+    """As `TargetDevice`."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def apply(self, extents: Extents, payload: Buffer) -> None:
+        for op, offset, length, source in zip(
+            extents.op, extents.offset, extents.length, extents.source, strict=True
+        ):
+            if op == Op.WRITE:
+                self._disk.write(offset, payload[source : source + length])
+            else:
+                self._disk.write(offset, bytes(length))
+
+    def sync(self) -> None:
+        self._disk.sync()
+
+
+class RecordFile:
+    """As `common.recordfile`."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._generation = 0
+
+    def load(self, device_sectors: int) -> ReplicaRecord:
+        copies = [
+            self._disk.read(at * format_.COPY_BYTES, format_.COPY_BYTES)
+            for at in range(format_.COPIES)
+        ]
+        found = format_.choose(copies, where="simulated")
+        if found is None:
+            return ReplicaRecord(volume=VOLUME, device_sectors=device_sectors)
+        self._generation, record = found
+        return record
+
+    def save(self, record: ReplicaRecord) -> None:
+        self._generation += 1
+        at = self._generation % format_.COPIES * format_.COPY_BYTES
+        self._disk.write(at, format_.encode_copy(record, self._generation))
+        self._disk.sync()
 
 
 class DirectStore:
@@ -65,41 +122,174 @@ class DirectStore:
 
     survives_crashes = False
 
-    def __init__(self, *, device: Disk, record_file: Disk) -> None:
+    def __init__(self, *, device: Disk, record_disk: Disk, on_device: OnDevice) -> None:
         self.device = device
-        self._record_file = record_file
-        self._generation = 0
+        self.on_device = on_device
+        self._record_disk = record_disk
+        self._record_file = RecordFile(record_disk)
 
     @classmethod
-    def blank(cls, device_sectors: int) -> DirectStore:
-        return cls(device=Disk(device_sectors * 512), record_file=Disk(format_.RECORD_BYTES))
+    def blank(cls, *, device_sectors: int, log_bytes: int, on_device: OnDevice) -> DirectStore:
+        del log_bytes
+        return cls(
+            device=Disk(device_sectors * 512),
+            record_disk=Disk(format_.RECORD_BYTES),
+            on_device=on_device,
+        )
 
     def disks(self) -> dict[str, Disk]:
-        return {"device": self.device, "record": self._record_file}
+        return {"device": self.device, "record": self._record_disk}
 
     def recover(self) -> ReplicaRecord:
-        copies = [
-            self._record_file.read(at * format_.COPY_BYTES, format_.COPY_BYTES)
-            for at in range(format_.COPIES)
-        ]
-        found = format_.choose(copies, where="simulated")
-        if found is None:
-            return ReplicaRecord(volume=VOLUME, device_sectors=len(self.device.content) // 512)
-        self._generation, record = found
-        return record
+        return self._record_file.load(len(self.device.content) // 512)
+
+    def fits(self, job: Apply) -> bool:
+        del job
+        return True
 
     def write(self, job: Apply) -> None:
-        apply_extents(self.device, job.extents, job.payload)
+        Device(self.device).apply(job.extents, job.payload)
+        self.on_device(job.record)
 
     def sync(self, record: ReplicaRecord) -> None:
         self.device.sync()
-        self._generation += 1
-        at = self._generation % format_.COPIES * format_.COPY_BYTES
-        self._record_file.write(at, format_.encode_copy(record, self._generation))
-        self._record_file.sync()
+        self._record_file.save(record)
+
+    def step(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
 
     def after_power_cut(self, rng: Random | None) -> DirectStore:
         return DirectStore(
             device=self.device.after_power_cut(rng),
-            record_file=self._record_file.after_power_cut(rng),
+            record_disk=self._record_disk.after_power_cut(rng),
+            on_device=lambda _: None,
+        )
+
+
+class JournalFile:
+    """As `common.journalfile`."""
+
+    path = "simulated"
+    is_block = False
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._disk.content)
+
+    def allocate(self, size_bytes: int) -> None:
+        pass
+
+    def settle(self) -> None:
+        self._disk.sync()
+        self._disk.drop_cache()
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._disk.read(offset, length)
+
+    def write(self, offset: int, pieces: list[Buffer]) -> None:
+        self._disk.write(offset, b"".join(pieces))
+
+    def sync(self) -> None:
+        self._disk.sync()
+
+
+class JournalStore:
+    """With a journal: acknowledge when it is synced, apply and checkpoint in `step`."""
+
+    survives_crashes = True
+
+    def __init__(
+        self, *, device: Disk, record_disk: Disk, log_disk: Disk, on_device: OnDevice
+    ) -> None:
+        self.device = device
+        self.on_device = on_device
+        self._record_disk = record_disk
+        self._log_disk = log_disk
+        self._record_file = RecordFile(record_disk)
+        self._is_room_wanted = False
+        self._engine: JournalEngine
+
+    @classmethod
+    def blank(cls, *, device_sectors: int, log_bytes: int, on_device: OnDevice) -> JournalStore:
+        return cls(
+            device=Disk(device_sectors * 512),
+            record_disk=Disk(format_.RECORD_BYTES),
+            log_disk=Disk(LOG_OFFSET + log_bytes),
+            on_device=on_device,
+        )
+
+    def disks(self) -> dict[str, Disk]:
+        return {"device": self.device, "record": self._record_disk, "log": self._log_disk}
+
+    def recover(self) -> ReplicaRecord:
+        """As `services.journal_store.open_journal`."""
+        file: Any = JournalFile(self._log_disk)
+        device: Any = Device(self.device)
+        record_file: Any = self._record_file
+        sectors = len(self.device.content) // 512
+        remembered = self._record_file.load(sectors)
+        file.settle()
+        found = journal_recovery.recover(
+            file.read,
+            where="simulated",
+            size_bytes=file.size_bytes,
+            volume=VOLUME,
+            device_sectors=sectors,
+        )
+
+        def replay(_file: Any, _device: Any, recovery: Any, log_bytes: int) -> Any:
+            return open_run(file, device, recovery, log_bytes=log_bytes)
+
+        # The real one also logs, and takes the time.
+        with mock.patch.object(journal_store, "_replay", replay):
+            size_bytes = None if found else file.size_bytes
+            self._engine, record = journal_store._open(
+                file, found, remembered, size_bytes, device, record_file
+            )
+        return record
+
+    def fits(self, job: Apply) -> bool:
+        self._is_room_wanted = not self._engine.fits(len(job.headers) // HEADER_BYTES)
+        if self._is_room_wanted:
+            self._engine.commit()
+        return not self._is_room_wanted
+
+    def write(self, job: Apply) -> None:
+        self._engine.append(job)
+
+    def sync(self, record: ReplicaRecord) -> None:
+        del record
+        self._engine.commit()
+
+    def step(self) -> bool:
+        engine = self._engine
+        if engine.uncheckpointed_bytes * CHECKPOINTS_A_LAP >= engine.superblock.log_bytes:
+            engine.checkpoint()
+        elif engine.unapplied_bytes:
+            engine.apply_next()
+            self.on_device(engine._record)
+        elif self._is_room_wanted and engine.can_free:
+            engine.checkpoint()
+        else:
+            return False
+        return True
+
+    def close(self) -> None:
+        while self.step():
+            pass
+        record = self._engine.close()
+        self._record_file.save(replace(record, clean=True, journal=NO_JOURNAL))
+
+    def after_power_cut(self, rng: Random | None) -> JournalStore:
+        return JournalStore(
+            device=self.device.after_power_cut(rng),
+            record_disk=self._record_disk.after_power_cut(rng),
+            log_disk=self._log_disk.after_power_cut(rng),
+            on_device=lambda _: None,
         )

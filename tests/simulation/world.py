@@ -3,22 +3,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
+from unittest import mock
 
+from common import journal_engine
+from common.journal import BLOCK_BYTES
 from common.replica import ReplicaSettings
 from common.ring import SECTOR_BYTES, Mode, Op
 from common.sequencer import SequencerSettings
 from common.wire import Condition
 from tests.simulation.clock import Clock
+from tests.simulation.disk import DiskFailedError, PowerLostError
 from tests.simulation.network import Channel
 from tests.simulation.oracle import Oracle, differing
 from tests.simulation.parts import Applier, Reader, Sender
 from tests.simulation.source import BrokenRuleError, Gate, Shadow, Write
-from tests.simulation.stores import DirectStore, Store
+from tests.simulation.stores import DirectStore, JournalStore, Store
 
 HEAL_S = 400.0
 """Simulated seconds in which everything must be well again after the last fault."""
@@ -36,6 +41,7 @@ FAULTS = (
     "pause_sender",
     "device_eio",
     "record_full",
+    "log_full",
     "sync_failure",
 )
 
@@ -56,6 +62,10 @@ class Options:
     may_overflow: bool = False
     assume_clean: bool = True
     store: str = "direct"
+    log_entries: int = 4
+    """How many entries of the biggest kind the journal has room for."""
+    kept_bytes: int = 32 << 20
+    """How much of the journal is kept in memory."""
     delay_s: tuple[float, float] = (0.0001, 0.002)
     wire_s: float = 0.001
     disk_s: float = 0.001
@@ -91,6 +101,9 @@ class Options:
             think_s=rng.choice((0.0005, 0.004, 0.02)),
             failing_writes=rng.choice((0.0, 0.0, 0.0, 0.05)),
             may_overflow=rng.random() < 0.3,
+            store=rng.choice(("direct", "journal")),
+            log_entries=rng.choice((2, 3, 8)),
+            kept_bytes=rng.choice((0, 64 << 10, 32 << 20)),
             delay_s=(0.0001, 0.001 * slow),
             wire_s=rng.choice((0.0002, 0.002, 0.01)),
             disk_s=rng.choice((0.0002, 0.002, 0.01)),
@@ -120,7 +133,10 @@ class Options:
         )
 
 
-STORES: dict[str, Callable[[int], Store]] = {"direct": DirectStore.blank}
+STORES: dict[str, Callable[..., Store]] = {
+    "direct": DirectStore.blank,
+    "journal": JournalStore.blank,
+}
 
 
 class World:
@@ -148,8 +164,12 @@ class World:
         self.disk = bytearray(self.options.device_sectors * SECTOR_BYTES)
         """The source's device below the capture."""
         self.shadow = Shadow(len(self.disk))
-        self.store = STORES[self.options.store](self.options.device_sectors)
         self.oracle = Oracle(self)
+        self.store = STORES[self.options.store](
+            device_sectors=self.options.device_sectors,
+            log_bytes=self.options.log_entries * (self.options.capacity + 1) * BLOCK_BYTES,
+            on_device=self.oracle.on_device,
+        )
         self.connections = 0
         self.is_control_cut = False
         self.is_data_cut = False
@@ -169,6 +189,10 @@ class World:
 
     def run(self) -> None:
         """Raises BrokenRuleError, or InternalError out of a state machine."""
+        with mock.patch.object(journal_engine, "KEPT_BYTES_MAX", self.options.kept_bytes):
+            self._run()
+
+    def _run(self) -> None:
         self.start_applier()
         self.start_reader()
         for name in range(self.options.senders):
@@ -198,7 +222,7 @@ class World:
         self.note("no more faults")
         self.is_faulty = False
         for disk in self.store.disks().values():
-            disk.fails_sync = disk.fails_write = None
+            disk.fails_sync = disk.fails_write = disk.fuse = None
 
     def _is_written(self) -> bool:
         return self._asked == self.options.writes and not self._in_flight and not self._parked
@@ -210,7 +234,7 @@ class World:
             and self.reader is not None
             and gate.mode is Mode.STREAM
             and gate.tail == gate.head
-            and applier.written.slot == gate.head
+            and self.oracle.written_slot == gate.head
             and applier.machine.is_settled
             and applier.machine.record.condition is not Condition.CATCHING_UP
             and self.reader.machine.condition is applier.machine.record.condition
@@ -375,23 +399,34 @@ class World:
         self.senders[name] = Sender(self, name)
 
     def start_applier(self) -> None:
-        self.applier = Applier(self)
+        with self.target_disks():
+            self.applier = Applier(self)
+
+    @contextlib.contextmanager
+    def target_disks(self) -> Iterator[None]:
+        """What runs in here may find that a disk fails, or the power."""
+        try:
+            yield
+        except DiskFailedError as error:
+            self.note(f"applier failed: {error}")
+            self._end_applier()
+            # Someone mends the disk and starts it again.
+            self.clock.after(self.rng.uniform(0.1, 2.0), self.start_applier)
+        except PowerLostError:
+            self.note("power cut in the middle of a step")
+            self._end_applier()
+            self._lose_power()
+            self.clock.after(self._pause_s(), self.start_applier)
 
     def release(self, tail: int) -> None:
         """The reader asks the capture to."""
         self.oracle.check_release(tail)
         self.gate.release(tail)
 
-    def applier_failed(self, why: str) -> None:
-        """It ended with an error; someone mends the disk and starts it again."""
-        if self.trace is not None:
-            self.note(f"applier failed: {why}")
-        self._end_applier()
-        self.clock.after(self.rng.uniform(0.1, 2.0), self.start_applier)
-
     def _end_applier(self) -> None:
         applier, self.applier = self.applier, None
-        assert applier is not None
+        if applier is None:
+            return  # it had not begun
         applier.kill()
         if self.reader is not None and self.reader.link is not None:
             self.reader.disconnect()
@@ -439,15 +474,27 @@ class World:
 
     def _stop_applier(self) -> None:
         if self.applier is not None and not self._is_disk_failing():
-            self.applier.stop()
-            self._end_applier()
-            self.clock.after(self._pause_s(), self.start_applier)
+            if self.rng.random() < 0.2:
+                self._light_fuse()
+            with self.target_disks():
+                self.applier.stop()
+                self._end_applier()
+                self.clock.after(self._pause_s(), self.start_applier)
 
     def _power_cut(self) -> None:
         if self.applier is not None:
             self._end_applier()
-            self.store = self.store.after_power_cut(self.rng)
+            self._lose_power()
+            if self.rng.random() < 0.3:
+                self._light_fuse()  # again while it recovers, or soon after
             self.clock.after(self._pause_s(), self.start_applier)
+
+    def _lose_power(self) -> None:
+        self.store = self.store.after_power_cut(self.rng)
+        self.store.on_device = self.oracle.on_device
+
+    def _light_fuse(self) -> None:
+        self.rng.choice(sorted(self.store.disks().items()))[1].fuse = self.rng.randrange(9)
 
     def _cut_control(self) -> None:
         if self.reader is not None:
@@ -511,6 +558,9 @@ class World:
 
     def _is_disk_failing(self) -> bool:
         return any(disk.fails_write or disk.fails_sync for disk in self.store.disks().values())
+
+    def _log_full(self) -> None:
+        self.store.disks().get("log", self.store.device).fails_write = "ENOSPC"
 
     def _device_eio(self) -> None:
         self.store.device.fails_write = "EIO"
