@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What has happened to a volume, and the user's command that is told.
+
+`Detector` compares two statuses of a volume and names what lies between; it reads
+counters beside states, so what came and went between two looks is seen too.
+`Hooks` runs the command, one at a time and in order, without ever holding up its
+caller: a command that hangs is ended, and what cannot be queued is counted.
+
+======================  =======================================================
+event                   when
+======================  =======================================================
+connection-lost         source and target stopped talking to each other
+connection-restored     they talk again
+overflow                the ring was full: writes were only marked as dirty
+inconsistent            the replica is no prefix of its source any more
+consistent              it is one again
+rpo-exceeded            further behind than `rpo_seconds`
+rpo-restored            no longer
+stage-lost              a process stopped or fell silent
+stage-back              it reports again
+health                  the health's word has changed
+======================  =======================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+TIMEOUT_S = 30.0
+QUEUE_MAX = 64
+
+Status = Mapping[str, Any]
+"""As `docs/metrics.md` describes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened."""
+
+    topic: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+class Detector:
+    """Names what lies between one status and the next."""
+
+    def __init__(self) -> None:
+        self._before: Status | None = None
+        self._is_connected: bool | None = None
+        self._condition: str | None = None
+
+    def update(self, now: Status) -> list[Event]:
+        """Takes the next status; returns what happened since the one before."""
+        found = [*self._connection(now), *self._content(now)]
+        before, self._before = self._before, now
+        if before is not None:
+            found += [*_overflow(before, now), *_rpo(before, now), *_stages(before, now)]
+            if before["health"] != now["health"]:
+                facts = {"from": before["health"], "to": now["health"]}
+                found.append(Event("health", facts | {"reasons": "; ".join(now["reasons"])}))
+        return found
+
+    def _connection(self, now: Status) -> list[Event]:
+        is_connected = now["connection"]["is_up"]
+        if is_connected is None:
+            return []  # nobody knows; what was known stays
+        was_connected, self._is_connected = self._is_connected, is_connected
+        if was_connected is None:
+            return [Event("connection-restored")] if is_connected else []
+        lost, restored = Event("connection-lost"), Event("connection-restored")
+        if was_connected and not is_connected:
+            return [lost]
+        if not was_connected and is_connected:
+            return [restored]
+        before = self._before
+        if (
+            is_connected
+            and before is not None
+            and now["connection"]["disconnects"] > before["connection"]["disconnects"]
+        ):
+            return [lost, restored]
+        return []
+
+    def _content(self, now: Status) -> list[Event]:
+        condition = now["replica"]["condition"]
+        if condition is None or condition == self._condition:
+            return []
+        before, self._condition = self._condition, condition
+        if condition == "CONSISTENT":
+            return [Event("consistent")]
+        if condition == "INCONSISTENT" and before is not None:
+            return [Event("inconsistent")]
+        return []
+
+
+def _overflow(before: Status, now: Status) -> list[Event]:
+    ring, old = now["ring"], before["ring"]
+    if ring is None or old is None or ring["overflows"] <= old["overflows"]:
+        return []
+    return [Event("overflow", {"overflows": ring["overflows"]})]
+
+
+def _rpo(before: Status, now: Status) -> list[Event]:
+    if before["is_rpo_exceeded"] == now["is_rpo_exceeded"]:
+        return []
+    return [Event("rpo-exceeded" if now["is_rpo_exceeded"] else "rpo-restored")]
+
+
+def _stages(before: Status, now: Status) -> list[Event]:
+    old = {stage["name"]: stage["state"] for stage in before["stages"]}
+    found = []
+    for stage in now["stages"]:
+        was, state, name = old.get(stage["name"]), stage["state"], stage["name"]
+        if was == "reporting" and state in ("silent", "stopped"):
+            found.append(Event("stage-lost", {"process": name, "state": state}))
+        elif was in ("silent", "stopped") and state == "reporting":
+            found.append(Event("stage-back", {"process": name}))
+    return found
+
+
+def environment(event: Event, status: Status) -> dict[str, str]:
+    """What a hook finds in its environment."""
+    facts = {
+        "EVENT": event.topic,
+        "VOLUME": status["volume"],
+        "ROLE": status["role"],
+        "TIME": status["time"],
+        "HEALTH": status["health"],
+        "REASONS": "; ".join(status["reasons"]),
+        "SECONDS_BEHIND": status["seconds_behind"],
+        "BYTES_BEHIND": status["bytes_behind"],
+        "RPO_SECONDS": status["rpo_seconds"],
+        "CONDITION": status["replica"]["condition"],
+        **{f"FACT_{name.upper()}": value for name, value in event.facts.items()},
+    }
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return kept | {f"BDR_{n}": "" if value is None else str(value) for n, value in facts.items()}
+
+
+class Hooks:
+    """Runs a command for each event.
+
+    Args:
+        command: program and arguments; None for none.
+
+    Attributes:
+        run: commands that ended with 0.
+        failed: commands that could not be started, ended otherwise, or were ended.
+        dropped: events for which there was no room.
+    """
+
+    def __init__(self, command: Sequence[str] | None, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._command = command
+        self._timeout_s = timeout_s
+        self._queue: deque[dict[str, str]] = deque()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._began_s = 0.0
+        self.run = 0
+        self.failed = 0
+        self.dropped = 0
+
+    def put(self, event: Event, status: Status) -> None:
+        """Queues the command for this event."""
+        if self._command is None:
+            return
+        if len(self._queue) >= QUEUE_MAX:
+            self.dropped += 1
+            return
+        self._queue.append(environment(event, status))
+
+    def tick(self) -> None:
+        """Looks after the running command, and starts the next; never waits."""
+        process = self._process
+        if process is not None:
+            code = process.poll()
+            if code is None:
+                if time.monotonic() - self._began_s > self._timeout_s:
+                    _kill(process)
+                return
+            self._process = None
+            if code == 0:
+                self.run += 1
+            else:
+                self.failed += 1
+        while self._queue and self._process is None:
+            self._start(self._queue.popleft())
+
+    def close(self) -> None:
+        """Ends the running command; what is queued is dropped."""
+        if self._process is not None:
+            _kill(self._process)
+            self._process.wait()
+            self._process = None
+
+    def _start(self, variables: dict[str, str]) -> None:
+        assert self._command is not None
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                env=variables,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            self._began_s = time.monotonic()
+        except OSError:
+            self.failed += 1
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Prometheus' view of a volume's status: `/metrics` over HTTP.
+
+A thread serves it; it reads the last status, which the monitor replaces as a
+whole, so the two never wait for each other. A scrape during which the monitor
+hangs shows an old `bdr_status_timestamp_seconds`: alert on its age.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import start_http_server
+from prometheus_client.registry import Collector
+
+from common.errors import AddressError
+from common.health import Word
+from common.ring import PAYLOAD_BYTES
+
+_Status = Mapping[str, Any]
+
+
+class Exporter(Collector):
+    """Serves what `status` holds.
+
+    Args:
+        address: of this host.
+        port: for HTTP.
+
+    Raises:
+        AddressError: the port is in use.
+    """
+
+    def __init__(self, address: str, port: int) -> None:
+        self.status: _Status = {}
+        registry = CollectorRegistry(auto_describe=False)
+        try:
+            server, thread = start_http_server(port, addr=address, registry=registry)
+        except OSError as error:
+            raise AddressError(
+                f"cannot serve metrics on {address}:{port}: {error.strerror}; wanted a free port: "
+                "give each volume a metrics_port of its own"
+            ) from error
+        self._server: WSGIServer = server
+        self._thread: threading.Thread = thread
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """The whole status, each time it is asked for."""
+        return families(self.status) if self.status else iter(())
+
+    def close(self) -> None:
+        """Stops serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def families(status: _Status) -> Iterator[Metric]:
+    """Every metric of a status; docs/metrics.md describes each."""
+    volume = {"volume": status["volume"], "role": status["role"]}
+    yield from _health(status, volume)
+    yield from _lag(status, volume)
+    if status["ring"] is not None:
+        yield from _ring(status["ring"], volume)
+    yield from _link(status, volume)
+    yield from _replica(status, volume)
+    yield from _stages(status, volume)
+    yield _counter("bdr_events", "Events by name", volume, "event", status["events"])
+    yield _counter("bdr_hooks", "Commands run on events, by outcome", volume, "outcome",
+                   status["hooks"])  # fmt: skip
+
+
+def _gauge(name: str, text: str, labels: Mapping[str, str], value: float | None) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    if value is not None:
+        family.add_metric(list(labels.values()), float(value))
+    return family
+
+
+def _total(name: str, text: str, labels: Mapping[str, str], value: float | None) -> Metric:
+    family = CounterMetricFamily(name, text, labels=list(labels))
+    if value is not None:
+        family.add_metric(list(labels.values()), float(value))
+    return family
+
+
+def _counter(
+    name: str, text: str, labels: Mapping[str, str], label: str, values: Mapping[str, int]
+) -> Metric:
+    family = CounterMetricFamily(name, text, labels=[*labels, label])
+    for key, value in values.items():
+        family.add_metric([*labels.values(), key], value)
+    return family
+
+
+def _health(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
+    family = GaugeMetricFamily(
+        "bdr_health", "1 for the word that applies, 0 for the others", labels=[*volume, "health"]
+    )
+    for word in Word:
+        family.add_metric([*volume.values(), word.value], float(word.value == status["health"]))
+    yield family
+    yield _gauge("bdr_rpo_seconds", "How far behind it may be", volume, status["rpo_seconds"])
+    yield _gauge(
+        "bdr_rpo_exceeded", "1 while it is further behind", volume, status["is_rpo_exceeded"]
+    )
+    yield _gauge(
+        "bdr_monitor_uptime_seconds",
+        "Age of the monitor; a monitor that hangs stops counting",
+        volume,
+        status["monitor_uptime_seconds"],
+    )
+
+
+def _lag(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
+    if status["role"] != "source":
+        return
+    for name, text, key in (
+        ("bdr_seconds_behind", "Age of the oldest write not durable on the target",
+         "seconds_behind"),
+        ("bdr_bytes_behind", "Payload not durable on the target, in whole slots", "bytes_behind"),
+        ("bdr_catch_up_seconds", "Until level at the present rates; absent if never",
+         "catch_up_seconds"),
+    ):  # fmt: skip
+        yield _gauge(name, text, volume, status[key])
+
+
+def _ring(ring: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
+    yield _total("bdr_captured_slots", "Slots written by the source", volume, ring["head"])
+    yield _total(
+        "bdr_captured_bytes", "The same in bytes of slots", volume, ring["head"] * PAYLOAD_BYTES
+    )
+    yield _total("bdr_acknowledged_slots", "Slots durable on the target", volume, ring["tail"])
+    yield _total(
+        "bdr_acknowledged_bytes", "The same in bytes of slots", volume, ring["tail"] * PAYLOAD_BYTES
+    )
+    yield _gauge("bdr_ring_capacity_slots", "Size of the ring", volume, ring["capacity"])
+    yield _gauge("bdr_ring_used_slots", "Slots not released yet", volume, ring["used"])
+    yield _gauge("bdr_ring_overflowing", "1 in OVERFLOW", volume, ring["mode"] == "OVERFLOW")
+    yield _total("bdr_overflows", "Times that the ring was full", volume, ring["overflows"])
+    yield _total("bdr_missed_writes", "Writes only marked as dirty", volume, ring["missed_writes"])
+    yield _total("bdr_failed_writes", "Writes that the device refused", volume,
+                 ring["failed_writes"])  # fmt: skip
+    yield _gauge("bdr_regions", "Regions of the device", volume, ring["regions"])
+    yield _gauge("bdr_dirty_regions", "Regions that await a resync", volume, ring["dirty_regions"])
+
+
+def _link(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
+    link = status["connection"]
+    yield _gauge("bdr_connected", "1 while source and target talk; absent if unknown", volume,
+                 link["is_up"])  # fmt: skip
+    for name, text in (
+        ("connects", "Connections established"),
+        ("disconnects", "Connections ended"),
+        ("handshakes_failed", "Connections that failed to greet"),
+        ("authentications_failed", "Connections refused for their key"),
+    ):
+        yield _total(f"bdr_{name}", text, volume, link[name])
+
+
+def _replica(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
+    replica = status["replica"]
+    condition = replica["condition"]
+    family = GaugeMetricFamily(
+        "bdr_replica_condition", "1 for the condition that applies", labels=[*volume, "condition"]
+    )
+    if condition is not None:
+        for name in ("CONSISTENT", "CATCHING_UP", "INCONSISTENT"):
+            family.add_metric([*volume.values(), name.lower()], float(name == condition))
+    yield family
+    if status["role"] != "target":
+        return
+    for key, text in (
+        ("queued_bytes", "Received and not durable"),
+        ("last_ack_age_seconds", "Since the last acknowledgement"),
+        ("journal_bytes", "Journal in use"),
+        ("journal_size_bytes", "Size of the journal"),
+    ):
+        yield _gauge(f"bdr_{key}", text, volume, replica[key])
+
+
+def _stages(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
+    labels = [*volume, "stage", "process"]
+    age = GaugeMetricFamily(
+        "bdr_report_age_seconds", "Since a process last reported", labels=labels
+    )
+    up = GaugeMetricFamily("bdr_process_reporting", "1 while a process reports", labels=labels)
+    restarts = CounterMetricFamily(
+        "bdr_process_restarts", "Restarts seen by this monitor", labels=labels
+    )
+    counts = {
+        name: CounterMetricFamily(name, text, labels=labels)
+        for name, text in (
+            ("bdr_sent_batches", "Batches sent, repeats included"),
+            ("bdr_sent_slots", "Slots sent, repeats included"),
+            ("bdr_sent_bytes", "Bytes handed to the network, repeats included"),
+            ("bdr_applied_bytes", "Payload made durable since the applier's start"),
+            ("bdr_bad_messages", "Messages that were none of this protocol"),
+        )
+    }
+    for stage in status["stages"]:
+        key = [*volume.values(), stage["stage"], stage["name"]]
+        age.add_metric(key, stage["age_seconds"])
+        up.add_metric(key, float(stage["state"] == "reporting"))
+        restarts.add_metric(key, stage["restarts"])
+        values = stage["values"]
+        prefix = "bdr_sent_" if stage["stage"] == "sender" else "bdr_applied_"
+        for name in ("batches", "slots", "bytes"):
+            if prefix + name in counts and name in values:
+                counts[prefix + name].add_metric(key, values[name])
+        if "bad_messages" in values:
+            counts["bdr_bad_messages"].add_metric(key, values["bad_messages"])
+    yield from (age, up, restarts, *counts.values())
