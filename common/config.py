@@ -226,18 +226,18 @@ class Target(_Volume):
     )
     journal: Annotated[str, AfterValidator(_journal)] | None = Field(
         None,
-        description='The journal\'s file or device, or "none"; STATE_DIR/NAME.journal without.',
+        description='The journal\'s file or device, or "none"; a file beside the state without.',
         json_schema_extra=_wanted('an absolute path, or "none"'),
     )
-    journal_size: _Size = Field(
-        1 << 30,
-        ge=16 << 20,
-        description="Size of a journal that is a file.",
-        json_schema_extra=_wanted('a size of 16 MiB or more, such as "1GiB"'),
+    journal_size: _Size | None = Field(
+        None,
+        ge=1 << 20,
+        description="Size of the journal; 1 GiB for a new file without, all of a device.",
+        json_schema_extra=_wanted('a size of 1 MiB or more, such as "1GiB"'),
     )
     state: _Path | None = Field(
         None,
-        description="Where the replica's place is remembered without a journal.",
+        description="File that remembers the replica's place; STATE_DIR/NAME.state without.",
         json_schema_extra=_PATH,
     )
 

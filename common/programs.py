@@ -26,10 +26,15 @@ a bug.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from common.errors import PERMANENT_EXIT_CODES
+
+if TYPE_CHECKING:
+    from common.config import Config, Host, Source, Target
 
 PRIORITIES = {"applier": 100, "reader": 200, "sender": 300, "scanner": 400, "monitor": 500}
 """Lower ones start first and stop last."""
@@ -119,6 +124,78 @@ stdout_logfile={log_file}
 stdout_logfile_maxbytes={log_bytes}
 stdout_logfile_backups={LOG_BACKUPS}
 """
+
+
+def from_config(
+    config: Config, *, python: str, programs_dir: str, counts: Mapping[tuple[str, str], int]
+) -> list[Program]:
+    """Every process of every volume of a host.
+
+    Args:
+        config: what the host runs.
+        python: the interpreter.
+        programs_dir: the include directory, from which monitors learn what ought to run.
+        counts: (volume, stage) to a number that replaces the configured one.
+    """
+    found: list[Program] = []
+    for name, volume in config.volume.items():
+        common = _Common(config.host, name, config.run_dir_of(name), python, programs_dir)
+        if volume.role == "source":
+            found += _source_programs(common, volume, counts.get((name, "sender"), volume.senders))
+        else:
+            found += _target_programs(common, volume)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Common:
+    host: Host
+    volume: str
+    run_dir: str
+    python: str
+    programs_dir: str
+
+    def program(self, stage: str, *words: object, instance: int = 1) -> Program:
+        """One that runs services.STAGE; words are option names and values in turn."""
+        level = {"debug": ["--debug"], "warning": ["--noprint"]}.get(self.host.log_level, [])
+        command = [self.python, "-m", f"services.{stage}", "--volume", self.volume]
+        command += ["--run-dir", self.run_dir, *map(str, words), *level]
+        return Program(
+            self.volume, stage, instance, command, {"BDR_LOG_FORMAT": self.host.log_format}
+        )
+
+    def monitor(self, volume: Source | Target, *words: object) -> Program:
+        """The monitor of either side."""
+        options: list[object] = ["--role", volume.role, "--programs-dir", self.programs_dir]
+        options += ["--rpo-seconds", f"{volume.rpo_seconds:g}"]
+        if volume.metrics_port is not None:
+            options += ["--metrics-address", volume.metrics_address]
+            options += ["--metrics-port", volume.metrics_port]
+        command = volume.on_event or self.host.on_event
+        if command:
+            options += ["--on-event", shlex.join(command)]
+        return self.program("monitor", *options, *words)
+
+
+def _source_programs(common: _Common, volume: Source, senders: int) -> list[Program]:
+    target = ["--chardev", volume.chardev, "--address", volume.address, "--port", volume.port]
+    clean = ["--assume-clean"] if volume.assume_clean else []
+    return [
+        common.program("reader", *target, *clean),
+        *(common.program("sender", *target, instance=at + 1) for at in range(senders)),
+        common.monitor(volume, "--chardev", volume.chardev),
+    ]
+
+
+def _target_programs(common: _Common, volume: Target) -> list[Program]:
+    state = volume.state or f"{common.host.state_dir}/{common.volume}.state"
+    options: list[object] = ["--target", volume.target, "--state", state]
+    options += ["--address", volume.address, "--port", volume.port]
+    if volume.journal is not None:
+        options += ["--journal", volume.journal]
+    if volume.journal_size is not None:
+        options += ["--journal-size", volume.journal_size]
+    return [common.program("applier", *options), common.monitor(volume)]
 
 
 def files(programs: Iterable[Program], *, log_dir: str | None) -> dict[str, str]:

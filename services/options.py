@@ -72,7 +72,18 @@ def target_address(command: _Command) -> _Command:
 
 
 def verbosity(command: _Command) -> _Command:
-    """--verbose, --debug, --noprint."""
+    """--verbose, --debug, --noprint; and --log-format, which takes effect at once."""
+    command = click.option(
+        "--log-format",
+        envvar="BDR_LOG_FORMAT",
+        type=click.Choice([form.value for form in log.Format]),
+        default=log.Format.TEXT.value,
+        show_default=True,
+        expose_value=False,
+        is_eager=True,
+        callback=lambda _context, _parameter, value: log.use_format(value),
+        help="Form of a log line.",
+    )(command)
     command = click.option("--noprint", is_flag=True, help="Log warnings and errors only.")(command)
     command = click.option("--debug", is_flag=True, help="Log everything.")(command)
     return click.option("--verbose", is_flag=True, help="Log what happens; the default.")(command)
