@@ -44,6 +44,7 @@ class RecordFile:
         Raises:
             StateError: damaged, of another volume, or of a bigger device.
         """
+        self._settle()
         copies = [
             os.pread(self._fd, format_.COPY_BYTES, at * format_.COPY_BYTES).ljust(
                 format_.COPY_BYTES, b"\0"
@@ -76,6 +77,18 @@ class RecordFile:
             journal=record.journal,
         )
 
+    def _settle(self) -> None:
+        """Makes what a killed process left durable, and forgets what is cached of it.
+
+        Else a record could be believed that a power cut takes back, when others, such
+        as a journal's superblock, were built on it already.
+        """
+        try:
+            os.fdatasync(self._fd)
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise self._failed(error) from error
+
     def save(self, record: ReplicaRecord) -> None:
         """Writes the older copy anew and syncs it.
 
@@ -88,10 +101,13 @@ class RecordFile:
             os.pwrite(self._fd, data, self._generation % format_.COPIES * format_.COPY_BYTES)
             os.fdatasync(self._fd)
         except OSError as error:
-            raise StateError(
-                f"replica state {self.path}: {error.strerror}; mend the disk, then start the "
-                "applier again: nothing acknowledged is lost"
-            ) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> StateError:
+        return StateError(
+            f"replica state {self.path}: {error.strerror}; mend the disk, then start the "
+            "applier again: nothing acknowledged is lost"
+        )
 
     def close(self) -> None:
         """Gives the file free."""

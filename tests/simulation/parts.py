@@ -492,11 +492,10 @@ class Applier(Process):
         self.store.sync(self._last.record)
         self.store.close()
 
-    def kill(self) -> None:
+    def kill(self, *, in_a_job: bool = True) -> None:
         """The worker may be in the middle of a job."""
         super().kill()
-        rng = self.world.rng
-        if rng.random() < 0.5:
+        if in_a_job and self.world.rng.random() < 0.5:
             self.store.device.fails_write = "killed"
             with contextlib.suppress(DiskFailedError, PowerLostError):
                 if not self.store.step() and self._is_working and self.jobs:

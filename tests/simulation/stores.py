@@ -100,6 +100,7 @@ class RecordFile:
         self._generation = 0
 
     def load(self, device_sectors: int) -> ReplicaRecord:
+        self._settle()
         copies = [
             self._disk.read(at * format_.COPY_BYTES, format_.COPY_BYTES)
             for at in range(format_.COPIES)
@@ -109,6 +110,10 @@ class RecordFile:
             return ReplicaRecord(volume=VOLUME, device_sectors=device_sectors)
         self._generation, record = found
         return record
+
+    def _settle(self) -> None:
+        self._disk.sync()
+        self._disk.drop_cache()
 
     def save(self, record: ReplicaRecord) -> None:
         self._generation += 1

@@ -409,12 +409,12 @@ class World:
             yield
         except DiskFailedError as error:
             self.note(f"applier failed: {error}")
-            self._end_applier()
+            self._end_applier(in_a_job=False)
             # Someone mends the disk and starts it again.
             self.clock.after(self.rng.uniform(0.1, 2.0), self.start_applier)
         except PowerLostError:
             self.note("power cut in the middle of a step")
-            self._end_applier()
+            self._end_applier(in_a_job=False)
             self._lose_power()
             self.clock.after(self._pause_s(), self.start_applier)
 
@@ -423,11 +423,11 @@ class World:
         self.oracle.check_release(tail)
         self.gate.release(tail)
 
-    def _end_applier(self) -> None:
+    def _end_applier(self, *, in_a_job: bool = True) -> None:
         applier, self.applier = self.applier, None
         if applier is None:
             return  # it had not begun
-        applier.kill()
+        applier.kill(in_a_job=in_a_job)
         if self.reader is not None and self.reader.link is not None:
             self.reader.disconnect()
         for sender in self.senders:
@@ -478,7 +478,7 @@ class World:
                 self._light_fuse()
             with self.target_disks():
                 self.applier.stop()
-                self._end_applier()
+                self._end_applier(in_a_job=False)
                 self.clock.after(self._pause_s(), self.start_applier)
 
     def _power_cut(self) -> None:

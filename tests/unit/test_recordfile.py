@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The state file: what is believed of it at a start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from common.errors import StateError
+from common.record import COPY_BYTES, ReplicaRecord, encode_copy
+from common.recordfile import RecordFile
+
+RECORD = ReplicaRecord(volume="v", device_sectors=64, slot=7)
+
+
+def load(path: Path) -> ReplicaRecord:
+    return RecordFile(str(path)).load(volume="v", device_sectors=64)
+
+
+def test_new_file_gives_a_blank_record(tmp_path: Path) -> None:
+    assert load(tmp_path / "state") == ReplicaRecord(volume="v", device_sectors=64)
+
+
+def test_saved_records_are_found_again_the_newest_first(tmp_path: Path) -> None:
+    file = RecordFile(str(tmp_path / "state"))
+    file.load(volume="v", device_sectors=64)
+    for slot in range(1, 6):
+        file.save(ReplicaRecord(volume="v", device_sectors=64, slot=slot))
+    file.close()
+    assert load(tmp_path / "state").slot == 5
+
+
+def test_record_left_by_a_killed_process_is_synced_before_it_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between pwrite and fdatasync; a power cut might still take the copy back."""
+    path = tmp_path / "state"
+    path.write_bytes(encode_copy(RECORD, 2) + bytes(COPY_BYTES))
+    calls = []
+    sync, read = os.fdatasync, os.pread
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (calls.append("sync"), sync(fd))[1])
+    monkeypatch.setattr(
+        os, "pread", lambda fd, size, at: (calls.append("read"), read(fd, size, at))[1]
+    )
+    assert load(path) == RECORD
+    assert calls == ["sync", "read", "read"]
+
+
+def test_disk_that_cannot_sync_the_record_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(StateError, match="Input/output error"):
+        load(tmp_path / "state")
