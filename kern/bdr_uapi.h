@@ -106,8 +106,10 @@ struct bdr_bitmap {
  * The first request of a connection is BDR_IOC_OPEN; its answer carries two
  * descriptors (SCM_RIGHTS): the ring's memory, headers and one copy of the
  * payload, sealed and read-only; and an eventfd, readable when the device's
- * poll() would be.  Only a consumer may RELEASE, RESUME, CLEAR and MARK, and
- * only one connection is the consumer at a time (EBUSY).
+ * poll() would be (an observer's never is).  Only a consumer may RELEASE, RESUME,
+ * CLEAR and MARK, else EPERM; one connection is the consumer at a time (EBUSY).
+ * A request before OPEN gets ENOTCONN, a second OPEN EISCONN, one of another ABI
+ * version EPROTONOSUPPORT, an unknown code ENOTTY, a client too many EUSERS.
  */
 #define BDR_ROLE_OBSERVER	0
 #define BDR_ROLE_CONSUMER	1
