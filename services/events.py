@@ -84,7 +84,7 @@ class Detector:
         if (
             is_connected
             and before is not None
-            and now["connection"]["disconnects"] > before["connection"]["disconnects"]
+            and now["connection"]["losses"] > before["connection"]["losses"]
         ):
             return [lost, restored]
         return []

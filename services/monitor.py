@@ -223,7 +223,8 @@ class Monitor:
         }
         self._status.send_multipart([EVENT_TOPIC, msgpack.packb(message, default=str)])
         if hook:
-            told = self._log.info if event.topic in _GOOD_NEWS else self._log.warning
+            is_good = event.topic in _GOOD_NEWS or event.facts.get("to") == "healthy"
+            told = self._log.info if is_good else self._log.warning
             told(event.topic, **event.facts, seconds_behind=self.status["seconds_behind"])
             self._hooks.put(event, self.status)
 
@@ -346,6 +347,7 @@ class Monitor:
             "connection": {
                 "state": reader["phase"] if reader else None,
                 "is_up": None if reader is None else reader["phase"] == "STREAMING",
+                "losses": _count(reader["disconnects"]) if reader else 0,
                 **self._links(),
             },
             "replica": {"condition": reader["condition"] if reader else None},
@@ -361,6 +363,7 @@ class Monitor:
             "connection": {
                 "state": None if applier is None else "FED" if applier["is_fed"] else "WAITING",
                 "is_up": applier["is_fed"] if applier else None,
+                "losses": 0,
                 **self._links(),
             },
             "replica": {
@@ -411,7 +414,7 @@ class Monitor:
         )
 
 
-_GOOD_NEWS = ("connection-restored", "consistent", "rpo-restored", "stage-back", "health")
+_GOOD_NEWS = ("connection-restored", "consistent", "rpo-restored", "stage-back")
 
 
 def _nothing() -> None:

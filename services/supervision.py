@@ -138,6 +138,14 @@ class Supervision:
         """
         return cast("dict[str, list[str]]", self._ask("bdr.update"))
 
+    def stop_all(self) -> None:
+        """Stops every process, all at once, and waits for it.
+
+        Raises:
+            NotRunningError: no supervisord answers.
+        """
+        self._ask("supervisor.stopAllProcesses")
+
     def _ask(self, method: str) -> object:
         if not self.is_running():
             found = "a stale socket" if self.socket.exists() else "none"

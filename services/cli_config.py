@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`bdr config`: checks and shows the configuration."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from common import config
+from common.config import Source
+from services import cli_options
+
+
+@click.group()
+def main() -> None:
+    """Check or show the configuration."""
+
+
+@main.command()
+@cli_options.config_path
+def check(config_path: str) -> None:
+    """Checks bdr.toml, and whether the devices that it names are there.
+
+    Prints one line for each mistake and ends with 64 if there is one. Devices that
+    are missing are only pointed out: they may appear later.
+    """
+    found = config.load(config_path)
+    for name, volume in found.volume.items():
+        paths = {"chardev": volume.chardev, "underdev": volume.underdev} if isinstance(
+            volume, Source
+        ) else {"target": volume.target}  # fmt: skip
+        for key, path in paths.items():
+            if path and not os.path.exists(path):
+                click.echo(f"{config_path}: volume.{name}.{key}: {path} does not exist now")
+    roles = [volume.role for volume in found.volume.values()]
+    click.echo(
+        f"{config_path}: good: {roles.count('source')} source and {roles.count('target')} "
+        "target volumes"
+    )
+
+
+@main.command()
+@cli_options.config_path
+@click.argument("volume", required=False, shell_complete=cli_options.complete_volume)
+def show(config_path: str, volume: str | None) -> None:
+    """Prints every value in force, defaults included, of VOLUME or of everything."""
+    found = config.load(config_path)
+    if volume is None:
+        _table("[host]", found.host.model_dump())
+    for name in [cli_options.chosen(found, volume)] if volume else found.volume:
+        _table(f"[volume.{name}]", found.volume[name].model_dump())
+
+
+def _table(title: str, values: dict[str, object]) -> None:
+    click.echo(title)
+    for key, value in values.items():
+        if value is None:
+            click.echo(f"# {key}: not set")
+        else:
+            click.echo(f"{key} = {_toml(value)}")
+    click.echo()
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return str(value)
