@@ -27,8 +27,11 @@ demo: plugin ## replicate a real block device, end to end
 	@$(PYTHON) -m deploy.demo
 
 .PHONY: test
-test: plugin ## every test
-	@$(PYTHON) -m pytest
+test: test-native test-kernel ## every test
+
+.PHONY: test-native
+test-native: plugin ## every test but the kernel module's
+	@$(PYTHON) -m pytest --ignore tests/kernel
 
 .PHONY: lint
 lint: $(BUILD)/.setup ## ruff and mypy
@@ -40,4 +43,5 @@ lint: $(BUILD)/.setup ## ruff and mypy
 bench-pipeline: plugin ## the pipeline against a bare TCP-to-pwrite loop
 	@$(PYTHON) -m tests.bench.pipeline
 
--include kern/kernel.mk
+include kern/kernel.mk
+-include tests/*/*.mk

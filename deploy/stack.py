@@ -56,9 +56,8 @@ class Stack:
         if self._process.poll() is not None:
             assert self._process.stderr
             raise SetupError(f"supervisord: {self._process.stderr.read().decode().strip()}")
-        self._server = ServerProxy(
-            "http://127.0.0.1", SupervisorTransport(None, None, f"unix://{socket}")
-        )
+        self._transport = SupervisorTransport(None, None, f"unix://{socket}")
+        self._server = ServerProxy("http://127.0.0.1", self._transport)
         self._rpc = self._server.supervisor
         self._all: list[Program] = []
 
@@ -109,6 +108,7 @@ class Stack:
 
     def close(self) -> None:
         """Stops every program, then supervisord."""
+        self._transport.close()
         end(self._process)
         if self._process.stderr:
             self._process.stderr.close()

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One volume with its source and its target, driven by tests.
+
+The source is a file served by nbdkit with the plugin; tests write to it over NBD.
+The stages run under a supervisord of the test's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from common.capture import Capture, CaptureStatus, Role, open_capture
+from common.programs import Program
+from deploy.command import wait_for
+from deploy.demo import free_port
+from deploy.nbd_source import nbd_server
+from deploy.stack import Stack, source_programs, target_programs
+from tests.nbdkit.client import NbdClient
+
+MIB = 1 << 20
+BLOCK_BYTES = 4096
+VOLUME = "v"
+DEADLINE_S = 60.0
+
+
+class Pair:
+    """Up while it is open; `start` starts the stages.
+
+    Args:
+        directory: for everything that it makes.
+        size: of the source, in bytes.
+        target_size: of the target, if it differs.
+        writes: capacity of the ring.
+        senders: how many.
+        applier_options: besides the necessary ones.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        size: int = 64 * MIB,
+        target_size: int | None = None,
+        writes: int = 8192,
+        senders: int = 2,
+        applier_options: Sequence[str] = (),
+    ) -> None:
+        self.directory = directory
+        self.source = directory / "source"
+        self.target = directory / "target"
+        self.state = directory / "state"
+        self.port = free_port()
+        self.size = size
+        self.target_program = self.target_with(options=applier_options)
+        self._writes = writes
+        self._senders = senders
+        for path, bytes_ in ((self.source, size), (self.target, target_size or size)):
+            with path.open("wb") as file:
+                file.truncate(bytes_)
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            _, self.nbd, self.ring = stack.enter_context(
+                nbd_server(str(self.source), self.directory, writes=self._writes)
+            )
+            self.stack = stack.enter_context(Stack(self.directory / "run"))
+            self.capture: Capture = open_capture(self.ring, Role.OBSERVER)
+            stack.callback(self.capture.close)
+            self.client = stack.enter_context(NbdClient(self.nbd))
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._open.close()
+
+    # Stages.
+
+    @property
+    def source_programs(self) -> list[Program]:
+        """Reader and senders."""
+        return self.source_with()
+
+    def source_with(
+        self, *, volume: str = VOLUME, chardev: str | None = None, run_dir: str = "sockets"
+    ) -> list[Program]:
+        """Reader and senders, with something changed."""
+        return source_programs(
+            volume,
+            chardev=chardev or self.ring,
+            address="127.0.0.1",
+            port=self.port,
+            run_dir=self.directory / run_dir,
+            senders=self._senders,
+            assume_clean=True,
+        )
+
+    def target_with(
+        self,
+        *,
+        volume: str = VOLUME,
+        target: str | None = None,
+        state: str = "state",
+        options: Sequence[str] = (),
+    ) -> Program:
+        """An applier, with something changed."""
+        (program,) = target_programs(
+            volume,
+            target=target or str(self.target),
+            state=self.directory / state,
+            address="127.0.0.1",
+            port=self.port,
+            options=options,
+        )
+        return program
+
+    def start(self) -> None:
+        """Starts applier, reader and senders."""
+        self.stack.add([self.target_program, *self.source_programs])
+
+    def stages(self) -> list[str]:
+        """Names of the pair's programs."""
+        return [program.name for program in (self.target_program, *self.source_programs)]
+
+    def kill(self, name: str) -> None:
+        """kill -9; supervisord starts it again."""
+        pid = self.stack.pid(name)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(
+            lambda: self.stack.pid(name) not in (0, pid),
+            what=f"the restart of {name}",
+            timeout_s=DEADLINE_S,
+        )
+
+    @contextlib.contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """SIGSTOP, then SIGCONT."""
+        pid = self.stack.pid(name)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def ended_with(self, name: str) -> tuple[int, str]:
+        """Waits for a program's end; returns its exit code and the line that says why."""
+        wait_for(
+            lambda: self.stack.pid(name) == 0 and "stopped" in self.stack.log(name),
+            what=f"the end of {name}",
+            timeout_s=DEADLINE_S,
+        )
+        (*_, line) = (x for x in self.stack.log(name).splitlines() if "event=stopped" in x)
+        return self.stack.exit_code(name), line
+
+    def wait_logged(self, name: str, text: str, *, times: int = 1) -> None:
+        """Waits until a program has logged something."""
+        wait_for(
+            lambda: self.stack.log(name).count(text) >= times,
+            what=f"{text!r} in the log of {name}",
+            timeout_s=DEADLINE_S,
+        )
+
+    # Data.
+
+    def status(self) -> CaptureStatus:
+        """The capture's."""
+        return self.capture.status()
+
+    def settle(self) -> None:
+        """Waits until everything written is durable on the target."""
+        wait_for(
+            lambda: self.status().tail == self.status().head,
+            what="the replica's last batch",
+            timeout_s=DEADLINE_S,
+        )
+
+    def scribble(self, rng: random.Random, count: int) -> None:
+        """Writes of many sizes, zeroes, trims and flushes, all over the device."""
+        for _ in range(count):
+            sectors = rng.choice([1, 3, 8, 8, 8, 16, 64, 200])
+            offset = rng.randrange(self.size // 512 - sectors) * 512
+            kind = rng.random()
+            if kind < 0.85:
+                self.client.write(offset, rng.randbytes(512 * sectors), flags=rng.random() < 0.05)
+            elif kind < 0.9:
+                self.client.trim(offset, 512 * sectors)
+            elif kind < 0.95:
+                self.client.zero(offset, 512 * sectors)
+            else:
+                self.client.flush()
+
+    def is_identical(self) -> bool:
+        """Compares both files byte by byte, over the source's size."""
+        with self.source.open("rb") as one, self.target.open("rb") as two:
+            while block := one.read(MIB):
+                if two.read(len(block)) != block:
+                    return False
+        return True
