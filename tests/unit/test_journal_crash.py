@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The journal's steps under crashes: whatever happens when, the device holds a prefix.
+
+Each named test stops at one place. `run_life` stops at random ones: between any two
+accesses to a disk, within a superblock's or an entry's write, within recovery itself,
+again and again; by kill -9 (what was written is seen) or by a power cut (of what is
+not synced, any sector may be there or not). The planted bugs show that it would notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import journal_engine, journal_recovery
+from common.errors import DeviceError, InternalError, StateError
+from common.journal import BLOCK_BYTES
+from common.journal_engine import JournalEngine
+from common.journal_recovery import Found, Verdict
+from common.record import ReplicaRecord
+from common.replica import Apply
+from common.wire import Condition
+from tests.simulation.disk import Disk
+from tests.unit.journal_rig import MemoryDevice, MemoryJournal, Target
+
+LIVES = 12
+STEPS = 40
+
+
+class CrashError(Exception):
+    """The process ends here."""
+
+
+class Fuse:
+    """Burns down with each access to a disk; then the process ends."""
+
+    def __init__(self) -> None:
+        self.left: int | None = None
+
+    def burn(self) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise CrashError
+
+
+class FusedDisk(Disk):
+    """Ends the process before an access, or within a write."""
+
+    def __init__(self, disk: Disk, fuse: Fuse) -> None:
+        super().__init__(0)
+        self.content, self.synced, self.unsynced = disk.content, disk.synced, disk.unsynced
+        self.shared_fuse = fuse
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        try:
+            self.shared_fuse.burn()
+        except CrashError:
+            super().write(offset, data[: len(data) // 1024 * 512])
+            raise
+        super().write(offset, data)
+
+    def sync(self) -> None:
+        self.shared_fuse.burn()
+        super().sync()
+
+
+class Life:
+    """A target that crashes and starts again, with a checker beside it."""
+
+    def __init__(self, rng: Random) -> None:
+        self.rng = rng
+        self.fuse = Fuse()
+        self.target = Target(blocks=rng.randrange(12, 40))
+        self._fuse_disks()
+        self.order = [self.target.jobs.record]
+        """Records in the order of their jobs, as far as the journal may still have them."""
+        self.acknowledged = 0
+        """Index of the last one that was acknowledged."""
+
+    def run(self) -> None:
+        for _ in range(LIVES):
+            self.fuse.left = self.rng.choice((0, 3, 10, 30, 100))
+            try:
+                for _ in range(STEPS):
+                    self.step()
+            except CrashError:
+                pass
+            self.crash()
+
+    def step(self) -> None:
+        target, engine, rng = self.target, self.target.engine, self.rng
+        kind = rng.random()
+        if kind < 0.5:
+            slots = rng.randrange(1, 4)
+            if engine.fits(slots):
+                self.append(slots)
+        elif kind < 0.65:
+            self.commit()
+        elif kind < 0.85:
+            if engine.unapplied_bytes:
+                engine.apply_next()
+        elif kind < 0.97:
+            engine.checkpoint()
+        elif not engine.unapplied_bytes and engine.used_bytes == engine.uncheckpointed_bytes:
+            engine.close()
+            self.crash()
+        assert engine.used_bytes <= target.log_bytes
+
+    def append(self, slots: int) -> None:
+        target, rng = self.target, self.rng
+        kind = rng.random()
+        if kind < 0.1 and target.engine.fits(0):
+            job = target.jobs.session()
+        elif kind < 0.2 and target.engine.fits(0):
+            job = target.jobs.mark(rng.choice(list(Condition)))
+        else:
+            sectors = [rng.randrange(12) * 8 for _ in range(slots)]
+            job = target.jobs.write(sectors, rng.randbytes(6))
+        self.order.append(job.record)
+        target.engine.append(job)
+
+    def commit(self) -> None:
+        written = len(self.order) - 1
+        self.target.engine.commit()
+        self.acknowledged = written
+
+    def crash(self) -> None:
+        """The process ends, maybe with the machine; then it recovers, maybe not at once."""
+        for attempt in range(3):
+            self.fuse.left = None
+            if self.rng.random() < 0.6:
+                self.target.cut_power(self.rng)
+            self._fuse_disks()
+            self.fuse.left = self.rng.randrange(30) if attempt < 2 else None
+            try:
+                found = self.target.restart()
+            except CrashError:
+                continue
+            break
+        self.check(found.record)
+
+    def check(self, record: ReplicaRecord) -> None:
+        """The device is what it was after one job, and no acknowledged one is missing."""
+        assert record in self.order[self.acknowledged :], "acknowledged jobs are lost"
+        assert self.target.content == self.target.jobs.prefixes[record], "no prefix"
+        self.order, self.acknowledged = [record], 0
+
+    def _fuse_disks(self) -> None:
+        target = self.target
+        target.journal = MemoryJournal(FusedDisk(target.journal.disk, self.fuse))
+        target.device = MemoryDevice(FusedDisk(target.device.disk, self.fuse))
+        target.engine._disk, target.engine._device = target.journal, target.device
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that jobs are read back, and groups synced, within a short life."""
+    monkeypatch.setattr(journal_engine, "KEPT_BYTES_MAX", 6 * BLOCK_BYTES)
+    monkeypatch.setattr(journal_engine, "UNSYNCED_BYTES_MAX", 14 * BLOCK_BYTES)
+    monkeypatch.setattr(journal_recovery, "WITNESS_BYTES", 28 * BLOCK_BYTES)
+
+
+@given(st.randoms(use_true_random=True))
+@settings(max_examples=150, deadline=None)
+def test_any_crash_leaves_a_prefix_with_all_that_was_acknowledged(rng: Random) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal_engine, "KEPT_BYTES_MAX", rng.choice((0, 6, 100)) * BLOCK_BYTES)
+        patch.setattr(journal_engine, "UNSYNCED_BYTES_MAX", 14 * BLOCK_BYTES)
+        Life(rng).run()
+
+
+# The checker bites.
+
+
+def commit_without_sync(engine: JournalEngine) -> None:
+    engine._durable = engine._head
+
+
+def apply_before_commit(engine: JournalEngine, job: Apply) -> None:
+    _append(engine, job)
+    engine._device.apply(job.extents, job.payload)
+
+
+def checkpoint_without_device_sync(engine: JournalEngine, *, is_closed: bool = False) -> None:
+    device = engine._device
+    engine._device = MemoryDevice(Disk(0))
+    _checkpoint(engine, is_closed=is_closed)
+    engine._device = device
+
+
+def room_for_all(engine: JournalEngine, slots: int) -> bool:
+    return slots <= 3
+
+
+def any_body(meta: object, payload: object) -> bytes:
+    return bytes(16)
+
+
+_append, _checkpoint = JournalEngine.append, JournalEngine.checkpoint
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "bug"),
+    [
+        (JournalEngine, "commit", commit_without_sync),
+        (JournalEngine, "append", apply_before_commit),
+        (JournalEngine, "checkpoint", checkpoint_without_device_sync),
+        (JournalEngine, "fits", room_for_all),
+        (journal_recovery.journal, "body_checksum", any_body),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_planted_bug_is_noticed(
+    where: object, name: str, bug: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(where, name, bug)
+    for seed in range(60):
+        try:
+            Life(Random(seed)).run()
+        except (AssertionError, StateError, InternalError):
+            return
+    pytest.fail("60 lives, and nothing noticed")
+
+
+def test_trusting_entries_of_an_earlier_run_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_run = journal_engine.begin_run
+
+    def same_run(disk: object, superblock: object, **arguments: object) -> object:
+        begun = begin_run(disk, superblock, **arguments)  # type: ignore[arg-type]
+        return journal_engine._write_both(
+            disk,  # type: ignore[arg-type]
+            journal_engine.replace(begun, run=1),
+        )
+
+    monkeypatch.setattr(journal_engine, "begin_run", same_run)
+    for seed in range(400):
+        try:
+            Life(Random(seed)).run()
+        except (AssertionError, StateError):
+            return
+    pytest.fail("400 lives, and nothing noticed")
+
+
+# One place each.
+
+
+def test_kill_between_append_and_commit_keeps_or_loses_whole_jobs() -> None:
+    target = Target()
+    target.add(target.jobs.write([0], b"a"))
+    target.engine.append(target.jobs.write([8], b"b"))
+    found = target.restart()
+    assert found.jobs == 2  # kill -9: what was written is there, and is made durable first
+    assert target.content == bytes(target.jobs.content)
+
+
+def test_power_cut_between_append_and_commit_loses_what_was_not_acknowledged() -> None:
+    target = Target()
+    target.add(target.jobs.write([0], b"a"))
+    acknowledged = target.jobs.record
+    target.engine.append(target.jobs.write([8], b"b"))
+    target.cut_power()
+    found = target.restart()
+    assert (found.jobs, found.record) == (1, acknowledged)
+    assert target.content == bytes(target.jobs.content)
+
+
+def test_kill_between_commit_and_apply_applies_at_start() -> None:
+    target = Target()
+    target.add(target.jobs.write([0, 8, 16], b"a"))
+    assert not any(target.content)
+    target.restart()
+    assert target.content == bytes(target.jobs.content)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_power_cut_between_apply_and_checkpoint_applies_again(seed: int) -> None:
+    target = Target()
+    for at in range(6):
+        target.add(target.jobs.write([0, at * 8], b"%d" % at))
+    target.apply_all()
+    target.cut_power(Random(seed))  # the device keeps any mixture
+    assert target.restart().jobs == 6
+    assert target.content == bytes(target.jobs.content)
+
+
+def test_power_cut_between_device_sync_and_superblock_applies_again() -> None:
+    target = Target()
+    target.add(target.jobs.write([0], b"a"))
+    target.apply_all()
+    target.device.sync()
+    target.cut_power()
+    assert target.restart().jobs == 1
+    assert target.content == bytes(target.jobs.content)
+
+
+@pytest.mark.parametrize("sectors", range(9))
+def test_power_cut_within_the_superblocks_write_leaves_the_other_copy(sectors: int) -> None:
+    target = Target()
+    target.add(target.jobs.write([0], b"a"))
+    target.apply_all()
+    before = target.engine.superblock
+    whole = bytes(target.journal.disk.content)
+    target.engine.checkpoint()
+    torn = bytearray(target.journal.disk.content)
+    at = target.engine.superblock.offset
+    torn[at + sectors * 512 : at + BLOCK_BYTES] = whole[at + sectors * 512 : at + BLOCK_BYTES]
+    target.journal.disk.content = torn
+    found = target.recover()
+    assert found.superblock in (before, target.engine.superblock)
+    assert target.restart().record == target.jobs.record
+    assert target.content == bytes(target.jobs.content)
+
+
+def test_device_failing_within_apply_loses_nothing() -> None:
+    target = Target()
+    target.add(target.jobs.write([0], b"a"), target.jobs.write([8], b"b"))
+    target.device.disk.fails_write = "EIO"
+    with pytest.raises(DeviceError):
+        target.engine.apply_next()
+    assert target.restart().jobs == 2
+    assert target.content == bytes(target.jobs.content)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_device_failing_its_sync_loses_nothing(seed: int) -> None:
+    target = Target()
+    for at in range(6):
+        target.add(target.jobs.write([0, at * 8], b"%d" % at))
+    target.apply_all()
+    before = target.engine.superblock
+    target.device.disk.fails_sync = "EIO"
+    with pytest.raises(DeviceError):
+        target.engine.checkpoint()
+    assert target.engine.superblock == before
+    target.cut_power(Random(seed))
+    target.restart()
+    assert target.content == bytes(target.jobs.content)
+
+
+def test_journal_failing_within_append_keeps_what_was_acknowledged() -> None:
+    target = Target()
+    target.add(target.jobs.write([0], b"a"))
+    acknowledged = target.jobs.record
+    target.journal.disk.fails_write = "ENOSPC"
+    with pytest.raises(StateError):
+        target.engine.append(target.jobs.write([8, 16], b"b"))
+    found = target.restart()
+    assert (found.record, found.ended_by) == (acknowledged, Found.TORN_BODY)
+    assert target.content == bytes(target.jobs.content)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_journal_failing_its_sync_keeps_what_was_acknowledged(seed: int) -> None:
+    target = Target()
+    target.add(target.jobs.write([0], b"a"))
+    acknowledged = target.jobs.record
+    target.engine.append(target.jobs.write([8], b"b"))
+    later = target.jobs.record
+    target.journal.disk.fails_sync = "EIO"
+    with pytest.raises(StateError):
+        target.engine.commit()
+    target.cut_power(Random(seed))  # or what `JournalFile.settle` sees
+    assert target.restart().record in (acknowledged, later)
+    assert target.content == bytes(target.jobs.content)
+
+
+def test_full_journal_takes_no_more_until_both_copies_have_moved() -> None:
+    target = Target(blocks=8)
+    while target.engine.fits(1):
+        target.add(target.jobs.write([0], b"x"))
+    with pytest.raises(InternalError):
+        target.engine.append(target.jobs.write([0], b"x"))
+    target.apply_all()
+    assert not target.engine.fits(1)
+    target.engine.checkpoint()
+    assert not target.engine.fits(1)
+    assert target.engine.can_free
+    target.engine.checkpoint()
+    assert target.engine.fits(1)
+    assert not target.engine.can_free
+
+
+def test_close_with_unapplied_jobs_is_a_bug() -> None:
+    target = Target()
+    target.add(target.jobs.write([0], b"a"))
+    with pytest.raises(InternalError):
+        target.engine.close()
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_backlog_beyond_memory_is_read_back_from_the_journal() -> None:
+    target = Target(blocks=40)
+    for at in range(15):
+        target.add(target.jobs.write([at * 8], b"%d" % at))
+    assert sum(end.position - at.position for at, end, _ in target.engine._kept) <= 6 * BLOCK_BYTES
+    target.apply_all()
+    assert target.content == bytes(target.jobs.content)
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_backlog_that_does_not_read_back_stops_the_applying() -> None:
+    target = Target(blocks=40)
+    for at in range(15):
+        target.add(target.jobs.write([at * 8], b"%d" % at))
+    target.journal.disk.content[30 * BLOCK_BYTES] ^= 1
+    with pytest.raises(StateError, match="wanted the entry that was written there"):
+        target.apply_all()
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_group_is_synced_before_a_witness_could_stand_too_far_away() -> None:
+    target = Target(blocks=40)
+    for at in range(12):
+        target.engine.append(target.jobs.write([at * 8], b"x"))
+        assert target.engine._unsynced_bytes <= 14 * BLOCK_BYTES
+    assert target.engine.unapplied_bytes
+
+
+def test_verdict_of_every_case_is_used() -> None:
+    assert set(journal_recovery.VERDICTS.values()) == set(Verdict)

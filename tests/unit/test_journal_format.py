@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The journal's bytes: version 1 frozen, round trips, every bit flipped, the circle."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common import journal
+from common.journal import (
+    BLOCK_BYTES,
+    HEADER_ENTRY_BYTES,
+    LOG_OFFSET,
+    Copy,
+    Cursor,
+    Kind,
+    Superblock,
+)
+from common.record import ReplicaRecord
+from common.wire import Condition
+
+U64 = st.integers(0, (1 << 64) - 1)
+SUPERBLOCK = Superblock(
+    generation=0x0102030405060708,
+    journal=bytes(range(16)),
+    log_bytes=1 << 30,
+    run=9,
+    checkpoint=Cursor(0x1234567000, 0x2345),
+    durable=0x2350,
+    is_closed=False,
+    record=ReplicaRecord(
+        volume="vol-1",
+        device_sectors=1 << 31,
+        stream=bytes(range(16, 32)),
+        slot=0xABCDEF,
+        epoch=12,
+        condition=Condition.CATCHING_UP,
+    ),
+)
+FROZEN_SUPERBLOCK = (
+    "4244524a524e4c0001000000000000000dae45330d5e0e575c059403d6de8c780807060504030201"
+    "000102030405060708090a0b0c0d0e0f000000400000000009000000000000000070563412000000"
+    "452300000000000050230000000000000000008000000000101112131415161718191a1b1c1d1e1f"
+    "efcdab00000000000c0000000000000001000000000000000500000000000000766f6c2d31"
+)
+FROZEN_ENTRY = (
+    "424452454e54525964832e4faacb1ffb09b26a86fb5f820a000102030405060708090a0b0c0d0e0f"
+    "09000000000000004523000000000000007056341200000044230000000000000100000002000000"
+    "0300000001000000101112131415161718191a1b1c1d1e1fefcdab00000000000c00000000000000"
+    "96a1b5c8263c3fafa4a40825fd7cecd6000000000000000000000000000000000000000000000000"
+    "0000000000000f000800000000000f"
+)
+FROZEN_SKIP = (
+    "424452454e5452596c2316926ed308cb82a5bda52bfc8104000102030405060708090a0b0c0d0e0f"
+    "09000000000000000500000000000000002000000000000005000000000000000200000000000000"
+    "03000000000000000000000000000000000000000000000000000000000000000000000000000000"
+    "180b35b2190b9e237e0e81b67dfd5958"
+)
+
+
+def entry(slots: int = 2, **changes: object) -> tuple[bytes, bytes]:
+    """Meta and payload of an entry of so many slots."""
+    payload = bytes(range(256)) * 16 * slots
+    headers = b"".join((1 << 51 | 7 << 48 | at * 8).to_bytes(8, "little") for at in range(slots))
+    arguments = {
+        "superblock": SUPERBLOCK,
+        "cursor": Cursor(0x1234567000, 0x2345),
+        "durable": 0x2344,
+        "record": SUPERBLOCK.record,
+        "headers": headers,
+        "payload": payload,
+    } | changes
+    return journal.encode_entry(**arguments), payload  # type: ignore[arg-type]
+
+
+def test_superblock_of_version_1_has_its_frozen_bytes() -> None:
+    block = journal.encode_superblock(SUPERBLOCK)
+    assert len(block) == BLOCK_BYTES
+    assert block.rstrip(b"\0").hex() == FROZEN_SUPERBLOCK
+    frozen = bytes.fromhex(FROZEN_SUPERBLOCK).ljust(BLOCK_BYTES, b"\0")
+    assert journal.inspect_superblock(frozen) == (Copy.INTACT, SUPERBLOCK)
+
+
+def test_entry_of_version_1_has_its_frozen_bytes() -> None:
+    meta, _ = entry()
+    assert len(meta) == BLOCK_BYTES
+    assert meta.rstrip(b"\0").hex() == FROZEN_ENTRY
+
+
+def test_skip_of_version_1_has_its_frozen_bytes() -> None:
+    meta = journal.encode_skip(
+        superblock=SUPERBLOCK, cursor=Cursor(8192, 5), durable=5, length=3 * BLOCK_BYTES
+    )
+    assert meta.rstrip(b"\0").hex() == FROZEN_SKIP
+    header = journal.decode_entry_header(meta)
+    assert header is not None
+    assert (header.kind, header.end) == (Kind.SKIP, Cursor(8192 + 3 * BLOCK_BYTES, 6))
+
+
+@given(
+    st.builds(
+        Superblock,
+        generation=U64,
+        journal=st.binary(min_size=16, max_size=16).filter(any),
+        log_bytes=st.integers(4, 1 << 40).map(lambda blocks: blocks * BLOCK_BYTES),
+        run=U64,
+        checkpoint=st.builds(
+            Cursor, st.integers(0, 1 << 49).map(lambda blocks: blocks * BLOCK_BYTES), U64
+        ),
+        durable=U64,
+        is_closed=st.booleans(),
+        record=st.builds(
+            ReplicaRecord,
+            volume=st.text("abc-é", max_size=32),
+            device_sectors=U64,
+            stream=st.binary(min_size=16, max_size=16),
+            slot=U64,
+            epoch=U64,
+            condition=st.sampled_from(Condition),
+        ),
+    )
+)
+def test_superblock_round_trip(superblock: Superblock) -> None:
+    block = journal.encode_superblock(superblock)
+    assert journal.inspect_superblock(block) == (Copy.INTACT, superblock)
+
+
+@given(
+    record=st.builds(
+        ReplicaRecord,
+        volume=st.just("vol-1"),
+        device_sectors=st.just(1 << 31),
+        stream=st.binary(min_size=16, max_size=16),
+        slot=U64,
+        epoch=U64,
+        condition=st.sampled_from(Condition),
+    ),
+    slots=st.integers(0, 1024),
+    durable=U64,
+)
+def test_entry_round_trip(record: ReplicaRecord, slots: int, durable: int) -> None:
+    meta, payload = entry(slots, record=record, durable=durable)
+    header = journal.decode_entry_header(meta)
+    assert header is not None
+    assert header.record(SUPERBLOCK.record) == record
+    assert (header.kind, header.slots, header.durable) == (Kind.JOB, slots, durable)
+    assert header.body_checksum == journal.body_checksum(meta, payload)
+    assert len(meta) + len(payload) == header.blocks * BLOCK_BYTES == journal.entry_bytes(slots)
+
+
+def test_record_has_no_field_that_the_journal_forgets() -> None:
+    kept = {"volume", "device_sectors", "stream", "slot", "epoch", "condition"}
+    implied = {"clean", "journal"}
+    assert {field.name for field in fields(ReplicaRecord)} == kept | implied
+
+
+def test_superblock_with_any_bit_flipped_is_recognised() -> None:
+    block = journal.encode_superblock(SUPERBLOCK)
+    for bit in range(BLOCK_BYTES * 8):
+        flipped = bytearray(block)
+        flipped[bit // 8] ^= 1 << bit % 8
+        copy, found = journal.inspect_superblock(bytes(flipped))
+        assert found is None
+        assert copy is (Copy.FOREIGN if bit < 64 else Copy.DAMAGED), bit
+
+
+def test_entry_header_with_any_bit_flipped_is_recognised() -> None:
+    meta, _ = entry()
+    for bit in range(HEADER_ENTRY_BYTES * 8):
+        flipped = bytearray(meta)
+        flipped[bit // 8] ^= 1 << bit % 8
+        assert journal.decode_entry_header(flipped) is None, bit
+
+
+def test_entry_body_with_any_bit_of_a_byte_flipped_is_recognised() -> None:
+    meta, payload = entry(1)
+    whole = bytearray(meta + payload)
+    sealed = journal.body_checksum(meta, payload)
+    for at in range(HEADER_ENTRY_BYTES, len(whole), 7):
+        whole[at] ^= 1 << at % 8
+        assert journal.body_checksum(whole[: len(meta)], bytes(whole[len(meta) :])) != sealed, at
+        whole[at] ^= 1 << at % 8
+
+
+@pytest.mark.parametrize("data", [b"", b"BDRENTRY", b"\0" * 4096, b"\xff" * 4096])
+def test_no_entry_header_is_none(data: bytes) -> None:
+    assert journal.decode_entry_header(data) is None
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
+    assert journal.decode_entry_header(data) is None
+    assert journal.inspect_superblock(data)[1] is None
+
+
+def test_superblock_with_fitting_checksum_but_impossible_content_is_damaged() -> None:
+    for wrong in (
+        replace(SUPERBLOCK, log_bytes=4096),
+        replace(SUPERBLOCK, log_bytes=(1 << 30) + 1),
+        replace(SUPERBLOCK, checkpoint=Cursor(1, 1)),
+        replace(SUPERBLOCK, checkpoint=Cursor(1 << 63, 1)),
+        replace(SUPERBLOCK, journal=bytes(16)),
+    ):
+        block = journal.encode_superblock(wrong)
+        assert journal.inspect_superblock(block) == (Copy.DAMAGED, None)
+
+
+def test_copies_are_written_in_turn() -> None:
+    after = SUPERBLOCK.next(checkpoint=Cursor(0, 1), durable=1, record=SUPERBLOCK.record)
+    assert after.generation == SUPERBLOCK.generation + 1
+    assert {SUPERBLOCK.offset, after.offset} == {0, BLOCK_BYTES}
+
+
+@given(
+    position=st.integers(0, 1 << 30).map(lambda blocks: blocks * BLOCK_BYTES),
+    slots=st.integers(0, 1024),
+    blocks=st.integers(2 * 1027, 1 << 20),
+)
+def test_entry_never_wraps(position: int, slots: int, blocks: int) -> None:
+    log_bytes = blocks * BLOCK_BYTES
+    skip = journal.skip_bytes(position, slots, log_bytes)
+    length = journal.entry_bytes(slots)
+    begin = journal.offset_of(position + skip, log_bytes)
+    assert begin >= LOG_OFFSET
+    assert begin + length <= LOG_OFFSET + log_bytes
+    assert skip < length
+    assert skip in (0, journal.rest_of_lap(position, log_bytes))
+
+
+@pytest.mark.parametrize(
+    ("slots", "blocks"), [(0, 1), (1, 2), (256, 257), (492, 493), (493, 495), (1024, 1027)]
+)
+def test_entry_takes_so_many_blocks(slots: int, blocks: int) -> None:
+    assert journal.entry_bytes(slots) == blocks * BLOCK_BYTES
+
+
+def test_log_takes_what_the_superblocks_leave() -> None:
+    assert journal.log_bytes_of(1 << 20) == (1 << 20) - 8192
+    assert journal.log_bytes_of((1 << 20) + 4095) == (1 << 20) - 8192
+    assert journal.log_bytes_of(100) == 0
