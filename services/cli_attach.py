@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from common.attach import STABLE_MODES, Attachment, LinuxHost, writes_of_bytes
 from common.attach import attach as attach_device
 from common.attach import detach as detach_device
 from common.config import parse_size
-from common.errors import UsageError
+from common.errors import BdrError, UsageError
 from common.ring import REGION_SECTORS_DEFAULT, SLOT_BYTES
 
 
@@ -81,4 +83,8 @@ main.add_command(attach)
 main.add_command(detach)
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BdrError as error:
+        click.echo(f"bdr: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,42 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# Builds a kernel that checks itself: KASAN, lockdep, debug objects, fault
+# injection. Takes 15 minutes on two cores, once.
+#   deploy/kasan-kernel.sh SOURCE OUTPUT
+# SOURCE is unpacked from Debian's linux-source if it is not there.
+set -eu
+source=${1:?source directory}
+output=${2:?output directory}
+config=$(cd "$(dirname "$0")/../tests/kernel" && pwd)/debug.config
+[ -e "$output/arch/x86/boot/bzImage" ] && [ -e "$output/modules.order" ] && exit 0
+
+need="flex bison bc cpio libelf-dev libssl-dev"
+missing=
+for package in $need; do
+	dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
+		missing="$missing $package"
+done
+if [ -n "$missing" ]; then
+	[ "$(id -u)" = 0 ] || {
+		echo "kasan-kernel: install as root:$missing" >&2
+		exit 1
+	}
+	# shellcheck disable=SC2086
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
+fi
+
+if [ ! -e "$source/Makefile" ]; then
+	mkdir -p "$source"
+	"$(dirname "$0")/kernel.sh" --source "$source"
+fi
+mkdir -p "$output"
+make -s -C "$source" O="$(cd "$output" && pwd)" tinyconfig
+cat "$config" >>"$output/.config"
+make -s -C "$source" O="$(cd "$output" && pwd)" olddefconfig
+# tinyconfig's SLUB_TINY would drop KASAN without a word.
+grep -q '^CONFIG_KASAN=y' "$output/.config" || {
+	echo "kasan-kernel: the configuration has lost KASAN" >&2
+	exit 1
+}
+echo "kasan-kernel: building in $output"
+nice make -s -C "$source" O="$(cd "$output" && pwd)" -j"$(nproc)" bzImage modules

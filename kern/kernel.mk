@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# The kernel module, and the virtual machine it is tested in. Included by the
+# top-level Makefile; see docs/kernel.md.
+#
+#   KDIR=DIR        headers to build `make module` for (default: the running kernel's)
+#   VM_KERNEL=DIR   a kernel for the machine: image, headers, release
+#   KASAN_DIR=DIR   where `make test-kasan` builds its kernel (default: build/kasan)
+
+KDIR ?= /lib/modules/$(shell uname -r)/build
+VM := $(BUILD)/vm
+VM_KERNEL ?= $(VM)/kernel
+KASAN_DIR ?= $(BUILD)/kasan
+KASAN_SOURCE ?= $(BUILD)/linux
+MODULE_SOURCES := $(wildcard kern/*.c kern/*.h) kern/Kbuild kern/Makefile
+MODULE_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+VM_RUN := $(PYTHON) -m deploy.vm
+# An argument for pytest: make test-kernel TESTS=tests/kernel/test_order.py
+TESTS ?= tests/kernel
+VM_PYTEST := $(PYTHON) -m pytest -p no:cacheprovider -p no:hypothesispytest --durations=10
+
+.PHONY: module
+module: ## the kernel module for the running kernel
+	@$(MAKE) -s -C kern KDIR=$(KDIR)
+
+.PHONY: module-install
+module-install: ## the kernel module by DKMS, rebuilt with every new kernel
+	@deploy/module-install.sh $(MODULE_VERSION)
+
+$(VM)/.packages: deploy/vm-packages.sh | $(BUILD)/.setup
+	@deploy/vm-packages.sh $(VENV)
+	@mkdir -p $(@D) && touch $@
+
+$(VM)/kernel/release: deploy/kernel.sh | $(VM)/.packages
+	@deploy/kernel.sh $(@D)
+
+$(VM)/module/bdr.ko: $(MODULE_SOURCES) | $(VM_KERNEL)/release
+	@$(MAKE) -s -C kern KDIR=$(abspath $(VM_KERNEL)/headers) OUT=$(abspath $(@D)) STRICT=1
+
+$(VM)/tools/%: tests/kernel/%.c kern/bdr_uapi.h
+	@mkdir -p $(@D)
+	@$(CC) -O2 -Wall -Wextra -Werror -pthread -o $@ $<
+
+VM_READY := $(VM)/.packages $(VM)/module/bdr.ko $(VM)/tools/hammer $(VM)/tools/fuzz
+
+.PHONY: test-kernel
+test-kernel: $(VM_READY) ## the module's tests, in a virtual machine
+	@$(VM_RUN) --kernel $(VM_KERNEL) --disk fast=1G --timeout 1200 \
+		--append kfence.sample_interval=100 --append preempt=full -- $(VM_PYTEST) $(TESTS)
+
+.PHONY: bench-kernel
+bench-kernel: $(VM_READY) ## what the module costs the application, in a virtual machine
+	@$(VM_RUN) --kernel $(VM_KERNEL) --disk fast=1G --timeout 1200 -- $(PYTHON) -m tests.kernel.bench
+
+.PHONY: test-kasan
+test-kasan: $(VM_READY) ## the same tests on a KASAN and lockdep kernel (builds it: 15 minutes)
+	@deploy/kasan-kernel.sh $(KASAN_SOURCE) $(KASAN_DIR)
+	@$(MAKE) -s -C kern KDIR=$(abspath $(KASAN_DIR)) OUT=$(abspath $(VM)/module-kasan)
+	@$(VM_RUN) --kdir $(KASAN_DIR) --disk fast=1G --timeout 3600 --memory 4G -- \
+		env BDR_MODULE=$(VM)/module-kasan/bdr.ko $(VM_PYTEST) -o timeout=600 $(TESTS)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Block devices for the tests: each a context manager that removes what it made."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+ROOT = Path(__file__).parent.parent.parent
+TOOLS = ROOT / "build/vm/tools"
+SECTOR = 512
+
+
+def run(*words: str | os.PathLike[str], timeout_s: float = 110) -> str:
+    """Runs a command; its output is in the error if it fails."""
+    done = subprocess.run(
+        [str(word) for word in words],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+    )
+    assert done.returncode == 0, f"{words} ended with {done.returncode}: {done.stdout[-3000:]}"
+    return done.stdout
+
+
+def fails(*words: str | os.PathLike[str]) -> bool:
+    """Whether a command fails."""
+    done = subprocess.run([str(word) for word in words], check=False, capture_output=True)
+    return done.returncode != 0
+
+
+def wait_for(fact: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
+    """Waits until `fact` holds."""
+    deadline_s = time.monotonic() + timeout_s
+    while not fact():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what}"
+        time.sleep(0.01)
+
+
+def have_module(name: str) -> bool:
+    """Whether the running kernel has a module or brings it built in."""
+    return Path(f"/sys/module/{name.replace('-', '_')}").exists() or not fails("modprobe", name)
+
+
+def sectors_of(path: str) -> int:
+    """Size of a block device."""
+    return int(run("blockdev", "--getsz", path))
+
+
+def settle_remove(name: str) -> None:
+    """Removes a dm device, waiting for those who look at it for a moment."""
+    deadline_s = time.monotonic() + 20
+    while fails("dmsetup", "remove", name):
+        assert time.monotonic() < deadline_s, run("dmsetup", "info", name)
+        time.sleep(0.05)
+
+
+class Loop:
+    """A loop device over a sparse file."""
+
+    def __init__(self, file: Path, *, megabytes: int, sector_size: int = 512) -> None:
+        self.file = file
+        self._megabytes = megabytes
+        self._sector_size = sector_size
+        self.path = ""
+
+    def __enter__(self) -> Self:
+        with self.file.open("wb") as file:
+            file.truncate(self._megabytes << 20)
+        self.path = run(
+            "losetup", "--find", "--show", "--sector-size", str(self._sector_size), self.file
+        ).strip()
+        return self
+
+    def grow(self, megabytes: int) -> None:
+        """Makes file and device bigger."""
+        os.truncate(self.file, megabytes << 20)
+        run("losetup", "--set-capacity", self.path)
+
+    def __exit__(self, *_: object) -> None:
+        run("losetup", "--detach", self.path)
+        self.file.unlink()
+
+
+class Mapped:
+    """Any device-mapper device."""
+
+    def __init__(self, name: str, table: str) -> None:
+        self.name = name
+        self.table = table
+        self.path = f"/dev/mapper/{name}"
+
+    def __enter__(self) -> Self:
+        run("dmsetup", "create", self.name, "--table", self.table)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        settle_remove(self.name)
+
+    def reload(self, table: str) -> None:
+        """Replaces the table of the live device."""
+        run("dmsetup", "suspend", self.name)
+        run("dmsetup", "load", self.name, "--table", table)
+        run("dmsetup", "resume", self.name)
+        self.table = table
+
+
+@dataclass(frozen=True)
+class Status:
+    """`dmsetup status` of a `bdr` target."""
+
+    mode: str
+    used: str
+    head: int
+    tail: int
+    unpublished: int
+    gap: str
+    active: int
+    resync: int
+    unlogged: int
+    overflows: int
+    missed: int
+    failed: int
+    serialised: int
+    stream: str
+
+
+class Bdr(Mapped):
+    """A `bdr` target over a whole device."""
+
+    def __init__(
+        self,
+        name: str,
+        lower: str,
+        *,
+        capacity: int,
+        options: str = "",
+        sectors: int | None = None,
+    ) -> None:
+        self.lower = lower
+        self.chardev = f"bdr-{name}"
+        self.device = f"/dev/{self.chardev}"
+        self.capacity = capacity
+        self.options = options
+        super().__init__(name, self.line(sectors or sectors_of(lower)))
+
+    def line(self, sectors: int, *, lower: str | None = None) -> str:
+        """A table line of this device for another size."""
+        head = f"0 {sectors} bdr {lower or self.lower} {self.chardev} {self.capacity}"
+        return f"{head} {self.options}".strip()
+
+    def status(self) -> Status:
+        """The target's status line, taken apart."""
+        words = run("dmsetup", "status", self.name).split()[3:]
+        mode, used, head, tail, unpublished, gap, *counts, stream = words
+        return Status(
+            mode, used, int(head), int(tail), int(unpublished), gap, *map(int, counts), stream
+        )
+
+    def message(self, text: str) -> None:
+        """Sends the target a message."""
+        run("dmsetup", "message", self.name, "0", text)
+
+
+class Direct:
+    """O_DIRECT access to a device with Python's own buffers."""
+
+    def __init__(self, path: str, flags: int = os.O_RDWR) -> None:
+        self.fd = os.open(path, flags | os.O_DIRECT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Writes all of `data`, a whole number of sectors."""
+        with mmap.mmap(-1, max(len(data), mmap.PAGESIZE)) as buffer:
+            buffer[: len(data)] = data
+            with memoryview(buffer)[: len(data)] as view:
+                assert os.pwritev(self.fd, [view], offset) == len(data)
+
+    def read(self, count: int, offset: int) -> bytes:
+        """Reads `count` bytes, a whole number of sectors."""
+        with mmap.mmap(-1, max(count, mmap.PAGESIZE)) as buffer:
+            with memoryview(buffer)[:count] as view:
+                assert os.preadv(self.fd, [view], offset) == count
+            return buffer[:count]
