@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.capture import Role
@@ -61,8 +62,8 @@ class Follower:
 
 
 @contextmanager
-def device(directory: Path, plugin: str, *parameters: str) -> Iterator[str]:
-    """A loop device over nbdfuse over nbdkit with `plugin`."""
+def device(directory: Path, plugin: str, *parameters: str) -> Iterator[tuple[str, int]]:
+    """A loop device over nbdfuse over nbdkit with `plugin`, and the server's process id."""
     socket, pid, mount = directory / "nbd", directory / "pid", directory / "fuse"
     mount.mkdir()
     with ExitStack() as stack:
@@ -76,19 +77,33 @@ def device(directory: Path, plugin: str, *parameters: str) -> Iterator[str]:
         stack.callback(fuse.wait, DEADLINE_S)
         stack.callback(subprocess.run, ["fusermount3", "-u", str(mount)], check=True)
         wait_until(lambda: file.exists() or fuse.poll() is not None)
-        yield stack.enter_context(loop_device(str(file)))
+        yield stack.enter_context(loop_device(str(file))), server.pid
 
 
-def fio(path: str, job: tuple[str, ...], seconds: int) -> tuple[float, float]:
-    """(MB/s, writes/s) of one run."""
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    mb_per_s: float
+    cpu_us_per_write: float
+    """Of the server: what is left to compare when other work shares the processors."""
+
+
+def fio(path: str, pid: int, job: tuple[str, ...], seconds: int) -> Result:
     command = ["fio", "--name=bench", f"--filename={path}", "--ioengine=libaio", "--direct=1"]
     command += [f"--runtime={seconds}", "--time_based", "--output-format=json", *job]
+    before = cpu_seconds(pid)
     report = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    used = cpu_seconds(pid) - before
     write = report["jobs"][0]["write"]
-    return write["bw_bytes"] / 1e6, write["iops"]
+    return Result(write["bw_bytes"] / 1e6, used * 1e6 / write["total_ios"])
 
 
-def run(kind: str, seconds: int) -> dict[str, tuple[float, float]]:
+def run(kind: str, seconds: int) -> dict[str, Result]:
     """Every job's result on a fresh device."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name, ExitStack() as stack:
         directory = Path(name)
@@ -100,11 +115,11 @@ def run(kind: str, seconds: int) -> dict[str, tuple[float, float]]:
             settings = (str(build_plugin()), f"file={disk}", f"ring={ring}", f"writes={CAPACITY}")
         else:
             settings = ("file", str(disk))
-        path = stack.enter_context(device(directory, *settings))
+        path, pid = stack.enter_context(device(directory, *settings))
         stack.enter_context(Follower(ring) if kind == "bdr" else nullcontext())
         # Every page once, so that no run pays for the file's first allocation.
-        fio(path, ("--rw=write", "--bs=1M", "--iodepth=4", f"--size={DEVICE_BYTES}"), seconds)
-        return {name: fio(path, job, seconds) for name, job in JOBS.items()}
+        fio(path, pid, ("--rw=write", "--bs=1M", "--iodepth=4"), seconds)
+        return {name: fio(path, pid, job, seconds) for name, job in JOBS.items()}
 
 
 def main() -> int:
@@ -113,19 +128,26 @@ def main() -> int:
         return 1
     seconds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
-    results: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    results: dict[tuple[str, str], list[Result]] = {}
     for number in range(rounds):
         for kind in ("file", "bdr") if number % 2 == 0 else ("bdr", "file"):
             for job, result in run(kind, seconds).items():
                 results.setdefault((job, kind), []).append(result)
-                print(f"  {job}, {kind}: {result[0]:.0f} MB/s, {result[1]:.0f}/s", flush=True)
+                rate, cpu = result.mb_per_s, result.cpu_us_per_write
+                print(f"  {job}, {kind}: {rate:.0f} MB/s, {cpu:.0f} us of CPU a write", flush=True)
     for job in JOBS:
-        rates = {
-            kind: statistics.median(rate for rate, _ in results[job, kind])
+        file, bdr = (
+            Result(
+                statistics.median(result.mb_per_s for result in results[job, kind]),
+                statistics.median(result.cpu_us_per_write for result in results[job, kind]),
+            )
             for kind in ("file", "bdr")
-        }
-        ratio = rates["bdr"] / rates["file"]
-        print(f"{job}: file {rates['file']:.0f} MB/s, bdr {rates['bdr']:.0f} MB/s: {ratio:.2f}")
+        )
+        print(
+            f"{job}: file {file.mb_per_s:.0f} MB/s, bdr {bdr.mb_per_s:.0f} MB/s, "
+            f"ratio {bdr.mb_per_s / file.mb_per_s:.2f}; server's CPU a write "
+            f"{file.cpu_us_per_write:.0f} and {bdr.cpu_us_per_write:.0f} us"
+        )
     return 0
 
 
