@@ -242,7 +242,7 @@ def test_killed_consumer_is_succeeded_at_the_tail(server: Server, client: NbdCli
         "capture = NbdCapture(sys.argv[1], Role.CONSUMER); capture.release(tail=4, cursor=8)\n"
         "print('released', flush=True); sys.stdin.read()"
     )
-    for _ in range(20):
+    for _ in range(5):
         reader = subprocess.Popen(
             [sys.executable, "-c", program, server.ring],
             cwd=ROOT,
