@@ -94,9 +94,8 @@ def published_count(headers: Headers, *, cursor: int, limit: int) -> int:
     count = _leading(first, lap_phase)
     if count == len(first) and count < limit:
         count += _leading(headers[: limit - count], lap_phase ^ 1)
-    if count < limit:
-        # Writes are published whole, so an unpublished slot follows a write's last.
-        return count
+    # Cut at a whole write: by the limit, or because the headers of a write, stored last
+    # to first, were read here in whatever order the processor liked.
     return _whole(slots_at(headers, first=cursor, count=count))
 
 

@@ -18,7 +18,7 @@ from typing import Self
 
 from common.capture import Capture, CaptureStatus, Role, open_capture
 from common.programs import Program
-from deploy.command import wait_for
+from deploy.command import SetupError, wait_for
 from deploy.demo import free_port
 from deploy.nbd_source import nbd_server
 from deploy.stack import Stack, source_programs, target_programs
@@ -201,8 +201,18 @@ class Pair:
             else:
                 self.client.flush()
 
-    def is_identical(self) -> bool:
-        """Compares both files byte by byte, over the source's size."""
+    def becomes_identical(self) -> bool:
+        """Waits for the target to equal the source, over the source's size.
+
+        What is durable may still be in the journal only: the device follows.
+        """
+        try:
+            wait_for(self._is_identical, what="an identical target", timeout_s=20)
+        except SetupError:
+            return False
+        return True
+
+    def _is_identical(self) -> bool:
         with self.source.open("rb") as one, self.target.open("rb") as two:
             while block := one.read(MIB):
                 if two.read(len(block)) != block:
