@@ -55,7 +55,7 @@ class StageState(Enum):
     """Expected, and no report yet."""
     SILENT = "silent"
     STOPPED = "stopped"
-    """It has said goodbye."""
+    """It has said goodbye, or does not exist any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def _judge_stages(stages: Sequence[Stage]) -> _Found:
         )
         if stage.state is StageState.STOPPED:
             word = Word.DEGRADED if others_work else Word.BROKEN
-            found.append((word, f"{stage.name} is stopped"))
+            found.append((word, f"{stage.name} is not running"))
         elif stage.state is StageState.STARTING:
             word = Word.DEGRADED if others_work else Word.UNKNOWN
             found.append((word, f"{stage.name} has not reported yet"))
@@ -150,7 +150,11 @@ def _judge_source(facts: SourceFacts) -> _Found:
         }.get(facts.phase, facts.phase)
         found.append((Word.BROKEN, said))
     elif facts.phase is not None:
-        if not facts.connected_senders:
+        # A sender that does not report is named already, and may be connected.
+        do_senders_report = all(
+            stage.state is StageState.REPORTING for stage in facts.stages if stage.stage == "sender"
+        )
+        if not facts.connected_senders and do_senders_report:
             found.append((Word.BROKEN, "no sender is connected to the target"))
         found += _judge_content(facts)
     if facts.seconds_behind > facts.rpo_seconds:

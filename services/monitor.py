@@ -325,7 +325,7 @@ class Monitor:
         if known.report is None:
             silent = now_s - known.first_s > health.SILENT_AFTER_S
             return StageState.SILENT if silent else StageState.STARTING
-        if known.report.is_last:
+        if known.report.is_last or not _is_alive(known.report.pid):
             return StageState.STOPPED
         silent = now_s - known.report.sent_s > health.SILENT_AFTER_S
         return StageState.SILENT if silent else StageState.REPORTING
@@ -417,6 +417,17 @@ class Monitor:
 _GOOD_NEWS = ("connection-restored", "consistent", "rpo-restored", "stage-back")
 
 
+def _is_alive(pid: int) -> bool:
+    """Whether the process exists: one that was killed sends no last report."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def _nothing() -> None:
     """Everything happens in handlers and by the clock."""
 
@@ -434,7 +445,8 @@ def _count(value: metrics.Value) -> int:
 
 
 def _pid(known: _Known) -> int | None:
-    return known.report.pid if known.report and not known.report.is_last else None
+    report = known.report
+    return report.pid if report and not report.is_last and _is_alive(report.pid) else None
 
 
 def _values(known: _Known) -> dict[str, metrics.Value]:

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Two hosts on this one, run by `bdr run` from a bdr.toml each, driven by tests.
+
+Everything that a user does is done as the user does it: by `bdr`, supervisorctl
+and signals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from common.capture import Capture, Role, open_capture
+from deploy.command import end, wait_for
+from deploy.demo import free_port
+from deploy.nbd_source import nbd_server
+from services.cli_status import Place, ask
+from services.supervision import Supervision
+from tests.nbdkit.client import NbdClient
+
+MIB = 1 << 20
+BIN = Path(sys.executable).parent
+DEADLINE_S = 60.0
+
+
+def bdr(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the command to its end."""
+    return subprocess.run(
+        [str(BIN / "bdr"), *words],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        **options,
+    )
+
+
+class Host:
+    """One host: its bdr.toml and, once started, its supervisord."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir()
+        self.config = directory / "bdr.toml"
+        self.run_dir = directory / "r"
+        self.log_dir = directory / "log"
+        self.supervision = Supervision(str(self.run_dir))
+        self.volumes: dict[str, dict[str, Any]] = {}
+        self.host: dict[str, Any] = {
+            "run_dir": str(self.run_dir),
+            "state_dir": str(directory / "state"),
+            "log_dir": str(self.log_dir),
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def write_config(self) -> None:
+        """Writes bdr.toml from `host` and `volumes`."""
+        tables = {"host": self.host} | {
+            f"volume.{name}": values for name, values in self.volumes.items()
+        }
+        # JSON's strings, numbers, lists and booleans are TOML's.
+        self.config.write_text(
+            "".join(
+                f"[{title}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in values.items())
+                for title, values in tables.items()
+            )
+        )
+
+    def start(self) -> None:
+        """`bdr run`, until its supervisord answers."""
+        self.write_config()
+        self._process = subprocess.Popen(
+            [str(BIN / "bdr"), "run", "--config", str(self.config)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        process = self._process
+        wait_for(
+            lambda: self.supervision.is_running() or process.poll() is not None,
+            what="bdr run",
+            timeout_s=DEADLINE_S,
+        )
+        if process.poll() is not None:
+            assert process.stderr
+            raise AssertionError(process.stderr.read().decode())
+
+    def stop(self) -> None:
+        """SIGTERM to supervisord, as systemd does."""
+        if self._process is not None:
+            end(self._process, timeout_s=DEADLINE_S)
+            assert self._process.stderr
+            self._process.stderr.close()
+            self._process = None
+
+    def bdr(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`bdr` with this host's configuration."""
+        return bdr(*words, env=os.environ | {"BDR_CONFIG": str(self.config)})
+
+    def supervisorctl(self, *words: str) -> str:
+        """supervisorctl, as a user calls it."""
+        done = subprocess.run(
+            [str(BIN / "supervisorctl"), "-c", str(self.run_dir / "supervisord.conf"), *words],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+        )
+        return done.stdout + done.stderr
+
+    def pids(self) -> dict[str, int]:
+        """Process id of each program; 0 if it is not running."""
+        return {str(p["name"]): int(p["pid"]) for p in self.supervision.processes()}
+
+    def status(self, volume: str, timeout_s: float = 10.0) -> Mapping[str, Any]:
+        """What `bdr status` is made from."""
+        return ask(Place(volume, str(self.run_dir / volume)), timeout_s)
+
+    def wait_health(self, volume: str, word: str) -> None:
+        """Waits until the volume's health is `word`."""
+        wait_for(
+            lambda: self.status(volume)["health"] == word,
+            what=f"health {word} of {volume}",
+            timeout_s=DEADLINE_S,
+        )
+
+    def log(self, program: str) -> str:
+        """What a program has logged."""
+        path = self.log_dir / f"{program}.log"
+        return path.read_text() if path.exists() else ""
+
+
+class Volume:
+    """A source's device and its target's file."""
+
+    def __init__(self, directory: Path, name: str, *, size: int, writes: int) -> None:
+        self.name = name
+        self.size = size
+        self.port = free_port()
+        self.directory = directory / f"volume-{name}"
+        self.source = self.directory / "source"
+        self.target = self.directory / "target"
+        self._writes = writes
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Self]:
+        """Serves the source, and connects to it."""
+        self.directory.mkdir()
+        for path in (self.source, self.target):
+            with path.open("wb") as file:
+                file.truncate(self.size)
+        with nbd_server(str(self.source), self.directory, writes=self._writes) as (
+            self.server,
+            self.nbd,
+            self.ring,
+        ):
+            self.capture: Capture = open_capture(self.ring, Role.OBSERVER)
+            try:
+                with NbdClient(self.nbd) as self.client:
+                    yield self
+            finally:
+                self.capture.close()
+
+    def settle(self) -> None:
+        """Waits until everything written is durable on the target."""
+
+        def is_level() -> bool:
+            status = self.capture.status()
+            return status.tail == status.head
+
+        wait_for(is_level, what="the replica's last batch", timeout_s=DEADLINE_S)
+
+    def is_identical(self) -> bool:
+        """Compares both files byte by byte."""
+        return self.source.read_bytes() == self.target.read_bytes()
+
+
+class Hosts:
+    """A source host and a target host, with their volumes; up while it is open."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        volumes: int = 1,
+        size: int = 16 * MIB,
+        writes: int = 8192,
+        source: Mapping[str, Any] | None = None,
+        target: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.source = Host(directory / "s")
+        self.target = Host(directory / "t")
+        self.volumes = [
+            Volume(directory, f"v{at + 1}", size=size, writes=writes) for at in range(volumes)
+        ]
+        self._settings = (dict(source or {}), dict(target or {}))
+        self._open = contextlib.ExitStack()
+
+    @property
+    def volume(self) -> Volume:
+        """The only one."""
+        (volume,) = self.volumes
+        return volume
+
+    def start(self) -> None:
+        """Starts both hosts, and waits until every volume is healthy."""
+        self.target.start()
+        self.source.start()
+        for volume in self.volumes:
+            self.source.wait_health(volume.name, "healthy")
+            self.target.wait_health(volume.name, "healthy")
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            for volume in self.volumes:
+                stack.enter_context(volume.open())
+                self.source.volumes[volume.name] = {
+                    "role": "source",
+                    "address": "127.0.0.1",
+                    "port": volume.port,
+                    "chardev": volume.ring,
+                    "assume_clean": True,
+                    "rpo_seconds": 2,
+                    **self._settings[0],
+                }
+                self.target.volumes[volume.name] = {
+                    "role": "target",
+                    "address": "127.0.0.1",
+                    "port": volume.port,
+                    "target": str(volume.target),
+                    **self._settings[1],
+                }
+            stack.callback(self.target.stop)
+            stack.callback(self.source.stop)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._open.close()
+
+
+MakeHosts = Callable[..., Hosts]
+
+
+@pytest.fixture
+def make_hosts(directory: Path) -> Iterator[MakeHosts]:
+    """Makes a pair of hosts; they are taken down after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**settings: Any) -> Hosts:
+            return stack.enter_context(Hosts(directory, **settings))
+
+        yield make

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The status says the truth, whatever is stopped, frozen, killed or cut off."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+import zmq
+
+from deploy.command import wait_for
+from services.monitor_client import NoAnswerError, Subscriber
+from tests.pipeline.hosts import DEADLINE_S, Host, Hosts, MakeHosts, Volume, make_hosts
+
+__all__ = ["make_hosts"]  # a fixture
+
+OUTAGE_S = float(os.environ.get("BDR_TEST_OUTAGE_S", "4"))
+"""How long a stage is stopped under load; 60 for the long run."""
+
+POLL_S = 0.2
+NOTICE_S = 4.0
+"""A monitor may take so long to learn of something: 3 s of silence, and a second."""
+
+
+class Load:
+    """Writes all over a volume while it is open, at a rate that the ring survives."""
+
+    def __init__(self, volume: Volume, *, writes_per_s: int) -> None:
+        self._volume = volume
+        self._pause_s = 1 / writes_per_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        rng = random.Random(1)
+        while not self._done.wait(self._pause_s):
+            place = rng.randrange(self._volume.size // 4096)
+            self._volume.client.write(place * 4096, rng.randbytes(4096))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+class Witness:
+    """Looks at the facts and at the status every 200 ms, and compares them.
+
+    The facts are looked at here, by the ring's own numbers and the clock: how long
+    nothing became durable although something was outstanding.
+    """
+
+    def __init__(self, host: Host, volume: Volume) -> None:
+        self._host = host
+        self._volume = volume
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._written: list[tuple[int, float]] = []
+        self.polls = 0
+        self.lies: list[str] = []
+
+    def look(self, *, may_be: set[str]) -> Mapping[str, Any] | None:
+        """One comparison; `may_be` names the words that are true at this time."""
+        began_s = time.monotonic()
+        try:
+            with Subscriber(self._context, str(self._host.run_dir / self._volume.name)) as asked:
+                status: Mapping[str, Any] | None = asked.status(2.0)
+        except NoAnswerError:
+            status = None
+        took_s = time.monotonic() - began_s
+        ring = self._volume.capture.status()
+        now_s = time.monotonic()
+        self._written.append((ring.head, now_s))
+        while self._written and self._written[0][0] <= ring.tail:
+            self._written.pop(0)
+        age_s = now_s - self._written[0][1] if self._written else 0.0
+        self.polls += 1
+        word = status["health"] if status else "unknown"
+        if word not in may_be:
+            self.lies.append(f"{word} {status and status['reasons']}, wanted one of {may_be}")
+        if status and status["seconds_behind"] is not None:
+            # The monitor looks four times a second and publishes within one.
+            slack_s = 2.0 + took_s
+            if abs(status["seconds_behind"] - age_s) > slack_s:
+                self.lies.append(f"{status['seconds_behind']:.2f} s behind, in fact {age_s:.2f}")
+        return status
+
+    def look_for(self, seconds: float, *, may_be: set[str]) -> None:
+        """Compares every 200 ms for a while."""
+        end_s = time.monotonic() + seconds
+        while (began_s := time.monotonic()) < end_s:
+            self.look(may_be=may_be)
+            # The pace of the polling, not a wait for something to happen.
+            time.sleep(max(0.0, POLL_S - (time.monotonic() - began_s)))
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+ANY = {"healthy", "behind", "degraded", "broken", "unknown"}
+BAD = {"broken", "unknown"}
+
+
+@pytest.mark.timeout(3 * 120 + 4 * OUTAGE_S)
+def test_status_says_the_truth_while_each_stage_is_stopped_in_turn(make_hosts: MakeHosts) -> None:
+    hosts = make_hosts(writes=65536, source={"senders": 1})
+    hosts.start()
+    volume = hosts.volume
+    witness = Witness(hosts.source, volume)
+    try:
+        with Load(volume, writes_per_s=400):
+            for host, name in (
+                (hosts.source, "v1-sender:*"),
+                (hosts.source, "v1-reader"),
+                (hosts.target, "v1-applier"),
+                (hosts.source, "v1-monitor"),
+            ):
+                host.supervisorctl("stop", name)
+                # It is stopped now; the status may lag behind for a moment.
+                witness.look_for(NOTICE_S, may_be=ANY)
+                witness.look_for(max(1.0, OUTAGE_S - NOTICE_S), may_be=BAD)
+                host.supervisorctl("start", name)
+                hosts.source.wait_health("v1", "healthy")
+        volume.settle()
+    finally:
+        witness.close()
+    assert not witness.lies, witness.lies[:20]
+    assert witness.polls > 4 * OUTAGE_S
+    assert volume.is_identical()
+    assert volume.capture.status().overflows == 0
+    # Nothing began from an unknown place, which would have needed a scan.
+    assert hosts.target.log("v1-applier").count("event=unknown-position") == 1
+    print(f"{witness.polls} looks at the status, no lie")
+
+
+@pytest.mark.parametrize(
+    ("side", "name"), [("source", "v1-reader"), ("source", "v1-sender-1"), ("target", "v1-applier")]
+)
+def test_a_frozen_stage_turns_the_health_to_unknown(
+    make_hosts: MakeHosts, side: str, name: str
+) -> None:
+    hosts = make_hosts()
+    hosts.start()
+    host: Host = getattr(hosts, side)
+    pid = host.pids()[name]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        host.wait_health("v1", "unknown")
+        reasons = host.status("v1")["reasons"]
+        assert any(name in reason and "has not reported for" in reason for reason in reasons)
+        done = host.bdr("status")
+        assert done.returncode == 2
+        assert "v1: unknown" in done.stdout
+        assert name in done.stdout
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    host.wait_health("v1", "healthy")
+
+
+def test_a_frozen_monitor_is_not_taken_for_a_healthy_volume(make_hosts: MakeHosts) -> None:
+    hosts = make_hosts()
+    hosts.start()
+    assert hosts.source.bdr("status", "v1").returncode == 0
+    pid = hosts.source.pids()["v1-monitor"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        done = hosts.source.bdr("status", "v1", "--json")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert done.returncode == 2
+    status = json.loads(done.stdout)
+    assert status["health"] == "unknown"
+    assert "no answer" in status["reasons"][0]
+
+
+def test_rpo_alarm_and_events_reach_the_hook(make_hosts: MakeHosts, directory: Path) -> None:
+    told = directory / "told"
+    told.mkdir()
+    hook = directory / "hook"
+    hook.write_text(
+        "#!/bin/sh\n"
+        f'env | grep "^BDR_" | sort > "{told}/.$$" && mv "{told}/.$$" "{told}/$BDR_EVENT"\n'
+    )
+    hook.chmod(0o755)
+    hosts = make_hosts(source={"rpo_seconds": 1.5, "on_event": [str(hook)]}, writes=1024)
+    hosts.start()
+    source, volume = hosts.source, hosts.volume
+
+    hosts.target.supervisorctl("stop", "v1-applier")
+    volume.client.write(0, b"x" * 4096)
+    source.wait_health("v1", "broken")
+    wait_for(
+        lambda: {"connection-lost", "rpo-exceeded"} <= {path.name for path in told.iterdir()},
+        what="the hook",
+        timeout_s=DEADLINE_S,
+    )
+    status = source.status("v1")
+    assert status["is_rpo_exceeded"]
+    assert status["seconds_behind"] > 1.5
+    assert any("allowed are 1.5 s" in reason for reason in status["reasons"])
+    facts = dict(line.split("=", 1) for line in (told / "rpo-exceeded").read_text().splitlines())
+    assert facts["BDR_VOLUME"] == "v1"
+    assert facts["BDR_ROLE"] == "source"
+    assert float(facts["BDR_SECONDS_BEHIND"]) > 1.5
+    assert facts["BDR_BYTES_BEHIND"] == "4096"
+    assert facts["BDR_RPO_SECONDS"] == "1.5"
+    # A second while behind changes nothing: one event for each crossing.
+    for at in range(1500):
+        volume.client.write(at * 4096, b"y" * 4096)
+    wait_for((told / "overflow").exists, what="overflow", timeout_s=DEADLINE_S)
+
+    hosts.target.supervisorctl("start", "v1-applier")
+    wanted = {"connection-restored", "rpo-restored", "inconsistent", "health"}
+    wait_for(
+        lambda: wanted <= {path.name for path in told.iterdir()},
+        what="the hook",
+        timeout_s=DEADLINE_S,
+    )
+    # Without a scanner the regions stay dirty, and the status says so.
+    source.wait_health("v1", "broken")
+    status = source.status("v1")
+    assert status["ring"]["dirty_regions"] > 0
+    assert any("regions await a resync" in reason for reason in status["reasons"])
+    assert status["events"]["rpo-exceeded"] == 1
+    assert status["events"]["rpo-restored"] == 1
+    assert status["hooks"]["failed"] == status["hooks"]["dropped"] == 0
+    log = source.log("v1-monitor")
+    assert "event=rpo-exceeded" in log
+    assert "event=rpo-restored" in log
+
+
+def test_a_hook_that_hangs_or_fails_holds_nothing_up(make_hosts: MakeHosts) -> None:
+    hosts = make_hosts(
+        source={"on_event": ["/bin/sleep", "1000"]}, target={"on_event": ["/nonexistent/hook"]}
+    )
+    hosts.start()
+    hosts.source.supervisorctl("restart", "v1-sender:*")
+    hosts.source.wait_health("v1", "healthy")
+    assert hosts.target.status("v1")["hooks"]["failed"] > 0
+    began_s = time.monotonic()
+    hosts.source.supervisorctl("stop", "v1-monitor")
+    assert time.monotonic() - began_s < 14, "ended by SIGKILL"
+
+
+def test_status_is_plain_where_nothing_runs(make_hosts: MakeHosts) -> None:
+    hosts = make_hosts()
+    host = hosts.source
+    host.write_config()
+    done = host.bdr("status")
+    assert done.returncode == 2
+    assert "v1: unknown" in done.stdout
+    assert "supervisord: found none at" in done.stdout
+    assert "wanted a running monitor" in done.stdout
+
+    hosts.start()
+    assert host.bdr("status", "v1").returncode == 0
+    done = host.bdr("status", "nosuch")
+    assert done.returncode == 2
+    assert "'nosuch': not in the configuration, which has v1" in done.stderr
+
+    # Socket files that nobody serves are no answer.
+    pids = host.pids()
+    for pid in (*pids.values(), host_pid(hosts)):
+        os.kill(pid, signal.SIGKILL)
+    host.stop()
+    wait_for(
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.values()),
+        what="their end",
+        timeout_s=DEADLINE_S,
+    )
+    assert (host.run_dir / "supervisor.sock").exists()
+    done = host.bdr("status", "v1")
+    assert done.returncode == 2
+    assert "a stale socket" in done.stdout
+    assert "no answer on" in done.stdout
+    for words in (("reload",), ("scale", "v1", "sender=2"), ("ctl", "status")):
+        done = host.bdr(*words)
+        assert done.returncode == 2, words
+        assert "a stale socket" in done.stderr
+    # They do not keep the next one from starting.
+    host.start()
+    host.wait_health("v1", "healthy")
+
+
+def host_pid(hosts: Hosts) -> int:
+    return int((hosts.source.run_dir / "supervisord.pid").read_text())
