@@ -3,7 +3,7 @@
 
 What was written is seen at once. What was not synced may be written back at any
 moment, sector by sector and in any order, or never: a power cut leaves of each
-unsynced sector any version since the last sync.
+unsynced sector any version since the last sync, sometimes only a part of it.
 """
 
 from __future__ import annotations
@@ -82,10 +82,12 @@ class Disk:
         left.synced = bytearray(self.synced)
         if rng is not None:
             luck = rng.choice((0.1, 0.5, 0.9, 1.0))
+            tears = rng.choice((0.0, 0.1, 0.5))
             for sector, versions in self.unsynced.items():
                 if rng.random() < luck:
                     at = sector * SECTOR_BYTES
-                    left.synced[at : at + SECTOR_BYTES] = rng.choice(versions)
+                    torn = rng.randrange(SECTOR_BYTES) if rng.random() < tears else SECTOR_BYTES
+                    left.synced[at : at + torn] = rng.choice(versions)[:torn]
         left.content = bytearray(left.synced)
         return left
 

@@ -50,6 +50,10 @@ class Oracle:
             )
         if job.record.slot < self._accepted_slot:
             raise BrokenRuleError(f"P2: went back from {self._accepted_slot} to {job.record.slot}")
+        for slot in range(self._accepted_slot, job.record.slot):
+            write, _ = self._world.shadow.writes[slot]
+            if not write.has_landed:
+                raise BrokenRuleError(f"P1: slot {slot} accepted, but its write has not completed")
         self._accepted_slot = job.record.slot
         self._check_condition(job.record)
 
@@ -122,6 +126,8 @@ class Oracle:
         world = self._world
         published = world.gate.published_end()
         for rng in (None, world.rng):
+            if world.rng.random() >= world.options.audits * (1.0 if rng is None else 0.3):
+                continue
             left = world.store.after_power_cut(rng)
             record = left.recover().at_start()
             if record.stream != STREAM or not tail <= record.slot <= published:

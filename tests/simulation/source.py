@@ -48,6 +48,8 @@ class Write:
     asked_at: int
     """When the application submitted it: a count, as `done_at`."""
     done_at: int | None = None
+    has_landed: bool = False
+    """The source's disk has completed it, well or not."""
     logged: bool = False
     epoch: int = 0
     first: int = 0

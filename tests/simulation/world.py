@@ -66,6 +66,8 @@ class Options:
     """How many entries of the biggest kind the journal has room for."""
     kept_bytes: int = 32 << 20
     """How much of the journal is kept in memory."""
+    audits: float = 1.0
+    """At which share of the releases P3 is looked at."""
     delay_s: tuple[float, float] = (0.0001, 0.002)
     wire_s: float = 0.001
     disk_s: float = 0.001
@@ -89,6 +91,7 @@ class Options:
             for name in FAULTS
             if rng.random() < rng.choice((0.1, 0.3))
         }
+        store = rng.choice(("direct", "journal"))
         slow = rng.choice((1.0, 1.0, 4.0, 20.0))
         return cls(
             capacity=rng.choice((8, 12, 16, 32, 64)),
@@ -101,7 +104,8 @@ class Options:
             think_s=rng.choice((0.0005, 0.004, 0.02)),
             failing_writes=rng.choice((0.0, 0.0, 0.0, 0.05)),
             may_overflow=rng.random() < 0.3,
-            store=rng.choice(("direct", "journal")),
+            store=store,
+            audits=1.0 if store == "direct" else rng.choice((0.05, 0.05, 0.4)),
             log_entries=rng.choice((2, 3, 8)),
             kept_bytes=rng.choice((0, 64 << 10, 32 << 20)),
             delay_s=(0.0001, 0.001 * slow),
@@ -283,14 +287,14 @@ class World:
             self.clock.after(pause_s, self._write)
 
     def _write(self) -> None:
-        if len(self._in_flight) + len(self._parked) < self.options.in_flight:
+        gate = self.gate
+        room = gate.capacity - (gate.head - gate.tail)
+        room -= sum(-(-parked.sectors // 8) + 1 for parked in self._parked)
+        if len(self._in_flight) + len(self._parked) < self.options.in_flight and (
+            room > 1 or self.options.may_overflow
+        ):
             write = self._new_write()
-            slots = -(-write.sectors // 8)
-            if self.options.may_overflow or (
-                self.gate.mode is Mode.STREAM
-                and slots + 1 + sum(-(-parked.sectors // 8) + 1 for parked in self._parked)
-                <= self.gate.capacity - (self.gate.head - self.gate.tail)
-            ):
+            if self.options.may_overflow or -(-write.sectors // 8) < room:
                 self._asked += 1
                 self._submit(write)
         self._plan_write()
@@ -351,13 +355,11 @@ class World:
 
     def _complete(self, write: Write) -> None:
         failed = self.rng.random() < self.options.failing_writes
+        write.has_landed = True
         if failed:
             # What the disk holds of it now is anyone's guess.
-            part = replace(
-                write, sectors=write.sectors // 2, data=write.data[: 256 * write.sectors]
-            )
-            if not len(part.data) % SECTOR_BYTES:
-                part.apply_to(self.disk)
+            half = write.sectors // 2
+            replace(write, sectors=half, data=write.data[: half * SECTOR_BYTES]).apply_to(self.disk)
             self.gate.failed += 1
         else:
             write.apply_to(self.disk)
@@ -482,18 +484,23 @@ class World:
                 self.clock.after(self._pause_s(), self.start_applier)
 
     def _power_cut(self) -> None:
-        if self.applier is not None:
-            self._end_applier()
-            self._lose_power()
-            if self.rng.random() < 0.3:
-                self._light_fuse()  # again while it recovers, or soon after
-            self.clock.after(self._pause_s(), self.start_applier)
+        if self.applier is None:
+            return
+        if self.rng.random() < 0.5:
+            self._light_fuse()
+            return
+        self._end_applier()
+        self._lose_power()
+        if self.rng.random() < 0.3:
+            self._light_fuse()  # again while it recovers, or soon after
+        self.clock.after(self._pause_s(), self.start_applier)
 
     def _lose_power(self) -> None:
         self.store = self.store.after_power_cut(self.rng)
         self.store.on_device = self.oracle.on_device
 
     def _light_fuse(self) -> None:
+        """The power is cut in the middle of a step, a few writes and syncs from now."""
         self.rng.choice(sorted(self.store.disks().items()))[1].fuse = self.rng.randrange(9)
 
     def _cut_control(self) -> None:
