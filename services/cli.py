@@ -29,6 +29,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Looking": {
         "status": ("services.cli_status:main", "Is each volume well? Usable as a check."),
+        "top": ("services.cli_top:main", "A live view."),
+        "doctor": ("services.cli_doctor:main", "What this host lacks, and what mends it."),
         "journal": ("services.journal_tool:main", "What a journal holds."),
     },
     "Processes that supervisord runs": {

@@ -34,12 +34,12 @@ class Subscriber:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: str) -> None:
         self._path = Path(run_dir) / "status.sock"
-        self._socket = context.socket(zmq.SUB)
-        self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.RECONNECT_IVL, 100)
-        self._socket.set(zmq.MAXMSGSIZE, 1 << 20)
-        self._socket.subscribe(STATUS_TOPIC)
-        self._socket.connect(f"ipc://{self._path}")
+        self.socket = context.socket(zmq.SUB)
+        self.socket.set(zmq.LINGER, 0)
+        self.socket.set(zmq.RECONNECT_IVL, 100)
+        self.socket.set(zmq.MAXMSGSIZE, 1 << 20)
+        self.socket.subscribe(STATUS_TOPIC)
+        self.socket.connect(f"ipc://{self._path}")
 
     def status(self, timeout_s: float) -> Mapping[str, Any]:
         """The next status; the first comes at once.
@@ -55,19 +55,19 @@ class Subscriber:
             )
         while True:
             left_ms = max(0, int((deadline_s - time.monotonic()) * 1000))
-            if not self._socket.poll(left_ms):
+            if not self.socket.poll(left_ms):
                 raise NoAnswerError(
                     f"monitor: no answer on {self._path} within {timeout_s:g} s; it is stopped, "
                     "hangs, or has left a stale socket"
                 )
-            frames = self._socket.recv_multipart()
+            frames = self.socket.recv_multipart()
             found = msgpack.unpackb(frames[-1])
             if isinstance(found, dict) and found.get("version") == STATUS_VERSION:
                 return cast("Mapping[str, Any]", found)
 
     def close(self) -> None:
         """Ends the subscription."""
-        self._socket.close(linger=0)
+        self.socket.close(linger=0)
 
     def __enter__(self) -> Self:
         return self

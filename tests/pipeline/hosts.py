@@ -20,6 +20,7 @@ from typing import Any, Self
 import pytest
 
 from common.capture import Capture, Role, open_capture
+from common.errors import BdrError
 from deploy.command import end, wait_for
 from deploy.demo import free_port
 from deploy.nbd_source import nbd_server
@@ -96,9 +97,16 @@ class Host:
             assert process.stderr
             raise AssertionError(process.stderr.read().decode())
 
-    def stop(self) -> None:
-        """SIGTERM to supervisord, as systemd does."""
+    def stop(self, *, at_once: bool = True) -> None:
+        """SIGTERM to supervisord, as systemd does.
+
+        Args:
+            at_once: have every process stopped first; else one stage after the other.
+        """
         if self._process is not None:
+            if at_once:
+                with contextlib.suppress(BdrError):
+                    self.supervision.stop_all()
             end(self._process, timeout_s=DEADLINE_S)
             assert self._process.stderr
             self._process.stderr.close()

@@ -162,7 +162,7 @@ def test_stop_is_clean_and_within_the_time_allowed(make_hosts: MakeHosts) -> Non
     hosts.start()
     for host in (hosts.source, hosts.target):
         pids = host.pids().values()
-        host.stop()
+        host.stop(at_once=False)
         said = (host.log_dir / "supervisord.log").read_text()
         assert "SIGKILL" not in said
         assert said.count("exit status 0") == len(pids)
