@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`bdr client` and `bdr server`: a side from nothing but options."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.command import end, wait_for
+from tests.pipeline.hosts import BIN, DEADLINE_S, MIB, Volume, bdr
+
+
+class Side:
+    """A `bdr client` or `bdr server`, and what it prints."""
+
+    def __init__(self, directory: Path, *words: str) -> None:
+        self.run_dir = Path(tempfile.mkdtemp(prefix="r", dir=directory)) / "r"
+        self._output = (self.run_dir.parent / "output").open("wb")
+        self.process = subprocess.Popen(
+            [str(BIN / "bdr"), *words, "--run-dir", str(self.run_dir)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+            start_new_session=True,
+        )
+
+    @property
+    def said(self) -> str:
+        return (self.run_dir.parent / "output").read_text()
+
+    def health(self) -> str:
+        done = bdr("status", "--json", "--run-dir", str(self.run_dir))
+        return str(json.loads(done.stdout)["health"]) if done.stdout else "unknown"
+
+    def close(self) -> None:
+        end(self.process, timeout_s=DEADLINE_S)
+        self._output.close()
+
+
+@pytest.fixture
+def volume(directory: Path) -> Iterator[Volume]:
+    with Volume(directory, "x", size=16 * MIB, writes=8192).open() as volume:
+        yield volume
+
+
+def client_words(volume: Volume) -> list[str]:
+    words = ["client", "--address", "127.0.0.1", "--port", str(volume.port)]
+    return [*words, "--chardev", volume.ring, "--underdev", str(volume.source)]
+
+
+def server_words(volume: Volume, directory: Path) -> list[str]:
+    words = ["server", "--address", "127.0.0.1", "--port", str(volume.port)]
+    return [*words, "--target", str(volume.target), "--state-dir", str(directory / "state")]
+
+
+@pytest.fixture
+def sides(volume: Volume, directory: Path) -> Iterator[tuple[Side, Side]]:
+    with contextlib.ExitStack() as stack:
+        server = Side(directory, *server_words(volume, directory))
+        stack.callback(server.close)
+        client = Side(directory, *client_words(volume), "--noreplication", "--verbose")
+        stack.callback(client.close)
+        wait_for(lambda: client.health() == "healthy", what="healthy", timeout_s=DEADLINE_S)
+        yield client, server
+
+
+def test_client_and_server_replicate_and_leave_nothing_behind(
+    sides: tuple[Side, Side], volume: Volume, directory: Path
+) -> None:
+    client, server = sides
+    for at in range(200):
+        volume.client.write(at * 4096, os.urandom(4096))
+    volume.settle()
+
+    # A second client of the same device says who has it, and disturbs nothing.
+    second = bdr(*client_words(volume))
+    assert second.returncode == 67
+    assert "another process is the consumer" in second.stdout
+    assert "bdr-reader ended for good with exit code 67" in second.stderr
+    assert client.health() == "healthy"
+
+    # A second server of the same target.
+    words = server_words(volume, directory)
+    words[words.index("--port") + 1] = str(volume.port + 10)
+    second = bdr(*words)
+    assert second.returncode in (66, 72), second.stdout + second.stderr
+    assert "locked by another" in second.stdout
+
+    # Ctrl-C.
+    os.kill(client.process.pid, signal.SIGINT)
+    assert client.process.wait(DEADLINE_S) == 0
+    volume.client.write(0, b"while it was away".ljust(4096))
+    again = Side(directory, *client_words(volume), "--noprint")
+    try:
+        volume.settle()
+    finally:
+        again.close()
+    server.close()
+    assert server.process.returncode == 0
+    assert volume.is_identical()
+    # It went on where it was, by the state that outlives the run directory.
+    assert server.said.count("event=unknown-position") == 1
+    assert "level=info" not in again.said
+    assert sorted(path.name for path in (directory / "state").iterdir()) == [
+        "bdr.state",
+        "bdr.state.journal",
+    ]
+    for side in (client, server, again):
+        assert not side.run_dir.exists()
+
+
+def test_a_killed_client_leaves_no_process_behind(
+    sides: tuple[Side, Side],
+) -> None:
+    client, _ = sides
+    pid = int((client.run_dir / "supervisord.pid").read_text())
+    os.kill(client.process.pid, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), what="its end", timeout_s=DEADLINE_S)
+    shutil.rmtree(client.run_dir)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (("--port", "70000"), 64, "--port: found 70000; wanted a whole number from 1 to 65534"),
+        (("--senders", "0"), 64, "--senders: found 0; wanted a whole number from 1 to 64"),
+        (("--volume", "a b"), 64, "found the name 'a b'"),
+        (("--rpo-seconds", "0"), 64, "--rpo-seconds: found 0.0; wanted a number of seconds"),
+        (("--address", ""), 64, "--address: found ''; wanted a host name or address"),
+        (("--chardev", "/nonexistent"), 67, "capture /nonexistent: No such file"),
+        (("--underdev", "/nonexistent"), 66, "underdev /nonexistent: No such file"),
+        (("--underdev", "/dev/null"), 66, "underdev /dev/null: the capture"),
+    ],
+)
+def test_wrong_options_are_named_at_once(
+    volume: Volume, change: tuple[str, str], code: int, said: str
+) -> None:
+    before = set(Path("/run").glob("bdr-*"))
+    done = bdr(*client_words(volume), *change)
+    assert said in done.stderr
+    assert done.returncode == code
+    assert set(Path("/run").glob("bdr-*")) == before
+
+
+def test_a_run_directory_that_exists_is_refused(volume: Volume, directory: Path) -> None:
+    done = bdr(*client_words(volume), "--run-dir", str(directory))
+    assert done.returncode == 64
+    assert "does not exist yet" in done.stderr
+    assert volume.source.exists()
