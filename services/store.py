@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from common.blockdev import TargetDevice
-from common.errors import BdrError
+from common.errors import BdrError, InternalError
 from common.record import ReplicaRecord
 from common.recordfile import RecordFile
 from common.replica import Apply
@@ -123,6 +123,9 @@ class StoreWorker:
                 os.eventfd_write(self._wakeup, 1)
         except BdrError as error:
             self._fail(error)
+        except Exception as error:
+            # A bug: an applier that goes on without its worker would look alive.
+            self._fail(InternalError(f"the store's worker failed: {error!r}"))
 
     def _fail(self, error: BdrError) -> None:
         self.error = error

@@ -57,6 +57,8 @@ class Pair:
         self.target = directory / "target"
         self.state = directory / "state"
         self.port = free_port()
+        self.address = "127.0.0.1"
+        """Where the source finds the target."""
         self.size = size
         self.target_program = self.target_with(options=applier_options)
         self._writes = writes
@@ -100,7 +102,7 @@ class Pair:
         return source_programs(
             volume,
             chardev=chardev or self.ring,
-            address="127.0.0.1",
+            address=self.address,
             port=self.port,
             run_dir=self.directory / run_dir,
             senders=self._senders,
