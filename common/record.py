@@ -88,7 +88,7 @@ def decode_copy(data: bytes) -> tuple[int, ReplicaRecord] | None:
 
 
 def choose(copies: list[bytes], *, where: str) -> tuple[int, ReplicaRecord] | None:
-    """The copy that counts, or None where nothing was ever written.
+    """The copy that counts, or None where nothing was ever made durable.
 
     Raises:
         StateError: something is there, and no copy of it is intact.
@@ -96,13 +96,20 @@ def choose(copies: list[bytes], *, where: str) -> tuple[int, ReplicaRecord] | No
     intact = [found for found in map(decode_copy, copies) if found is not None]
     if intact:
         return max(intact, key=lambda found: found[0])
-    if any(copy.strip(b"\0") for copy in copies):
+    if any(copy.strip(b"\0") for copy in copies) and not _is_first_save_torn(copies):
         raise StateError(
             f"replica state {where}: found bytes that are no intact record of this version, "
             f"wanted two copies that begin with {MAGIC.decode()}; if this file is not BDR's, "
             "name another one; if it is, delete it and let the source scan"
         )
     return None
+
+
+def _is_first_save_torn(copies: list[bytes]) -> bool:
+    """Whether the power was cut in the very first save: the second found copy 0 blank."""
+    others = copies[:1] + copies[2:]
+    begun = copies[1][: len(MAGIC)].rstrip(b"\0")
+    return MAGIC.startswith(begun) and not any(copy.strip(b"\0") for copy in others)
 
 
 def _digest(generation: int, body: bytes) -> bytes:

@@ -441,7 +441,10 @@ class Sequencer:
         """The mark that must stand at the cursor, before any more slots."""
         status = self._status
         if (
-            status.gap == self.cursor
+            status.gap is not None
+            # The capture names the lowest gap only. Where that was passed without a mark,
+            # since it had no bits, or none any more, another one may follow anywhere.
+            and status.gap <= self.cursor
             # In OVERFLOW the replica is still a prefix, unless slots follow the gap: the
             # mode may have turned again before this gap was passed.
             and (status.mode is Mode.STREAM or status.head > status.gap)

@@ -57,6 +57,8 @@ class Options:
     writes: int = 100
     in_flight: int = 4
     big_writes: float = 0.05
+    flushes: int = 4
+    """Against 96 other writes."""
     think_s: float = 0.004
     failing_writes: float = 0.0
     may_overflow: bool = False
@@ -101,6 +103,7 @@ class Options:
             writes=rng.choice((40, 80, 160)),
             in_flight=rng.choice((1, 2, 4, 8)),
             big_writes=rng.choice((0.0, 0.05, 0.3)),
+            flushes=rng.choice((4, 4, 100)),
             think_s=rng.choice((0.0005, 0.004, 0.02)),
             failing_writes=rng.choice((0.0, 0.0, 0.0, 0.05)),
             may_overflow=rng.random() < 0.3,
@@ -335,7 +338,7 @@ class World:
         if write.logged:
             self.shadow.reserve(write)
             self._check_order(write)
-        else:
+        elif write.sectors:
             self.oracle.gaps.append(self.gate.head)
         if self.trace is not None:
             where = f"slots {write.first}+{write.slots}" if write.logged else "missed"

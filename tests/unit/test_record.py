@@ -96,10 +96,25 @@ def test_nothing_written_yet_is_none() -> None:
     assert choose([BLANK, BLANK], where="here") is None
 
 
-def test_first_copy_torn_and_nothing_before_it_is_an_error_that_says_what_to_do() -> None:
-    torn = encode_copy(RECORD, 1)[:40].ljust(COPY_BYTES, b"\0")
+@pytest.mark.parametrize("kept", [1, 7, 8, 40, 100])
+def test_very_first_save_torn_is_as_if_nothing_was_written(kept: int) -> None:
+    """Nothing was acknowledged yet; a human should not have to delete the file."""
+    torn = encode_copy(RECORD, 1)[:kept].ljust(COPY_BYTES, b"\0")
+    assert choose([BLANK, torn], where="here") is None
+
+
+@pytest.mark.parametrize(
+    "copies",
+    [
+        [encode_copy(RECORD, 2)[:40].ljust(COPY_BYTES, b"\0"), BLANK],
+        [encode_copy(RECORD, 2)[:40].ljust(COPY_BYTES, b"\0"), encode_copy(RECORD, 3)[1:] + b"\0"],
+        [BLANK, b"\x7fELF".ljust(COPY_BYTES, b"\0")],
+        [b"\x7fELF".ljust(COPY_BYTES, b"\0"), BLANK],
+    ],
+)
+def test_no_intact_copy_is_an_error_that_says_what_to_do(copies: list[bytes]) -> None:
     with pytest.raises(StateError, match=r"/some/where.*delete it"):
-        choose([torn, BLANK], where="/some/where")
+        choose(copies, where="/some/where")
 
 
 @given(st.binary(max_size=100) | st.binary(max_size=100).map(lambda tail: format_.MAGIC + tail))

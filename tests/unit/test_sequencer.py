@@ -427,6 +427,25 @@ def test_gap_with_slots_behind_it_gets_its_mark_though_the_mode_turned_again() -
     assert dispatch(machine, 30).mark is Mark.RESYNC
 
 
+def test_gap_behind_one_that_had_no_bits_gets_a_mark_too() -> None:
+    """The capture names the lowest gap until it is released, here that of a lone flush."""
+    machine = streaming(replace(GAP, resync_regions=0))
+    dispatch(machine, 30)
+    assert not machine.has_mark_due
+    dispatch(machine, 10)
+    machine.handle(s.CaptureSeen(replace(GAP, mode=Mode.OVERFLOW, active_regions=1)))
+    assert dispatch(machine, 0).mark is Mark.RESYNC
+    assert dispatch(machine, 20).first == 80
+
+
+def test_gap_is_marked_once_though_it_is_released_later() -> None:
+    machine = streaming(GAP, slot=70)
+    assert dispatch(machine, 0).mark is Mark.RESYNC
+    dispatch(machine, 10)
+    machine.handle(s.CaptureSeen(GAP))
+    assert not machine.has_mark_due
+
+
 def test_resume_is_asked_when_the_ring_has_drained_below_the_mark() -> None:
     full = replace(STATUS, mode=Mode.OVERFLOW, head=40 + 1025, gap=1065)
     machine = streaming(full)
