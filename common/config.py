@@ -28,7 +28,13 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from common.errors import UsageError
-from common.ring import CAPACITY_MAX, CAPACITY_MIN
+from common.ring import (
+    CAPACITY_MAX,
+    CAPACITY_MIN,
+    REGION_SECTORS_DEFAULT,
+    REGION_SECTORS_MAX,
+    REGION_SECTORS_MIN,
+)
 from common.wire import NAME_BYTES_MAX
 
 DEFAULT_PATH = "/etc/bdr/bdr.toml"
@@ -80,6 +86,12 @@ def _plain(text: str) -> str:
     if not text or any(c.isspace() or not c.isprintable() for c in text):
         raise ValueError("not a name or address")
     return text
+
+
+def _mapper(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name):
+        raise ValueError("not a name")
+    return name
 
 
 def _journal(value: str) -> str:
@@ -195,6 +207,25 @@ class Source(_Volume):
         description="Capacity of the ring, in writes of 4104 bytes, when it is attached.",
         json_schema_extra=_wanted(f"a whole number from {CAPACITY_MIN} to {CAPACITY_MAX}"),
     )
+    mapper: Annotated[str, AfterValidator(_mapper)] | None = Field(
+        None,
+        description="`bdr attach-all` puts /dev/mapper/NAME before underdev; without it nothing.",
+        json_schema_extra=_wanted("a name of letters, digits, _ . and -"),
+    )
+    region_sectors: int = Field(
+        REGION_SECTORS_DEFAULT,
+        description="Sectors that one bit of the dirty bitmap stands for, when it is attached.",
+        json_schema_extra=_wanted(
+            f"a power of two from {REGION_SECTORS_MIN} to {REGION_SECTORS_MAX}"
+        ),
+        ge=REGION_SECTORS_MIN,
+        le=REGION_SECTORS_MAX,
+    )
+    stable: Literal["copy", "hint"] = Field(
+        "copy",
+        description="How ring and disk are kept equal, when it is attached.",
+        json_schema_extra=_wanted('"copy" or "hint"'),
+    )
     senders: int = Field(
         1,
         ge=1,
@@ -254,7 +285,7 @@ class Config(_Table):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        problems = [*_name_problems(self), *_shared_problems(self)]
+        problems = [*_name_problems(self), *_shared_problems(self), *_mapper_problems(self)]
         if problems:
             raise ConfigError(problems)
         return self
@@ -390,6 +421,25 @@ def _name_problems(config: Config) -> list[str]:
     return found
 
 
+def _mapper_problems(config: Config) -> list[str]:
+    """What `bdr attach-all` could not attach."""
+    found = []
+    for name, volume in config.volume.items():
+        if not isinstance(volume, Source) or volume.mapper is None:
+            continue
+        if volume.underdev is None:
+            found.append(
+                f"volume.{name}.underdev: missing; wanted the device to put "
+                f"/dev/mapper/{volume.mapper} before"
+            )
+        if not re.fullmatch(r"/dev/[A-Za-z0-9][A-Za-z0-9_.-]*", volume.chardev):
+            found.append(
+                f"volume.{name}.chardev: found {volume.chardev!r}; wanted /dev/NAME, since mapper "
+                "has the control device made there"
+            )
+    return found
+
+
 def _shared_problems(config: Config) -> list[str]:
     """What two volumes of a host may not both have."""
     owners: dict[tuple[str, object], str] = {}
@@ -416,6 +466,7 @@ def _exclusive(volume: Volume) -> list[tuple[str, object]]:
         own.append(("metrics_port", volume.metrics_port))
     if isinstance(volume, Source):
         own.append(("chardev", volume.chardev))
+        own += [("mapper", f"/dev/mapper/{volume.mapper}")] if volume.mapper else []
         if volume.underdev:
             own.append(("underdev", volume.underdev))
     else:

@@ -19,6 +19,7 @@ from common.errors import WireError
 from common.recordfile import RecordFile
 from common.replica import Action, Replica
 from services import journal_options, log, memory, metrics, options, sockets
+from services.journal_store import JournalStore
 from services.loop import Loop
 from services.metrics import Reporter
 from services.sockets import RunDirectory
@@ -42,6 +43,7 @@ class Applier:
         address: to listen on.
         port: for batches; `port` + 1 is for control.
         run_directory: where the monitor's socket is, if there is one.
+        journal: whose fill is reported, if there is one.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Applier:
         address: str,
         port: int,
         run_directory: RunDirectory | None = None,
+        journal: JournalStore | None = None,
     ) -> None:
         self._log = log.logger()
         self._replica = replica_
@@ -60,6 +63,7 @@ class Applier:
         self._queued_bytes = 0
         self._bad_messages = 0
         self._durable_jobs = 0
+        self._journal = journal
         self._durable_bytes = 0
         self._acked_s: float | None = None
         self.loop = Loop()
@@ -108,6 +112,7 @@ class Applier:
 
     def _values(self) -> metrics.Values:
         record = self._replica.record
+        used, size = self._journal.fill if self._journal else (None, None)
         return {
             "condition": record.condition.name,
             "is_fed": self._replica.is_fed,
@@ -118,6 +123,8 @@ class Applier:
             "jobs": self._durable_jobs,
             "bytes": self._durable_bytes,
             "queued_bytes": self._queued_bytes,
+            "journal_bytes": used,
+            "journal_size_bytes": size,
             "acked_s": self._acked_s,
             "bad_messages": self._bad_messages,
             **{f"dropped_{why}": count for why, count in self._replica.dropped.items()},
@@ -266,6 +273,7 @@ def main(
             address=address,
             port=port,
             run_directory=RunDirectory(run_dir) if run_dir else None,
+            journal=store if isinstance(store, JournalStore) else None,
         )
 
     options.run(build)

@@ -20,6 +20,12 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "client": ("services.cli_side:client", "Run a source from nothing but options."),
         "server": ("services.cli_side:server", "Run a target from nothing but options."),
     },
+    "Capturing a device with the kernel module": {
+        "attach": ("services.cli_attach:attach", "Capture the writes of a device."),
+        "detach": ("services.cli_attach:detach", "Stop capturing it."),
+        "attach-all": ("services.cli_attach_all:attach_all", "Attach what bdr.toml names."),
+        "detach-all": ("services.cli_attach_all:detach_all", "Detach what bdr.toml names."),
+    },
     "This host, from bdr.toml": {
         "config": ("services.cli_config:main", "Check or show the configuration."),
         "run": ("services.cli_run:run", "Run everything under supervisord; for systemd."),

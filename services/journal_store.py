@@ -63,6 +63,11 @@ class JournalStore:
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
+    @property
+    def fill(self) -> tuple[int, int]:
+        """Bytes of the log in use, and its size; roughly, for whoever looks."""
+        return self._engine.used_bytes, self._engine.superblock.log_bytes
+
     def attach(self, on_failure: Callable[[BdrError], None]) -> None:
         """See `Store`."""
         with self._changed:
