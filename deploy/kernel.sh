@@ -3,13 +3,23 @@
 # A kernel to run BDR's module in a virtual machine, without touching the host:
 # the packages of a kernel >= 6.8 are downloaded and unpacked into a directory,
 # not installed, so neither apt's sources nor the bootloader change.
-#   deploy/kernel.sh DIR      leaves DIR/image (a link), DIR/headers (a link)
-#                             and DIR/release (its version)
+#   deploy/kernel.sh DIR            leaves DIR/image (a link), DIR/headers (a link)
+#                                   and DIR/release (its version)
+#   deploy/kernel.sh --source DIR   unpacks the source of that kernel into DIR
 set -eu
+want=binary
+if [ "${1:-}" = --source ]; then
+	want=source
+	shift
+fi
 dir=${1:?directory}
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
-[ -e "$dir/release" ] && [ -e "$dir/image" ] && [ -e "$dir/headers/Makefile" ] && exit 0
+if [ $want = source ]; then
+	[ -e "$dir/Makefile" ] && exit 0
+else
+	[ -e "$dir/release" ] && [ -e "$dir/image" ] && [ -e "$dir/headers/Makefile" ] && exit 0
+fi
 
 fail() {
 	echo "kernel: $*" >&2
@@ -60,6 +70,19 @@ if ! new_enough "$version"; then
 	apt-get $options update -q >/dev/null || fail "cannot read the package lists of backports"
 	version=$(version_of)
 	new_enough "$version" || fail "backports' kernel is ${version:-absent}, wanted >= 6.8"
+fi
+
+if [ $want = source ]; then
+	[ "${ID:-}" = debian ] || fail "unpack a kernel's source into $dir yourself"
+	package=linux-source-$version
+	echo "kernel: downloading $package"
+	mkdir -p "$dir/deb"
+	# shellcheck disable=SC2086
+	(cd "$dir/deb" && apt-get $options download -qq -o APT::Sandbox::User=root "$package")
+	dpkg-deb -x "$dir"/deb/*.deb "$dir/deb"
+	tar -C "$dir" --strip-components=1 -xf "$dir/deb/usr/src/$package.tar.xz"
+	rm -rf "$dir/deb" "$dir/apt"
+	exit
 fi
 
 depends() { # the packages of a kernel that a metapackage leads to, a name a line

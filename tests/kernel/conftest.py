@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.vm)
         if not IN_VM:
             item.add_marker(pytest.mark.skip(reason="runs in a virtual machine: make test-kernel"))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Shows a failure at once: a machine that dies later takes the summary with it."""
+    if IN_VM and report.failed:
+        print(f"\n{report.nodeid}\n{report.longreprtext}", file=sys.__stdout__, flush=True)
 
 
 @pytest.fixture(scope="session")
@@ -80,3 +87,12 @@ def bdr(loop: Loop) -> Iterator[Bdr]:
     """A target over `loop` with room for 4096 writes."""
     with Bdr("t0", loop.path, capacity=4096) as device:
         yield device
+
+
+@pytest.fixture
+def disk() -> str:
+    """The machine's own disk: a queue that completes from interrupts, in any order."""
+    for serial in Path("/sys/block").glob("vd*/serial"):
+        if serial.read_text().strip() == "fast":
+            return f"/dev/{serial.parent.name}"
+    pytest.skip("the machine has no disk `fast`")

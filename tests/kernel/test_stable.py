@@ -12,19 +12,6 @@ from tests.kernel.devices import TOOLS, Bdr, Direct, Mapped, have_module, run, s
 from tests.kernel.mirror import Mirror
 
 
-def virtio_disk() -> str:
-    """The machine's own disk: a queue that completes from interrupts, in any order."""
-    for serial in Path("/sys/block").glob("vd*/serial"):
-        if serial.read_text().strip() == "fast":
-            return f"/dev/{serial.parent.name}"
-    pytest.skip("the machine has no disk `fast`")
-
-
-@pytest.fixture
-def disk() -> str:
-    return virtio_disk()
-
-
 def test_buffer_changed_in_flight_ring_holds_what_the_disk_got(disk: str, tmp_path: Path) -> None:
     with (
         Mapped("lower", f"0 65536 linear {disk} 0") as lower,
