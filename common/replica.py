@@ -6,8 +6,9 @@ It accepts one source at a time, puts batches into order, and has them applied.
 Rules, in words:
 
 - A HELLO is refused for another protocol, another volume, a source bigger than
-  the device, while another stream's source is alive, or when it comes so late that
-  the replica is beyond the ring that it describes. Otherwise it opens a new
+  the device, while another stream's source is alive (or may come back: the target
+  has just started), or when it comes so late that the replica is beyond the ring
+  that it describes. Otherwise it opens a new
   session: epoch + 1, batch 1, from the slot up to which everything was accepted.
   Its WELCOME is sent when all of that, and the new epoch, are durable.
 - A batch of another stream or epoch, or one already accepted, is dropped unread.
@@ -27,12 +28,13 @@ the user says that both devices are equal (`assume_clean`).
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from dataclasses import dataclass, replace
 
 from common.errors import BdrError, InternalError, InvalidSlotsError
 from common.extents import NO_EXTENTS, Extents, plan
-from common.record import ReplicaRecord
+from common.record import NO_STREAM, ReplicaRecord
 from common.wire import (
     PROTOCOL,
     Ack,
@@ -179,7 +181,7 @@ class Replica:
         self._last_job = 0
         self._durable_job = 0
         self._now_s = 0.0
-        self._heard_s = 0.0
+        self._heard_s = math.inf  # counts from the first Tick: its source may come back
         self._story: deque[str] = deque(maxlen=32)
 
     @property
@@ -213,6 +215,7 @@ class Replica:
         match event:
             case Tick(now_s):
                 self._now_s = now_s
+                self._heard_s = min(self._heard_s, now_s)
             case MessageArrived(peer, message):
                 self._story.append(str(message)[:200])
                 self._on_message(peer, message, actions)
@@ -279,13 +282,13 @@ class Replica:
             )
             self._refuse(peer, hello.attempt, RefusedReason.BUSY, text, actions)
         elif (
-            session is not None
-            and hello.stream != record.stream
+            record.stream not in (NO_STREAM, hello.stream)
             and self._now_s - self._heard_s < self.settings.source_silence_s
         ):
             text = (
                 f"found stream {hello.stream.hex()}, but the replica is fed by stream "
-                f"{record.stream.hex()} right now; stop that source first"
+                f"{record.stream.hex()}, now or until {self.settings.source_silence_s:g} s ago; "
+                "stop that source first"
             )
             self._refuse(peer, hello.attempt, RefusedReason.BUSY, text, actions)
         elif (

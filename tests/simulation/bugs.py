@@ -18,7 +18,7 @@ from common import record as record_format
 from common.extents import plan
 from common.journal_engine import JournalEngine
 from common.record import ReplicaRecord
-from common.replica import Apply, Replica
+from common.replica import Apply, Replica, ReplicaSettings
 from common.sequencer import Sequencer
 from common.wire import Batch, Condition, Mark
 from tests.simulation import parts, stores
@@ -285,6 +285,18 @@ def late_hello_taken_at_its_word() -> Patch:
         return broken
 
     return wrapped(Replica, "_on_hello", make)
+
+
+@bug(faults={"stranger": 0.2, "kill_applier": 0.3}, replica=ReplicaSettings(source_silence_s=1e6))
+def second_source_let_in_after_a_restart() -> Patch:
+    def make(handle: Any) -> Any:
+        def broken(self: Replica, event: Any) -> Any:
+            self._heard_s = -1e9 if self._session is None else self._heard_s
+            return handle(self, event)
+
+        return broken
+
+    return wrapped(Replica, "handle", make)
 
 
 @bug()

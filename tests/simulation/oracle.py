@@ -43,6 +43,8 @@ class Oracle:
     # P1.
 
     def on_accepted(self, job: Apply) -> None:
+        if job.record.stream != STREAM:
+            raise BrokenRuleError("another source has taken the replica over")
         published = self._world.gate.published_end()
         if job.record.slot > published:
             raise BrokenRuleError(

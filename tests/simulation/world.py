@@ -16,14 +16,14 @@ from common.journal import BLOCK_BYTES
 from common.replica import ReplicaSettings
 from common.ring import SECTOR_BYTES, Mode, Op
 from common.sequencer import SequencerSettings
-from common.wire import Condition
+from common.wire import PROTOCOL, Condition, Hello, encode_message
 from tests.simulation.clock import Clock
 from tests.simulation.disk import DiskFailedError, PowerLostError
 from tests.simulation.network import Channel
 from tests.simulation.oracle import Oracle, differing
 from tests.simulation.parts import Applier, Reader, Sender
-from tests.simulation.source import BrokenRuleError, Gate, Shadow, Write
-from tests.simulation.stores import DirectStore, JournalStore, Store
+from tests.simulation.source import STREAM, BrokenRuleError, Gate, Shadow, Write
+from tests.simulation.stores import VOLUME, DirectStore, JournalStore, Store
 
 HEAL_S = 400.0
 """Simulated seconds in which everything must be well again after the last fault."""
@@ -39,6 +39,7 @@ FAULTS = (
     "partition_control",
     "partition_data",
     "pause_sender",
+    "stranger",
     "device_eio",
     "record_full",
     "log_full",
@@ -135,7 +136,7 @@ class Options:
             replica=ReplicaSettings(
                 reorder_batches=rng.choice((4, 256)),
                 reorder_bytes=rng.choice((64 << 10, 64 << 20)),
-                source_silence_s=4.0,
+                source_silence_s=1e6 if "stranger" in faults else 4.0,
             ),
         )
 
@@ -565,6 +566,12 @@ class World:
         sender = self.rng.choice(self.senders)
         if sender is not None:
             sender.paused_until_s = self.clock.now_s + self.rng.choice((0.05, 0.5, 3.0))
+
+    def _stranger(self) -> None:
+        """Another source greets, of a volume of the same name."""
+        if self.applier is not None and self.applier.machine.record.stream == STREAM:
+            hello = Hello(PROTOCOL, 1, VOLUME, bytes(16), 8, 0, 9, assume_clean=True)
+            self.applier.on_control(b"stranger", encode_message(hello))
 
     def _is_disk_failing(self) -> bool:
         return any(disk.fails_write or disk.fails_sync for disk in self.store.disks().values())

@@ -151,10 +151,10 @@ def test_hello_of_another_protocol_is_refused_with_both_versions() -> None:
     assert "9" in refused.text
 
 
-def test_hello_of_a_blank_target_is_welcomed_as_inconsistent() -> None:
+def test_hello_of_a_blank_target_is_welcomed_as_unknown() -> None:
     machine = r.Replica(record=ReplicaRecord("v", DEVICE_SECTORS))
     (job,) = jobs(say(machine, HELLO))
-    assert (job.record.slot, job.record.condition) == (40, Condition.INCONSISTENT)
+    assert (job.record.slot, job.record.condition) == (40, Condition.UNKNOWN)
 
 
 def test_hello_of_a_blank_target_that_is_said_to_be_equal_is_catching_up() -> None:
@@ -167,7 +167,7 @@ def test_hello_whose_ring_has_lost_the_position_needs_a_scan() -> None:
     """As after the target was restored to an older state; the user's word is of no help."""
     machine = r.Replica(record=RECORD)
     (job,) = jobs(say(machine, replace(HELLO, tail=51, assume_clean=True)))
-    assert (job.record.slot, job.record.condition) == (51, Condition.INCONSISTENT)
+    assert (job.record.slot, job.record.condition) == (51, Condition.UNKNOWN)
 
 
 def test_hello_from_before_that_arrives_late_costs_no_scan() -> None:
@@ -194,11 +194,29 @@ def test_hello_of_another_stream_is_refused_while_the_source_is_alive() -> None:
     assert bring(machine, make_batch(1, 50))
 
 
+def test_hello_of_another_stream_does_not_win_the_race_after_a_restart() -> None:
+    """A second source greets again and again; a restart must not let it in."""
+    machine = r.Replica(record=RECORD)
+    machine.handle(r.Tick(100.0))
+    machine.handle(r.Tick(105.0))
+    (refused,) = messages(say(machine, replace(HELLO, stream=OTHER_STREAM), b"stranger"))
+    assert isinstance(refused, Refused)
+    assert refused.reason is RefusedReason.BUSY
+    machine.handle(r.Tick(110.0))
+    assert jobs(say(machine, replace(HELLO, stream=OTHER_STREAM), b"stranger"))
+
+
+def test_hello_of_any_stream_is_served_at_once_by_a_target_that_had_none() -> None:
+    machine = r.Replica(record=ReplicaRecord("v", DEVICE_SECTORS))
+    machine.handle(r.Tick(100.0))
+    assert jobs(say(machine, HELLO))
+
+
 def test_hello_of_another_stream_takes_over_when_the_source_is_silent() -> None:
     machine = open_session()
     machine.handle(r.Tick(110.0))
     (job,) = jobs(say(machine, replace(HELLO, stream=OTHER_STREAM), b"stranger"))
-    assert (job.record.stream, job.record.condition) == (OTHER_STREAM, Condition.INCONSISTENT)
+    assert (job.record.stream, job.record.condition) == (OTHER_STREAM, Condition.UNKNOWN)
 
 
 def test_hello_again_before_the_welcome_gets_one_welcome_of_the_latest_attempt() -> None:
