@@ -21,19 +21,24 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from common.capture import Capture, Role, open_capture
+from common.programs import Program
 from common.ring import PAYLOAD_BYTES
 from deploy.command import SetupError, run, wait_for
-from deploy.nbd_source import loop_device, mounted, nbd_source
+from deploy.dm_source import DmSource, dm_source, load_module
+from deploy.namespaces import Namespaces
+from deploy.nbd_source import NbdSource, loop_device, mounted, nbd_source
 from deploy.stack import Stack, source_programs, target_programs
 
 VOLUME = "demo"
 DEVICE_BYTES = 1 << 30
 RING_WRITES = 65536
-FILES_MAX = 4000
+FILES_MAX = int(os.environ.get("BDR_DEMO_FILES", "4000"))
 FILES_BYTES_MAX = 160 << 20
+SETTLE_TIMEOUT_S = float(os.environ.get("BDR_DEMO_TIMEOUT_S", "120"))
 _MIB = 1 << 20
 
 
@@ -46,15 +51,39 @@ def check_host() -> None:
     """Raises SetupError where the host cannot show the demonstration."""
     if os.geteuid() != 0:
         raise SetupError("needs root, for loop devices and mounts; run it with sudo")
-    for path, meaning in (
-        ("/dev/fuse", "FUSE (modprobe fuse; in a container: --device /dev/fuse)"),
-        ("/dev/loop-control", "loop devices (modprobe loop; in a container: --privileged)"),
-    ):
-        if not os.path.exists(path):
-            raise SetupError(f"needs {path}: this host offers no {meaning}")
-    for tool in ("nbdkit", "nbdfuse", "mkfs.ext4", "e2fsck", "losetup", "fstrim"):
+    if not os.path.exists("/dev/loop-control"):
+        raise SetupError(
+            "needs /dev/loop-control: this host offers no loop devices (modprobe loop; in a "
+            "container: --privileged)"
+        )
+    _check_tools("mkfs.ext4", "e2fsck", "losetup", "fstrim")
+
+
+def _check_tools(*tools: str) -> None:
+    for tool in tools:
         if shutil.which(tool) is None:
             raise SetupError(f"needs {tool}, which is not installed; run `make setup`")
+
+
+@contextlib.contextmanager
+def captured(backing: str, directory: Path) -> Iterator[DmSource | NbdSource]:
+    """A captured device over `backing`: by the module where it can be loaded, else by nbdkit."""
+    why_not = load_module()
+    if why_not is None:
+        say("capture: the kernel module, device-mapper target `bdr`")
+        name = f"bdr-demo-{os.getpid()}"
+        with dm_source(backing, name=name, writes=RING_WRITES) as source:
+            yield source
+        return
+    say(f"capture: nbdkit plugin, nbdfuse and a loop device; no kernel module: {why_not}")
+    if not os.path.exists("/dev/fuse"):
+        raise SetupError(
+            "needs /dev/fuse: this host offers no FUSE (modprobe fuse; in a container: "
+            "--device /dev/fuse)"
+        )
+    _check_tools("nbdkit", "nbdfuse")
+    with nbd_source(backing, directory, writes=RING_WRITES) as nbd:
+        yield nbd
 
 
 def free_port() -> int:
@@ -165,7 +194,7 @@ def wait_replicated(capture: Capture) -> float:
             )
         return status.tail == status.head
 
-    wait_for(is_settled, what="the replica's last batch", timeout_s=120)
+    wait_for(is_settled, what="the replica's last batch", timeout_s=SETTLE_TIMEOUT_S)
     return time.monotonic() - began_s
 
 
@@ -200,41 +229,56 @@ def differences(source: str, replica: str, directory: Path) -> list[str]:
     return found
 
 
+def backing_devices(directory: Path) -> tuple[str, str]:
+    """What holds the source's and the replica's data: two files, unless told otherwise."""
+    paths = []
+    for side in ("source", "replica"):
+        path = os.environ.get(f"BDR_DEMO_{side.upper()}")
+        if path is None:
+            path = str(directory / f"{side}.img")
+            with open(path, "wb") as file:
+                file.truncate(DEVICE_BYTES)
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+def on(prefix: list[str], programs: list[Program]) -> list[Program]:
+    """The same programs, run by way of `prefix`."""
+    return [replace(program, command=[*prefix, *program.command]) for program in programs]
+
+
 def demonstrate(stack: contextlib.ExitStack) -> list[str]:
     """The whole story; returns what differs at its end."""
     directory = Path(tempfile.mkdtemp(prefix="bdr-demo-"))
     stack.callback(shutil.rmtree, directory)
-    source_file, replica_file = directory / "source.img", directory / "replica.img"
-    for path in (source_file, replica_file):
-        with path.open("wb") as file:
-            file.truncate(DEVICE_BYTES)
+    source_backing, replica_backing = backing_devices(directory)
 
     with contextlib.ExitStack() as running:
-        say("capture: nbdkit plugin, nbdfuse and a loop device (this host loads no modules)")
-        source = running.enter_context(nbd_source(str(source_file), directory, writes=RING_WRITES))
-        say(f"source {source.device}, {DEVICE_BYTES // _MIB} MiB; replica {replica_file}")
+        source = running.enter_context(captured(source_backing, directory))
+        say(f"source {source.device} over {source_backing}; replica {replica_backing}")
 
-        port = free_port()
+        port, address = free_port(), "127.0.0.1"
+        source_host: list[str] = []
+        target_host: list[str] = []
+        if os.environ.get("BDR_DEMO_NAMESPACES"):
+            hosts = running.enter_context(Namespaces())
+            address, source_host, target_host = hosts.address, hosts.source, hosts.target
+            say("source and target in two network namespaces")
         programs = running.enter_context(Stack(directory / "run"))
-        programs.add(
-            target_programs(
-                VOLUME,
-                target=str(replica_file),
-                state=directory / "replica.state",
-                address="127.0.0.1",
-                port=port,
-            )
+        state = directory / "replica.state"
+        target_side = target_programs(
+            VOLUME, target=replica_backing, state=state, address=address, port=port
         )
-        programs.add(
-            source_programs(
-                VOLUME,
-                chardev=source.ring,
-                address="127.0.0.1",
-                port=port,
-                run_dir=directory / "run" / VOLUME,
-                assume_clean=True,
-            )
+        programs.add(on(target_host, target_side))
+        source_side = source_programs(
+            VOLUME,
+            chardev=source.ring,
+            address=address,
+            port=port,
+            run_dir=directory / "run" / VOLUME,
+            assume_clean=True,
         )
+        programs.add(on(source_host, source_side))
         say("pipeline up under supervisord: reader, 2 senders, applier")
 
         capture = open_capture(source.ring, Role.OBSERVER)
@@ -249,7 +293,7 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
         run("blockdev", "--flushbufs", source.device)
         waited_s = wait_replicated(capture)
         say(f"nothing outstanding after {waited_s:.2f} s: {progress.line()}")
-    return differences(str(source_file), str(replica_file), directory)
+    return differences(source_backing, replica_backing, directory)
 
 
 def main() -> int:

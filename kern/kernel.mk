@@ -57,3 +57,10 @@ test-kasan: $(VM_READY) ## the same tests on a KASAN and lockdep kernel (builds 
 	@$(MAKE) -s -C kern KDIR=$(abspath $(KASAN_DIR)) OUT=$(abspath $(VM)/module-kasan)
 	@$(VM_RUN) --kdir $(KASAN_DIR) --disk fast=1G --timeout 3600 --memory 4G -- \
 		env BDR_MODULE=$(VM)/module-kasan/bdr.ko $(VM_PYTEST) -o timeout=600 $(TESTS)
+
+.PHONY: demo-vm
+demo-vm: $(VM_READY) ## the demonstration on the kernel module, in a virtual machine
+	@$(VM_RUN) --kernel $(VM_KERNEL) --disk source=1G --disk replica=1G --timeout 1200 -- \
+		env BDR_MODULE=$(VM)/module/bdr.ko BDR_DEMO_SOURCE=/dev/vda BDR_DEMO_REPLICA=/dev/vdb \
+		BDR_DEMO_NAMESPACES=1 BDR_DEMO_FILES=800 BDR_DEMO_TIMEOUT_S=600 \
+		$(PYTHON) -m deploy.demo

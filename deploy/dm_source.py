@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A captured block device with the kernel module: the target `bdr` over a device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.attach import Attachment, LinuxHost, attach, detach
+from common.errors import DeviceError
+from deploy.nbd_source import loop_device
+
+_BUILD = Path(__file__).parent.parent / "build"
+
+
+@dataclass(frozen=True, slots=True)
+class DmSource:
+    """A captured device.
+
+    Attributes:
+        device: the block device, such as /dev/mapper/demo.
+        ring: path of the control device: the reader's --chardev.
+    """
+
+    device: str
+    ring: str
+
+
+def load_module() -> str | None:
+    """Makes the target `bdr` known to device-mapper.
+
+    Returns:
+        None, or why this host cannot.
+    """
+    host = LinuxHost()
+
+    def is_known() -> bool:
+        lines = host.run("dmsetup", "targets").splitlines()
+        return any(line.startswith("bdr ") for line in lines)
+
+    try:
+        if is_known():
+            return None
+        try:
+            host.run("modprobe", "bdr")
+        except DeviceError:
+            # One built for this kernel and not installed will do too.
+            built = os.environ.get("BDR_MODULE", str(_BUILD / "module" / "bdr.ko"))
+            if not os.path.exists(built):
+                raise
+            host.run("insmod", built)
+        return None if is_known() else "device-mapper does not know the target bdr"
+    except DeviceError as error:
+        return str(error).splitlines()[0]
+
+
+@contextlib.contextmanager
+def dm_source(backing: str, *, name: str, writes: int) -> Iterator[DmSource]:
+    """Makes a captured block device over `backing`, and removes it again.
+
+    Args:
+        backing: block device, or a file that becomes one through a loop device.
+        name: of the new device under /dev/mapper.
+        writes: capacity of the ring.
+    """
+    with contextlib.ExitStack() as stack:
+        if not stat.S_ISBLK(os.stat(backing).st_mode):
+            backing = stack.enter_context(loop_device(backing))
+        host = LinuxHost()
+        chardev = f"{name}-ring"
+        attach(host, Attachment(name=name, underlying=backing, chardev=chardev, capacity=writes))
+        stack.callback(detach, host, name, force=True)
+        yield DmSource(f"/dev/mapper/{name}", f"/dev/{chardev}")

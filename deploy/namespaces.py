@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Two network namespaces with a cable between them: a source host and a target host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from types import TracebackType
+from typing import Self
+
+from deploy.command import SetupError, run
+
+_SOURCE_ADDRESS, _TARGET_ADDRESS = "10.213.7.1", "10.213.7.2"
+
+
+class Namespaces:
+    """Exist while the block lasts.
+
+    Attributes:
+        address: where the target listens.
+        source: words that run a command on the source host.
+        target: words that run a command on the target host.
+    """
+
+    def __init__(self) -> None:
+        self.address = _TARGET_ADDRESS
+        self._names = [f"bdr-{side}-{os.getpid()}" for side in ("source", "target")]
+        self.source, self.target = (["ip", "netns", "exec", name] for name in self._names)
+
+    def __enter__(self) -> Self:
+        try:
+            for name in self._names:
+                run("ip", "netns", "add", name)
+                run("ip", "-n", name, "link", "set", "lo", "up")
+            source, target = self._names
+            run(
+                "ip", "link", "add", "cable", "netns", source,
+                "type", "veth", "peer", "name", "cable", "netns", target,
+            )  # fmt: skip
+            for name, address in zip(self._names, (_SOURCE_ADDRESS, _TARGET_ADDRESS), strict=True):
+                run("ip", "-n", name, "address", "add", f"{address}/30", "dev", "cable")
+                run("ip", "-n", name, "link", "set", "cable", "up")
+        except SetupError:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        for name in self._names:
+            with contextlib.suppress(SetupError):
+                run("ip", "netns", "delete", name)
