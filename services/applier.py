@@ -127,6 +127,7 @@ class Applier:
             "journal_size_bytes": size,
             "acked_s": self._acked_s,
             "bad_messages": self._bad_messages,
+            **self._worker.values(),
             **{f"dropped_{why}": count for why, count in self._replica.dropped.items()},
             **self.loop.links,
         }

@@ -32,9 +32,24 @@ GROUP_BYTES_MAX = 16 << 20
 class Store(Protocol):
     """Where jobs go. Called by the worker thread alone, but for `attach` and `close`."""
 
-    def attach(self, on_failure: Callable[[BdrError], None]) -> None:
-        """Comes first. `on_failure` is to be called, by any thread, when work fails that
-        was left for later than `sync`."""
+    @property
+    def applied(self) -> int:
+        """The last job that the device holds, durably or not.
+
+        What reads the device, and must see a job there, waits for this: with a journal
+        a job is durable before the device has it.
+        """
+        ...
+
+    def attach(
+        self, *, on_failure: Callable[[BdrError], None], on_applied: Callable[[], None]
+    ) -> None:
+        """Comes first. Both are called by any thread, for work that was left for later
+        than `sync`: one when it fails, the other when none of it is left."""
+        ...
+
+    def values(self) -> dict[str, int]:
+        """Present values for the monitor; called by any thread."""
         ...
 
     def write(self, job: Apply) -> None:
@@ -58,14 +73,25 @@ class DirectStore:
     """
 
     def __init__(self, device: TargetDevice, record_file: RecordFile) -> None:
+        self._applied = 0
         self._device = device
         self._record_file = record_file
 
-    def attach(self, on_failure: Callable[[BdrError], None]) -> None:
+    @property
+    def applied(self) -> int:
+        return self._applied
+
+    def attach(
+        self, *, on_failure: Callable[[BdrError], None], on_applied: Callable[[], None]
+    ) -> None:
         pass  # nothing is left for later
+
+    def values(self) -> dict[str, int]:
+        return {}
 
     def write(self, job: Apply) -> None:
         self._device.apply(job.extents, job.payload)
+        self._applied = job.job
 
     def sync(self, record: ReplicaRecord) -> None:
         self._device.sync()
@@ -90,12 +116,21 @@ class StoreWorker:
         self._store = store
         self._jobs: queue.SimpleQueue[Apply | None] = queue.SimpleQueue()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        store.attach(self._fail)
+        store.attach(on_failure=self._fail, on_applied=self._wake)
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._thread.start()
 
+    @property
+    def applied(self) -> int:
+        """The last job that the device holds; at most a tick behind while jobs come."""
+        return self._store.applied
+
+    def values(self) -> dict[str, int]:
+        """The store's values for the monitor."""
+        return self._store.values()
+
     def fileno(self) -> int:
-        """Polls readable when `durable` or `error` has changed."""
+        """Polls readable when `durable` or `error` has changed, or all is applied."""
         return self._wakeup
 
     def drain_wakeup(self) -> None:
@@ -120,7 +155,7 @@ class StoreWorker:
                 last = self._write_group(job)
                 self._store.sync(last.record)
                 self.durable = last.job
-                os.eventfd_write(self._wakeup, 1)
+                self._wake()
         except BdrError as error:
             self._fail(error)
         except Exception as error:
@@ -129,6 +164,9 @@ class StoreWorker:
 
     def _fail(self, error: BdrError) -> None:
         self.error = error
+        self._wake()
+
+    def _wake(self) -> None:
         os.eventfd_write(self._wakeup, 1)
 
     def _write_group(self, job: Apply) -> Apply:
