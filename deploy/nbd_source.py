@@ -124,9 +124,17 @@ def _fuse_file(socket: str, directory: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def loop_device(file: str, *, read_only: bool = False) -> Iterator[str]:
-    """Attaches a loop device, and detaches it again."""
+def loop_device(
+    file: str, *, read_only: bool = False, offset: int = 0, size: int = 0
+) -> Iterator[str]:
+    """Attaches a loop device, and detaches it again.
+
+    Args:
+        offset: where it begins in the file, in bytes.
+        size: in bytes; 0 for all that is there.
+    """
     options = ["--read-only"] if read_only else []
+    options += [f"--offset={offset}", f"--sizelimit={size}"]
     device = run("losetup", "--show", "--find", *options, file).strip()
     try:
         yield device
