@@ -59,6 +59,10 @@ def _yes(*_: Any) -> bool:
     return True
 
 
+def _no(*_: Any) -> bool:
+    return False
+
+
 def _zeros(*_: Any) -> bytes:
     return bytes(16)
 
@@ -340,6 +344,11 @@ def record_written_before_the_device_is_synced() -> Patch:
 @bug(store="direct", faults={"power_cut": 0.1})
 def torn_record_trusted() -> Patch:
     return mock.patch.object(record_format, "_digest", _zeros)
+
+
+@bug(store="direct", faults={"power_cut": 0.05})
+def torn_first_save_taken_for_damage() -> Patch:
+    return mock.patch.object(record_format, "_is_first_save_torn", _no)
 
 
 @bug(store="direct", faults={"power_cut": 0.1})

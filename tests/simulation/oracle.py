@@ -114,12 +114,17 @@ class Oracle:
                 f"P2: {record.condition.name} at slot {record.slot}, but writes were missed in "
                 f"front of slot {passed[0]}"
             )
-        if (
-            record.condition is Condition.INCONSISTENT
+        if not self._world.options.assume_clean:
+            if record.condition in (Condition.CONSISTENT, Condition.CATCHING_UP):
+                raise BrokenRuleError(f"P2: {record.condition.name}, but never scanned")
+        elif (
+            record.condition not in (Condition.CONSISTENT, Condition.CATCHING_UP)
             and not reached
-            and self._world.options.assume_clean
+            and not self._world.gate.failed
         ):
-            raise BrokenRuleError(f"INCONSISTENT at slot {record.slot} without a missed write")
+            raise BrokenRuleError(
+                f"{record.condition.name} at slot {record.slot} without a missed write"
+            )
 
     # P3.
 

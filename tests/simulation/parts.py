@@ -191,6 +191,9 @@ class Reader(Process):
                         self.link.up.send(wire.encode_message(message))
                 case sequencer.Resume():
                     self._resume()
+                case _ if type(action).__name__ == "MarkAll":
+                    world.gate.mark_all()
+                    self._look()
                 case sequencer.Stop(error):
                     raise BrokenRuleError(f"the reader stopped: {error}")
                 case sequencer.Announce():

@@ -197,6 +197,10 @@ class Gate:
         self.resync |= self.active
         self.active.clear()
 
+    def mark_all(self) -> None:
+        """Every region into `resync`, by BITMAP_MARK."""
+        self.resync.update(range(self.info().regions))
+
     # The mapping.
 
     def is_published(self, slot: int) -> bool:

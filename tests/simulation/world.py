@@ -108,6 +108,7 @@ class Options:
             think_s=rng.choice((0.0005, 0.004, 0.02)),
             failing_writes=rng.choice((0.0, 0.0, 0.0, 0.05)),
             may_overflow=rng.random() < 0.3,
+            assume_clean=rng.random() < 0.95,
             store=store,
             audits=1.0 if store == "direct" else rng.choice((0.05, 0.05, 0.4)),
             log_entries=rng.choice((2, 3, 8)),
@@ -253,13 +254,7 @@ class World:
         device, gate = self.store.device.content, self.gate
         if device != self.shadow.at(gate.head):
             raise BrokenRuleError("P5: the replica is not what the ring held")
-        wanted = Condition.INCONSISTENT if self.oracle.gaps else Condition.CONSISTENT
-        found = self.applier.machine.record.condition
-        if found is not wanted and not (
-            # Nothing was logged behind the gap: either is right.
-            self.oracle.gaps and min(self.oracle.gaps) == gate.head
-        ):
-            raise BrokenRuleError(f"P5: ends {found.name}, wanted {wanted.name}")
+        self._check_last_condition(self.applier.machine.record.condition)
         dirty = gate.active | gate.resync
         lost = [
             sector
@@ -272,6 +267,13 @@ class World:
             raise BrokenRuleError(f"P4: sectors {lost[:8]} differ, and no bit says so")
         if not dirty and self.disk != device:
             raise BrokenRuleError(f"P5: sectors {differing(self.disk, device)} differ")
+
+    def _check_last_condition(self, found: Condition) -> None:
+        if self.oracle.gaps and min(self.oracle.gaps) == self.gate.head:
+            return  # nothing was logged behind the gap: any is right
+        may_be_consistent = self.options.assume_clean and not self.oracle.gaps
+        if (found is Condition.CONSISTENT) != may_be_consistent and not self.gate.failed:
+            raise BrokenRuleError(f"P5: ends {found.name}, gaps {self.oracle.gaps[:3]}")
 
     def _state(self) -> str:
         reader, applier = self.reader, self.applier
