@@ -94,6 +94,12 @@ def _mapper(name: str) -> str:
     return name
 
 
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError("not a power of two")
+    return value
+
+
 def _journal(value: str) -> str:
     return value if value == NO_JOURNAL else _absolute(value)
 
@@ -212,7 +218,7 @@ class Source(_Volume):
         description="`bdr attach-all` puts /dev/mapper/NAME before underdev; without it nothing.",
         json_schema_extra=_wanted("a name of letters, digits, _ . and -"),
     )
-    region_sectors: int = Field(
+    region_sectors: Annotated[int, AfterValidator(_power_of_two)] = Field(
         REGION_SECTORS_DEFAULT,
         description="Sectors that one bit of the dirty bitmap stands for, when it is attached.",
         json_schema_extra=_wanted(

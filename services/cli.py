@@ -35,6 +35,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Looking": {
         "status": ("services.cli_status:main", "Is each volume well? Usable as a check."),
+        "wait": ("services.cli_wait:main", "Wait until the replica has everything."),
         "top": ("services.cli_top:main", "A live view."),
         "doctor": ("services.cli_doctor:main", "What this host lacks, and what mends it."),
         "journal": ("services.journal_tool:main", "What a journal holds."),
