@@ -353,7 +353,14 @@ def torn_first_save_taken_for_damage() -> Patch:
 
 @bug(store="direct", faults={"power_cut": 0.1})
 def record_in_one_copy() -> Patch:
-    return mock.patch.object(stores.format_, "COPIES", 1)
+    def make(save: Any) -> Any:
+        def broken(self: stores.RecordFile, record: ReplicaRecord) -> None:
+            self._generation += 1  # two at a time: always the same copy
+            save(self, record)
+
+        return broken
+
+    return wrapped(stores.RecordFile, "save", make)
 
 
 @bug(store="journal", faults={"power_cut": 0.2, "stop_applier": 0.2, "sync_failure": 0.1})
