@@ -451,33 +451,29 @@ def _shared_problems(config: Config) -> list[str]:
     owners: dict[tuple[str, object], str] = {}
     found = []
     for name, volume in config.volume.items():
-        for key, value in _exclusive(volume):
-            kind = "metrics_port" if key == "metrics_port" else "file"
-            if isinstance(volume, Target) and key in ("port", "port + 1"):
-                kind = "port"
-            elif key in ("port", "port + 1"):
-                continue
-            owner = owners.setdefault((kind, value), f"volume.{name}.{key}")
-            if owner != f"volume.{name}.{key}":
+        for kind, key, value in _exclusive(volume):
+            own = f"volume.{name}.{key}"
+            owner = owners.setdefault((kind, value), own)
+            if owner != own:
                 found.append(
-                    f"volume.{name}.{key}: found {value!r}, which is also that of {owner}; "
-                    "wanted one of its own for each volume"
+                    f"{own}: found {value!r}, which is also that of {owner}; wanted one of its "
+                    "own for each volume"
                 )
     return found
 
 
-def _exclusive(volume: Volume) -> list[tuple[str, object]]:
-    own: list[tuple[str, object]] = []
+def _exclusive(volume: Volume) -> list[tuple[str, str, object]]:
+    """(kind, key, value): of one kind, no value may be there twice."""
+    own: list[tuple[str, str, object]] = []
     if volume.metrics_port is not None:
-        own.append(("metrics_port", volume.metrics_port))
+        own.append(("metrics", "metrics_port", volume.metrics_port))
     if isinstance(volume, Source):
-        own.append(("chardev", volume.chardev))
-        own += [("mapper", f"/dev/mapper/{volume.mapper}")] if volume.mapper else []
-        if volume.underdev:
-            own.append(("underdev", volume.underdev))
+        paths = {"chardev": volume.chardev, "underdev": volume.underdev}
+        if volume.mapper is not None:
+            paths["mapper"] = f"/dev/mapper/{volume.mapper}"
     else:
-        own += [("port", volume.port), ("port + 1", volume.port + 1), ("target", volume.target)]
-        own += [("state", volume.state)] if volume.state else []
-        if volume.journal not in (None, NO_JOURNAL):
-            own.append(("journal", volume.journal))
-    return own
+        own += [("port", "port", volume.port), ("port", "port + 1", volume.port + 1)]
+        paths = {"target": volume.target, "state": volume.state}
+        if volume.journal != NO_JOURNAL:
+            paths["journal"] = volume.journal
+    return own + [("file", key, path) for key, path in paths.items() if path is not None]

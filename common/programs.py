@@ -26,6 +26,7 @@ a bug.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,9 @@ STOP_WAIT_S = 15
 LOG_BYTES = 10 << 20
 LOG_BACKUPS = 5
 
+_COMMENT = re.compile(r"(\s)([;#])")
+_APART = r'\1""\2'
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
@@ -58,7 +62,7 @@ class Program:
         stage: reader, sender, ...
         instance: distinguishes several of one stage; from 1 on.
         command: program and arguments.
-        environment: variables besides those of supervisord.
+        environment: variables besides those of supervisord; their values are plain words.
     """
 
     volume: str
@@ -236,4 +240,5 @@ def _escape(text: str) -> str:
 def _quote(word: str) -> str:
     """One word of a command as supervisord's shlex reads it."""
     escaped = _escape(word).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    # A ; or # behind a blank would begin a comment: a quotation ends between them.
+    return f'"{_COMMENT.sub(_APART, escaped)}"'

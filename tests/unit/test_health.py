@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Health and lag: the rules, case by case, and that nothing bad is ever called healthy."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.health import SourceFacts, Stage, StageState, TargetFacts, Word, judge
+from common.lag import LOOKS_MAX, LagMeter
+
+UP, SILENT = StageState.REPORTING, StageState.SILENT
+
+
+def stages(*states: StageState) -> list[Stage]:
+    names = ["v-reader", "v-sender-1", "v-sender-2"]
+    kinds = ["reader", "sender", "sender"]
+    return [
+        Stage(name, kind, state, 0.2 if state is UP else 7.0)
+        for name, kind, state in zip(names, kinds, states, strict=False)
+    ]
+
+
+GOOD = SourceFacts(
+    stages=stages(UP, UP, UP),
+    capture_error=None,
+    is_overflowing=False,
+    dirty_regions=0,
+    phase="STREAMING",
+    condition="CONSISTENT",
+    connected_senders=2,
+    seconds_behind=0.0,
+    rpo_seconds=10.0,
+    is_scanning=False,
+)
+
+
+def test_a_volume_without_a_fault_is_healthy() -> None:
+    verdict = judge(GOOD)
+    assert verdict.word is Word.HEALTHY
+    assert verdict.reasons == ()
+    assert verdict.word.exit_code == 0
+
+
+STOPPED, STARTING = StageState.STOPPED, StageState.STARTING
+
+
+@pytest.mark.parametrize(
+    ("change", "word", "reason"),
+    [
+        ({"seconds_behind": 10.0}, Word.HEALTHY, None),
+        ({"seconds_behind": 10.1}, Word.BEHIND, "10.1 s behind, allowed are 10 s"),
+        ({"condition": "CATCHING_UP"}, Word.BEHIND, "catching up"),
+        ({"condition": "INCONSISTENT"}, Word.BROKEN, "no scanner is at work"),
+        ({"condition": "INCONSISTENT", "is_scanning": True}, Word.RESYNCING, "under way"),
+        ({"dirty_regions": 3}, Word.BROKEN, "3 regions await a resync"),
+        ({"dirty_regions": 3, "is_scanning": True}, Word.RESYNCING, "3 regions"),
+        ({"is_overflowing": True}, Word.BROKEN, "the ring has overflowed"),
+        ({"phase": "OFFLINE"}, Word.BROKEN, "no connection to the target"),
+        ({"phase": "GREETING"}, Word.BROKEN, "waiting for the target's answer"),
+        ({"phase": "PAUSED"}, Word.BROKEN, "does not take batches"),
+        ({"phase": "STOPPED"}, Word.BROKEN, "refused for good"),
+        ({"connected_senders": 0}, Word.BROKEN, "no sender is connected"),
+        ({"capture_error": "capture /x: gone"}, Word.BROKEN, "capture /x: gone"),
+        ({"stages": stages(UP, UP, STOPPED)}, Word.DEGRADED, "v-sender-2 is not running"),
+        ({"stages": stages(UP, UP, STARTING)}, Word.DEGRADED, "v-sender-2 has not reported yet"),
+        ({"stages": stages(UP, STOPPED, STOPPED)}, Word.BROKEN, "v-sender-1 is not running"),
+        ({"stages": stages(STOPPED, UP, UP), "phase": None}, Word.BROKEN, "v-reader is not"),
+        ({"stages": stages(SILENT, UP, UP), "phase": None}, Word.UNKNOWN, "v-reader has not"),
+        ({"stages": stages(UP, UP, SILENT)}, Word.UNKNOWN, "not reported for 7 s"),
+        ({"stages": stages(STARTING, UP, UP), "phase": None}, Word.UNKNOWN, "not reported yet"),
+        (
+            {"stages": stages(UP, SILENT), "connected_senders": 0},
+            Word.UNKNOWN,
+            "v-sender-1 has not reported",
+        ),
+    ],
+)
+def test_each_fault_of_a_source_has_its_word(
+    change: dict[str, object], word: Word, reason: str | None
+) -> None:
+    verdict = judge(replace(GOOD, **change))  # type: ignore[arg-type]
+    assert verdict.word is word
+    if reason is None:
+        assert not verdict.reasons
+    else:
+        assert any(reason in text for text in verdict.reasons)
+
+
+APPLIER = [Stage("v-applier", "applier", UP, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("facts", "word"),
+    [
+        (TargetFacts(APPLIER, True, "CONSISTENT"), Word.HEALTHY),
+        (TargetFacts(APPLIER, True, "CATCHING_UP"), Word.BEHIND),
+        (TargetFacts(APPLIER, True, "INCONSISTENT"), Word.RESYNCING),
+        (TargetFacts(APPLIER, False, "CONSISTENT"), Word.BROKEN),
+        (TargetFacts([replace(APPLIER[0], state=SILENT)], None, None), Word.UNKNOWN),
+        (TargetFacts([replace(APPLIER[0], state=STOPPED)], None, None), Word.BROKEN),
+    ],
+)
+def test_each_state_of_a_target_has_its_word(facts: TargetFacts, word: Word) -> None:
+    assert judge(facts).word is word
+
+
+def test_nothing_but_the_good_case_is_ever_healthy() -> None:
+    states = list(itertools.product(StageState, repeat=3))
+    for trio, phase, dirty, connected, behind in itertools.product(
+        states, ("STREAMING", "OFFLINE", None), (0, 1), (0, 2), (0.0, 99.0)
+    ):
+        is_good = (
+            set(trio) == {UP} and phase == "STREAMING" and not dirty and connected and not behind
+        )
+        if phase is None and trio[0] is UP:
+            continue  # a reader that reports says its phase
+        facts = replace(
+            GOOD,
+            stages=stages(*trio),
+            phase=phase,
+            dirty_regions=dirty,
+            connected_senders=connected,
+            seconds_behind=behind,
+        )
+        verdict = judge(facts)
+        assert (verdict.word is Word.HEALTHY) == bool(is_good), facts
+        assert bool(verdict.reasons) != bool(is_good)
+
+
+# Lag.
+
+
+def look(meter: LagMeter, *looks: tuple[float, int, int]) -> None:
+    for now_s, head, tail in looks:
+        meter.look(now_s=now_s, head=head, tail=tail)
+
+
+def test_age_is_that_of_the_oldest_write_not_durable() -> None:
+    meter = LagMeter()
+    look(meter, (0, 0, 0), (1, 10, 0), (2, 20, 0), (3, 20, 9))
+    assert (meter.lag.slots, meter.lag.seconds) == (11, 2)
+    look(meter, (4, 20, 10))
+    assert meter.lag.seconds == 2  # those of the second look
+    look(meter, (5, 20, 20))
+    assert (meter.lag.slots, meter.lag.seconds, meter.lag.catch_up_s) == (0, 0, 0)
+    assert not meter.lag.is_minimum
+
+
+def test_what_stood_at_the_first_look_is_a_minimum() -> None:
+    meter = LagMeter()
+    look(meter, (0, 10, 5), (1, 12, 5))
+    assert meter.lag.is_minimum
+    assert meter.lag.seconds == 1
+    look(meter, (2, 12, 10))
+    assert not meter.lag.is_minimum
+    assert meter.lag.seconds == 1
+
+
+def test_a_new_capture_begins_anew() -> None:
+    meter = LagMeter()
+    look(meter, (0, 0, 0), (1, 100, 0), (2, 3, 3))
+    assert (meter.lag.slots, meter.lag.seconds) == (0, 0)
+
+
+def test_rates_and_time_to_catch_up() -> None:
+    meter = LagMeter()
+    look(meter, *((t, 1000 + 10 * t, 30 * t) for t in range(11)))
+    lag = meter.lag
+    assert (lag.written_per_s, lag.acked_per_s) == (10, 30)
+    assert lag.catch_up_s == pytest.approx((1100 - 300) / 20)
+    look(meter, *((t, 1000 + 50 * t, 300) for t in range(11, 22)))
+    assert meter.lag.catch_up_s is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=300))
+def test_age_equals_that_of_a_meter_that_remembers_everything(
+    steps: Sequence[tuple[int, int]],
+) -> None:
+    meter, head, tail, seen = LagMeter(), 0, 0, {}
+    meter.look(now_s=0, head=0, tail=0)
+    for now_s, (written, acked) in enumerate(steps, 1):
+        for slot in range(head, head + written):
+            seen[slot] = now_s
+        head += written
+        tail = min(head, tail + acked)
+        meter.look(now_s=now_s, head=head, tail=tail)
+        assert meter.lag.seconds == (now_s - seen[tail] if tail < head else 0)
+
+
+def test_a_long_outage_takes_bounded_memory_and_is_never_called_younger() -> None:
+    meter = LagMeter()
+    for at in range(4 * LOOKS_MAX):
+        meter.look(now_s=at, head=at, tail=0)
+    assert len(meter._looks) <= LOOKS_MAX
+    assert meter.lag.seconds == 4 * LOOKS_MAX - 2
+    last = 4 * LOOKS_MAX - 1
+    for tail in range(0, last, 997):
+        meter.look(now_s=last, head=last, tail=tail)
+        assert meter.lag.seconds >= last - tail - 1
