@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from common import journal, journal_recovery
 from common.blockdev import TargetDevice
-from common.errors import BdrError, StateError, UsageError
+from common.errors import BdrError, InternalError, StateError, UsageError
 from common.journal import LOG_OFFSET
 from common.journal_engine import JournalEngine, begin_run, create, open_run
 from common.journal_recovery import JournalRefusedError, Recovery, Truth
@@ -60,6 +60,7 @@ class JournalStore:
         self._on_applied: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self._is_room_wanted = False
+        self._settling = 0
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
@@ -111,6 +112,15 @@ class JournalStore:
         except BdrError as error:
             self._fail(error)
             raise
+
+    def settle(self) -> None:
+        """Waits for the device's thread; after a failure it waits for nothing."""
+        with self._changed:
+            wanted = self._engine.durable_position
+            self._settling += 1
+            while self._error is None and self._engine.applied_position < wanted:
+                self._changed.wait()
+            self._settling -= 1
 
     def close(self) -> None:
         """Applies what is committed, and leaves the record to the state file.
@@ -164,12 +174,18 @@ class JournalStore:
                     self._checkpoint()
                 elif engine.unapplied_bytes:
                     engine.apply_next()
+                    if self._settling:
+                        self._notify()
                     if not engine.unapplied_bytes:
                         self._on_applied()
                 elif not self._rest():
                     return
         except BdrError as error:
             self._fail(error)
+        except Exception as error:
+            # A bug must not end this thread unseen: writers would wait for it for ever.
+            self._fail(InternalError(f"journal: {error!r} in the device's thread"))
+            raise
 
     def _rest(self) -> bool:
         """Waits for work, and checkpoints meanwhile; False when there will be none."""
@@ -189,6 +205,9 @@ class JournalStore:
 
     def _checkpoint(self) -> None:
         self._engine.checkpoint()
+        self._notify()
+
+    def _notify(self) -> None:
         with self._changed:
             self._changed.notify_all()
 

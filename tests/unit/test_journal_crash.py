@@ -246,6 +246,25 @@ def test_trusting_entries_of_an_earlier_run_is_noticed(monkeypatch: pytest.Monke
     pytest.fail("400 lives, and nothing noticed")
 
 
+def test_applying_what_is_only_in_the_page_cache_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    restart = Target.restart
+
+    def without_settling(target: Target) -> object:
+        with monkeypatch.context() as patch:
+            patch.setattr(target.journal, "sync", patch.undo)  # the first one only
+            return restart(target)
+
+    monkeypatch.setattr(Target, "restart", without_settling)
+    for seed in range(400):
+        try:
+            Life(Random(seed)).run()
+        except (AssertionError, StateError):
+            return
+    pytest.fail("400 lives, and nothing noticed")
+
+
 # One place each.
 
 
