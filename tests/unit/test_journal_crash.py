@@ -166,7 +166,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.randoms(use_true_random=True))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_crash_leaves_a_prefix_with_all_that_was_acknowledged(rng: Random) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal_engine, "KEPT_BYTES_MAX", rng.choice((0, 6, 100)) * BLOCK_BYTES)
