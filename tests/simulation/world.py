@@ -25,7 +25,7 @@ from tests.simulation.parts import Applier, Reader, Sender
 from tests.simulation.source import STREAM, BrokenRuleError, Gate, Shadow, Write
 from tests.simulation.stores import VOLUME, DirectStore, JournalStore, Store
 
-HEAL_S = 400.0
+HEAL_S = 120.0
 """Simulated seconds in which everything must be well again after the last fault."""
 
 FAULTS = (
