@@ -150,7 +150,7 @@ def _words(
         path = run_dir / f"{name}.img"
         with path.open("wb") as file:
             file.truncate(_bytes(size))
-        drive = f"file={path},if=none,id={name},format=raw,cache=unsafe"
+        drive = f"file={path},if=none,id={name},format=raw,cache=unsafe,discard=unmap"
         words.append(f"--qemu-opts=-drive {drive}")
         words.append(f"--qemu-opts=-device virtio-blk-pci,drive={name},serial={name}")
     # The same root once more, to be mounted with a cache; see GUEST.

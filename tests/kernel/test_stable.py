@@ -18,7 +18,6 @@ def test_buffer_changed_in_flight_ring_holds_what_the_disk_got(disk: str, tmp_pa
         Bdr("t0", lower.path, capacity=8192) as bdr,
         Mirror(bdr, tmp_path / "replica") as mirror,
     ):
-        run("blkdiscard", "-z", lower.path)
         with mirror.running():
             run(TOOLS / "hammer", "scribble", bdr.path, "3000")
         mirror.drain()
@@ -36,7 +35,6 @@ def test_writes_of_the_same_blocks_at_once_are_put_in_the_order_of_the_disk(
         Bdr("t0", lower.path, capacity=8192) as bdr,
         Mirror(bdr, tmp_path / "replica") as mirror,
     ):
-        run("blkdiscard", "-z", lower.path)
         rounds = 0
         for _ in range(10):
             with mirror.running():
@@ -52,11 +50,11 @@ def test_writes_of_the_same_blocks_at_once_are_put_in_the_order_of_the_disk(
 
 
 def test_overlapping_write_waits_for_the_first_and_others_do_not(disk: str, tmp_path: Path) -> None:
-    """Under a delay of 300 ms: A, then B over A, then C elsewhere: C's slot precedes B's."""
+    """Under a delay of 2 s: A, then B over A, then C elsewhere: C's slot precedes B's."""
     if not have_module("dm-delay"):
         pytest.skip("this kernel has no dm-delay")
     with (
-        Mapped("slow", f"0 65536 delay {disk} 0 0 {disk} 0 300") as slow,
+        Mapped("slow", f"0 65536 delay {disk} 0 0 {disk} 0 2000") as slow,
         Bdr("t0", slow.path, capacity=64) as bdr,
         Mirror(bdr, tmp_path / "replica") as mirror,
     ):
