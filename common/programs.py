@@ -116,6 +116,7 @@ class Program:
 command={command}
 priority={PRIORITIES[self.stage]}
 environment={environment}
+umask=077
 startsecs=0
 autorestart=unexpected
 exitcodes={exit_codes}

@@ -53,8 +53,8 @@ class Finding:
 
 def findings(found: Config | None, config_error: str | None) -> Iterator[Finding]:
     """Every check, in the order of a setting up."""
-    uses_module = _uses(found, lambda path: path.startswith("/dev/"))
-    uses_nbdkit = _uses(found, lambda path: not path.startswith("/dev/"))
+    uses_module = _uses(found, lambda path: os.path.dirname(path) == "/dev")
+    uses_nbdkit = _uses(found, lambda path: os.path.dirname(path) != "/dev")
     yield from _program()
     yield from _kernel(must=uses_module)
     yield from _nbdkit(must=uses_nbdkit)

@@ -39,6 +39,8 @@ def run(config_path: str) -> None:
             "`bdr reload` applies a changed configuration to it"
         )
     _write(found, supervision)
+    # supervisord sets its own umask only where it becomes a daemon.
+    os.umask(0o077)
     supervisord = str(Path(sys.executable).parent / "supervisord")
     os.execv(supervisord, [supervisord, "--nodaemon", "--configuration", str(supervision.conf)])
 

@@ -314,6 +314,7 @@ class _Foreground:
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            umask=0o077,
             # A Ctrl-C comes here first; supervisord is then ended in order.
             start_new_session=True,
             # Nothing is left running, even if this process is killed.

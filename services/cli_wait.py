@@ -44,14 +44,14 @@ def main(config_path: str, run_dir: str | None, timeout: float, volume: str | No
 
 def _wait(context: zmq.Context[zmq.Socket[bytes]], place: Place, deadline_s: float) -> str | None:
     """None once the volume is level; what is missing if the time has passed."""
-    missing = "nothing is known of it"
+    missing = None
     with Subscriber(context, place.run_dir) as subscriber:
         while True:
             left_s = deadline_s - time.monotonic()
             try:
                 status = subscriber.status(max(0.1, left_s))
             except NoAnswerError as error:
-                return f"{place.volume}: {error}"
+                return f"{place.volume}: {missing or error}"
             if status["role"] == "target" or _is_level(status):
                 return None
             missing = "; ".join([cli_status.behind(status), *status["reasons"]])

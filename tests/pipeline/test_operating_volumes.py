@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Several volumes on one host, what one more costs, and wrong input of every kind."""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from common.programs import stage_of
+from deploy.command import wait_for
+from tests.pipeline.hosts import BIN, DEADLINE_S, MIB, Host, MakeHosts, bdr, make_hosts
+
+__all__ = ["make_hosts"]  # a fixture
+
+VOLUMES = 8
+IDLE_S = 5.0
+SOURCE_BYTES_MAX = 150 * MIB
+SOURCE_CPU_MAX = 0.01
+"""Of a core."""
+
+
+def resident_bytes(pid: int) -> tuple[int, int]:
+    """Resident set, and the proportional share of it."""
+    found = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, value, *_ = line.replace(":", "").split()
+        found[name] = int(value) * 1024
+    return found["Rss"], found["Pss"]
+
+
+def cpu_seconds(pid: int) -> float:
+    """Time on a processor of all of a process's threads, by the scheduler's own clock."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def cost(host: Host, volume: str) -> tuple[int, int, float]:
+    """Memory, proportional memory, and share of a core of a volume's idle processes."""
+    pids = [pid for name, pid in host.pids().items() if stage_of(name, volume=volume)]
+    began_s, began = time.monotonic(), sum(map(cpu_seconds, pids))
+    # The length of a measurement, not a wait for something to happen.
+    time.sleep(IDLE_S)
+    share = (sum(map(cpu_seconds, pids)) - began) / (time.monotonic() - began_s)
+    memory = [resident_bytes(pid) for pid in pids]
+    return sum(rss for rss, _ in memory), sum(pss for _, pss in memory), share
+
+
+@pytest.mark.timeout(300)
+def test_eight_volumes_replicate_side_by_side(
+    make_hosts: MakeHosts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = make_hosts(volumes=VOLUMES, size=8 * MIB, writes=4096)
+    hosts.start()
+    rng = random.Random(1)
+    for _ in range(200):
+        for volume in hosts.volumes:
+            volume.client.write(rng.randrange(2000) * 4096, rng.randbytes(4096))
+
+    # One that fails disturbs no other.
+    before = hosts.source.pids() | hosts.target.pids()
+    hosts.target.volumes["v1"]["target"] += "-missing"
+    hosts.target.write_config()
+    hosts.target.bdr("reload")
+    hosts.volumes[1].server.kill()
+    hosts.source.wait_health("v1", "broken")
+    wait_for(lambda: not hosts.source.pids()["v2-reader"], what="its end", timeout_s=DEADLINE_S)
+    for volume in hosts.volumes[2:]:
+        for _ in range(100):
+            volume.client.write(rng.randrange(2000) * 4096, rng.randbytes(4096))
+        volume.settle()
+        assert hosts.source.status(volume.name)["health"] == "healthy"
+        assert volume.is_identical()
+    after = hosts.source.pids() | hosts.target.pids()
+    changed = {name for name in before if before[name] != after[name]}
+    assert {name.split("-")[0] for name in changed} == {"v1", "v2"}
+    done = hosts.source.bdr("status")
+    assert done.returncode == 2
+    for volume in hosts.volumes[2:]:
+        assert f"{volume.name}: healthy" in done.stdout
+
+    rss, pss, share = cost(hosts.source, "v8")
+    target_rss, target_pss, target_share = cost(hosts.target, "v8")
+    with capsys.disabled():
+        print(
+            f"\none more idle volume: source {rss / MIB:.0f} MiB ({pss / MIB:.0f} MiB without "
+            f"what is shared), {100 * share:.2f} % of a core; target {target_rss / MIB:.0f} MiB "
+            f"({target_pss / MIB:.0f} MiB), {100 * target_share:.2f} %"
+        )
+    assert rss < SOURCE_BYTES_MAX
+    # Twice the aim, since the processors of tests are shared.
+    assert share < 2 * SOURCE_CPU_MAX
+
+
+def test_wrong_configurations_are_named_and_change_nothing(make_hosts: MakeHosts) -> None:
+    hosts = make_hosts()
+    hosts.start()
+    source = hosts.source
+    before = source.pids()
+    source.volumes["v1"]["senders"] = 0
+    source.write_config()
+    said = f"bdr: {source.config}: volume.v1.senders: found 0; wanted a whole number from 1 to 64\n"
+    for words in (["config", "check"], ["config", "show"], ["reload"], ["run"], ["ctl", "status"]):
+        done = source.bdr(*words)
+        assert (done.returncode, done.stderr) == (64, said)
+    done = source.bdr("status")
+    assert (done.returncode, done.stderr) == (2, said)
+    assert source.pids() == before
+
+    source.volumes["v1"]["senders"] = 1
+    source.write_config()
+    for words, text in (
+        (["scale", "nosuch", "sender=2"], "volume 'nosuch': not in the configuration"),
+        (["scale", "v1", "sender=0"], "sender: found '0'; wanted a whole number from 1 to 64"),
+        (["scale", "v1", "sender=x"], "sender: found 'x'"),
+        (["scale", "v1", "reader=2"], "stage 'reader': volume v1 is a source"),
+        (["scale", "v1", "painter=2"], "stage 'painter'"),
+        (["run"], "found one running at"),
+        (["config", "show", "nosuch"], "volume 'nosuch': not in the configuration"),
+    ):
+        done = source.bdr(*words)
+        assert done.returncode == 64, words
+        assert text in done.stderr
+    assert source.pids() == before
+    assert not (Path(source.host["state_dir"]) / "scale.json").exists()
+
+
+@pytest.mark.parametrize("key", ["run_dir", "state_dir", "log_dir"])
+def test_directories_that_cannot_be_made_are_named(
+    make_hosts: MakeHosts, directory: Path, key: str
+) -> None:
+    # A file in the way: root may write everywhere else.
+    (directory / "file").write_text("")
+    host = make_hosts().source
+    host.host[key] = str(directory / "file" / "x")
+    host.write_config()
+    done = host.bdr("run")
+    assert done.returncode == 64
+    assert f"{directory}/file/x: Not a directory" in done.stderr
+
+
+def test_sockets_and_files_are_for_their_user_alone(make_hosts: MakeHosts) -> None:
+    hosts = make_hosts()
+    hosts.start()
+    for host in (hosts.source, hosts.target):
+        paths = [host.run_dir / "supervisor.sock", *(host.run_dir / "v1").iterdir()]
+        paths += [host.run_dir / "v1", host.run_dir / "programs", *host.log_dir.iterdir()]
+        paths += list(Path(host.host["state_dir"]).iterdir())
+        for path in paths:
+            assert not stat.S_IMODE(path.stat().st_mode) & 0o007, path
+
+
+def test_a_metrics_port_in_use_is_named_and_replication_goes_on(make_hosts: MakeHosts) -> None:
+    hosts = make_hosts()
+    hosts.source.volumes["v1"]["metrics_port"] = hosts.volume.port  # the target has it
+    hosts.target.start()
+    hosts.target.wait_health("v1", "broken")
+    hosts.source.start()
+    hosts.target.wait_health("v1", "healthy")
+    wait_for(
+        lambda: "cannot serve metrics on 127.0.0.1" in hosts.source.log("v1-monitor"),
+        what="its end",
+        timeout_s=DEADLINE_S,
+    )
+    hosts.volume.client.write(0, b"x" * 4096)
+    hosts.volume.settle()
+    done = hosts.source.bdr("status")
+    assert done.returncode == 2
+    assert "v1-monitor: EXITED with code 69, left down" in done.stdout
+
+
+def test_doctor_names_what_is_missing(make_hosts: MakeHosts) -> None:
+    hosts = make_hosts()
+    host = hosts.source
+    host.volumes["v1"]["port"] = 1  # nobody listens
+    host.volumes["v2"] = {"role": "source", "address": "127.0.0.1", "chardev": "/dev/bdr-nosuch"}
+    host.write_config()
+    done = host.bdr("doctor")
+    assert done.returncode == 1
+    assert "MISSING  v1.address         127.0.0.1:1: Connection refused" in done.stdout
+    assert "MISSING  v2.chardev         /dev/bdr-nosuch is not there" in done.stdout
+    assert "ok       v1.chardev" in done.stdout
+    assert "ok       nbdkit" in done.stdout
+
+    hosts.target.start()
+    hosts.target.wait_health("v1", "broken")
+    host.volumes = {"v1": host.volumes["v1"] | {"port": hosts.volume.port}}
+    host.write_config()
+    done = host.bdr("doctor")
+    assert "MISSING" not in done.stdout
+    assert done.returncode == 0
+
+
+def test_wait_waits_for_the_last_write(make_hosts: MakeHosts) -> None:
+    hosts = make_hosts()
+    hosts.start()
+    hosts.target.supervisorctl("stop", "v1-applier")
+    hosts.volume.client.write(0, b"last".ljust(4096))
+    done = hosts.source.bdr("wait", "--timeout", "1")
+    assert done.returncode == 1
+    assert "v1: " in done.stderr
+    assert "4.0 KiB" in done.stderr
+    hosts.target.supervisorctl("start", "v1-applier")
+    assert hosts.source.bdr("wait", "v1").returncode == 0
+    assert hosts.volume.is_identical()
+
+
+@pytest.mark.parametrize("unit", ["bdr.service", "bdr-attach.service"])
+def test_units_are_valid(directory: Path, unit: str) -> None:
+    root = Path(__file__).parent.parent.parent
+    text = (root / "deploy" / unit).read_text().replace("/opt/bdr/bin/bdr", str(BIN / "bdr"))
+    (directory / unit).write_text(text)
+    if unit == "bdr.service":
+        (directory / "bdr-attach.service").write_text(
+            (root / "deploy" / "bdr-attach.service")
+            .read_text()
+            .replace("/opt/bdr/bin/bdr", str(BIN / "bdr"))
+        )
+    try:
+        done = subprocess.run(
+            ["systemd-analyze", "verify", str(directory / unit)],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"SYSTEMD_LOG_LEVEL": "warning"},
+        )
+    except FileNotFoundError:
+        pytest.skip("no systemd here")
+    said = [line for line in done.stderr.splitlines() if unit in line]
+    assert not said, done.stderr
+
+
+def test_every_command_explains_itself() -> None:
+    from services.cli import SECTIONS  # noqa: PLC0415
+
+    documented = (Path(__file__).parent.parent.parent / "docs" / "commands.md").read_text()
+    for name in (name for section in SECTIONS.values() for name in section):
+        assert f"## bdr {name}\n" in documented, name
+    done = bdr("--help")
+    assert done.returncode == 0
+    for name in ("client", "server", "status", "scale"):
+        assert f"  {name} " in done.stdout
