@@ -95,6 +95,22 @@ class TargetDevice:
                 "check the device, then start the applier again: nothing acknowledged is lost"
             ) from error
 
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fills the buffer with what was applied, durable or not; any thread may.
+
+        Raises:
+            DeviceError: the device failed, or ends before.
+        """
+        try:
+            found = os.preadv(self._fd, [buffer], offset)
+            if found != len(buffer):
+                raise OSError(errno.EIO, "it ends before")
+        except OSError as error:
+            raise DeviceError(
+                f"target {self.path}: reading {len(buffer)} bytes at {offset}: {error.strerror}; "
+                "check the device"
+            ) from error
+
     def sync(self) -> None:
         """Makes everything applied durable.
 

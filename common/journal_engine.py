@@ -189,8 +189,6 @@ class JournalEngine:
         self._applied = start
         self._record = superblock.record
         self._kept_bytes_out = 0
-        self.applied_jobs = 0
-        """How many jobs of this run the device has, counted from 1 as they came."""
 
     @property
     def superblock(self) -> Superblock:
@@ -206,6 +204,16 @@ class JournalEngine:
     def replayed_bytes(self) -> int:
         """Log that would be applied again after a crash now."""
         return self._head.position - self._superblock.checkpoint.position
+
+    @property
+    def durable_position(self) -> int:
+        """End of what is durable."""
+        return self._durable.position
+
+    @property
+    def applied_position(self) -> int:
+        """End of what is on the device."""
+        return self._applied.position
 
     @property
     def unapplied_bytes(self) -> int:
@@ -297,7 +305,6 @@ class JournalEngine:
             self._kept_bytes_out += end.position - at.position
             self._record = job.record
             self._applied = end
-            self.applied_jobs += 1
             return
         step = read_step(self._disk.read, superblock=self._superblock, at=at, before=self._record)
         if VERDICTS[step.found] is not Verdict.TAKE or step.header is None:
@@ -309,7 +316,6 @@ class JournalEngine:
         if step.entry is not None:
             self._device.apply(step.entry.extents, step.entry.payload)
             self._record = step.entry.record
-            self.applied_jobs += 1
         self._applied = step.header.end
 
     def checkpoint(self, *, is_closed: bool = False) -> None:

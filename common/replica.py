@@ -20,8 +20,13 @@ Rules, in words:
   session's source gets an ACK.
 
 Where a known stream goes on: at `record.slot`, if the source still has it (tail <=
-slot <= head). Anything else needs a scan; the replica is then INCONSISTENT, unless
-the user says that both devices are equal (`assume_clean`).
+slot <= head). Anything else needs a scan of everything; the replica is then UNKNOWN,
+unless the user says that both devices are equal (`assume_clean`). That is remembered,
+whatever is restarted, until the source declares by a MARK that it has marked every
+region to be scanned.
+
+A RESYNC batch repairs what a scan found to differ: it is applied in its place in the
+order, and moves nothing forward.
 
 `handle` is the only way in. Time comes as `Tick`, results of I/O come as events.
 """
@@ -200,6 +205,26 @@ class Replica:
             and self._now_s - self._heard_s < self.settings.source_silence_s
         )
 
+    @property
+    def last_job(self) -> int:
+        """The last job that was given out."""
+        return self._last_job
+
+    @property
+    def durable_job(self) -> int:
+        """The last job that is durable."""
+        return self._durable_job
+
+    def serves(self, epoch: int) -> bool:
+        """Whether the session of this epoch is open."""
+        session = self._session
+        return (
+            session is not None
+            and session.is_open
+            and not session.is_broken
+            and epoch == self.record.epoch
+        )
+
     def closing_job(self) -> Apply:
         """The last job before a clean stop: nothing lies beyond the record's slot."""
         self._session = None
@@ -312,7 +337,7 @@ class Replica:
             # Equal by the user's word, once what the ring still holds has been applied.
             slot, condition = hello.tail, Condition.CATCHING_UP
         else:
-            slot, condition = hello.tail, Condition.INCONSISTENT
+            slot, condition = hello.tail, Condition.UNKNOWN
         if not known:
             actions.append(
                 Note(

@@ -20,6 +20,19 @@ Rules, in words:
 - LINK DOWN, from anywhere -> OFFLINE. A REFUSED that was still on its way counts.
 - STOPPED: an error that does not pass was reported; nothing leads out.
 
+The condition of the replica, in words:
+
+- UNKNOWN, the target knows nothing of this stream: every region is marked, and only
+  then does a RESYNC mark say so. A reader that dies in between begins anew.
+- A RESYNC mark makes it INCONSISTENT: where writes were missed, or before a scanner
+  repairs anything, since it reads what has not completed yet.
+- A CONSISTENT mark stands where the cursor reaches the ring's head as it was at a look
+  that found the ring logging and no region dirty: whatever a scanner has read before,
+  every write that it may have seen in part lies in front of that.
+
+Resync batches stand in the order like any other, so go-back-N covers them: whatever
+may have lost one changes `generation`, and a scan forgets what was not durable.
+
 Invariants, checked after every event: tail <= cursor; batches in flight are
 numbered without a hole and cover [tail, cursor) without a hole; slots are only
 released when acknowledged as durable.
@@ -29,6 +42,7 @@ released when acknowledged as durable.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -78,6 +92,23 @@ class SenderLost:
 
 
 @dataclass(frozen=True, slots=True)
+class ScannerLost:
+    """A scanner went away, perhaps with numbered batches that it had not sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanWanted:
+    """A scanner is ready to repair what is marked."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResyncReady:
+    """A scanner can send `batches` resync batches; at most `Sequencer.resync_room`."""
+
+    batches: int
+
+
+@dataclass(frozen=True, slots=True)
 class MessageArrived:
     """The target said something."""
 
@@ -101,7 +132,18 @@ class SendersReady:
     published: int
 
 
-Event = Tick | LinkUp | LinkDown | SenderLost | MessageArrived | CaptureSeen | SendersReady
+Event = (
+    Tick
+    | LinkUp
+    | LinkDown
+    | SenderLost
+    | ScannerLost
+    | ScanWanted
+    | ResyncReady
+    | MessageArrived
+    | CaptureSeen
+    | SendersReady
+)
 
 # Actions: what to do.
 
@@ -121,6 +163,13 @@ class Dispatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Number:
+    """The scanner's next batch has this place in the order; its slots it counts itself."""
+
+    header: BatchHeader
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """Slots below `tail` are durable on the target: free them."""
 
@@ -129,7 +178,12 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Leave OVERFLOW; a `CaptureSeen` must follow."""
+    """Leave OVERFLOW, and have what was missed scanned; a `CaptureSeen` must follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class MarkAll:
+    """Mark every region to be scanned; a `CaptureSeen` must follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +201,7 @@ class Stop:
     error: BdrError
 
 
-Action = Send | Dispatch | Release | Resume | Announce | Stop
+Action = Send | Dispatch | Number | Release | Resume | MarkAll | Announce | Stop
 
 
 class Phase(Enum):
@@ -191,6 +245,11 @@ class SequencerSettings:
     pause_max_s: float = 10.0
     resume_below: float = 0.25
     """Leave OVERFLOW when no more than this share of the ring is in use."""
+    overflow_min_s: float = 1.0
+    """An OVERFLOW so soon after one was left lasts at least so long; doubles."""
+    overflow_max_s: float = 16.0
+    resync_batches: int = 32
+    """Most resync batches in flight, each of at most 1 MiB: a scan's part of the window."""
 
     def __post_init__(self) -> None:
         if not WRITE_SLOTS_MAX <= self.batch_slots <= BATCH_SLOTS_MAX:
@@ -203,6 +262,7 @@ class SequencerSettings:
 class _InFlight:
     number: int
     end: int
+    is_resync: bool = False
 
 
 class Sequencer:
@@ -223,6 +283,8 @@ class Sequencer:
         self.cursor = status.tail
         self.condition = Condition.INCONSISTENT
         self.epoch = 0
+        self.generation = 0
+        """Changes when batches in flight may be lost, and when regions may be marked anew."""
         self._volume = volume
         self._info = info
         self._status = status
@@ -234,6 +296,11 @@ class Sequencer:
         self._hellos = 0
         self._seen_head = status.head
         self._consistent_at: int | None = None
+        self._is_scan_wanted = False
+        self._resync_in_flight = 0
+        self._resumed_s = -math.inf
+        self._overflow_wait_s = 0.0
+        self._resume_at_s = 0.0
         self._now_s = 0.0
         self._heard_s = 0.0
         self._hello_at_s = 0.0
@@ -273,6 +340,41 @@ class Sequencer:
         """Batches dispatched and not yet durable."""
         return len(self._in_flight)
 
+    @property
+    def dispatched(self) -> int:
+        """Number of the last batch of this epoch."""
+        return self._next_number - 1
+
+    @property
+    def durable(self) -> int:
+        """Every batch of this epoch up to this number is durable."""
+        return (self._in_flight[0].number if self._in_flight else self._next_number) - 1
+
+    @property
+    def status(self) -> CaptureStatus:
+        """The last look at the capture."""
+        return self._status
+
+    @property
+    def may_scan(self) -> bool:
+        """Whether regions may be repaired: the replica is said to be inconsistent."""
+        return self.phase is Phase.STREAMING and self.condition is Condition.INCONSISTENT
+
+    @property
+    def is_scan_wanted(self) -> bool:
+        """Whether a scanner waits for the replica to be declared inconsistent."""
+        return self._is_scan_wanted
+
+    @property
+    def resync_room(self) -> int:
+        """Resync batches that may be numbered now."""
+        if not self.may_scan or self._due_mark():
+            return 0
+        return min(
+            self.settings.resync_batches - self._resync_in_flight,
+            self.settings.window_batches - len(self._in_flight),
+        )
+
     # The way in.
 
     def handle(self, event: Event) -> list[Action]:
@@ -298,6 +400,8 @@ class Sequencer:
             case SenderLost():
                 if self.phase is Phase.STREAMING and self._in_flight:
                     self._setback("a sender was lost with batches in flight", actions)
+            case ScannerLost() | ScanWanted() | ResyncReady():
+                self._on_scanner(event, actions)
             case MessageArrived(message):
                 self._on_message(message, actions)
             case CaptureSeen(status):
@@ -315,6 +419,7 @@ class Sequencer:
             self.tail > self.cursor
             or end != self.cursor
             or first + len(self._in_flight) != self._next_number
+            or self._resync_in_flight != sum(entry.is_resync for entry in self._in_flight)
         ):
             raise InternalError(
                 f"sequencer: tail {self.tail}, cursor {self.cursor}, in flight "
@@ -372,6 +477,9 @@ class Sequencer:
         self._consistent_at = self._head() if self.condition is Condition.CATCHING_UP else None
         self.cursor = welcome.slot
         self._release(welcome.slot, actions)
+        if self.condition is Condition.UNKNOWN:
+            self.generation += 1
+            actions.append(MarkAll())
         self._ping_at_s = self._now_s + self.settings.ping_s
         self._progress_at_s = self._now_s + self._progress_limit_s()
         actions.append(
@@ -404,7 +512,9 @@ class Sequencer:
             self._progress_at_s = self._now_s + self._progress_limit_s()
         tail = self.tail
         while self._in_flight and self._in_flight[0].number <= ack.durable:
-            tail = self._in_flight.popleft().end
+            entry = self._in_flight.popleft()
+            tail = entry.end
+            self._resync_in_flight -= entry.is_resync
             self._setbacks = 0
         self._release(tail, actions)
 
@@ -413,12 +523,21 @@ class Sequencer:
             actions.append(
                 Announce("overflow", {"slot": status.head, "overflows": status.overflows})
             )
+            self._pace_overflow()
         self._status = status
-        if (
-            status.mode is Mode.OVERFLOW
-            and self.phase is Phase.STREAMING
-            and status.head - status.tail <= self.settings.resume_below * self._info.capacity
-        ):
+        if self.phase is not Phase.STREAMING:
+            return
+        if self.condition is Condition.INCONSISTENT:
+            is_clean = status.mode is Mode.STREAM and not (
+                status.active_regions or status.resync_regions or status.unlogged
+            )
+            if not is_clean:
+                self._consistent_at = None
+            elif self._consistent_at is None:
+                self._consistent_at = max(status.head, self.cursor)
+        if self._should_resume(status):
+            self._resumed_s = self._now_s
+            self.generation += 1
             actions.append(Resume())
 
     def _on_senders_ready(self, published: int, actions: list[Action]) -> None:
@@ -428,6 +547,7 @@ class Sequencer:
         if mark:
             self.condition = Condition.INCONSISTENT if mark is Mark.RESYNC else Condition.CONSISTENT
             self._consistent_at = None
+            self._is_scan_wanted = False
             self._dispatch(BatchKind.MARK, mark, 0, actions)
             actions.append(Announce("condition", {"condition": self.condition.name}))
         elif published:
@@ -435,11 +555,58 @@ class Sequencer:
                 raise InternalError(f"{published} slots for a limit of {self.dispatch_limit}")
             self._dispatch(BatchKind.LIVE, Mark.NONE, published, actions)
 
+    def _on_scanner(
+        self, event: ScannerLost | ScanWanted | ResyncReady, actions: list[Action]
+    ) -> None:
+        match event:
+            case ScannerLost():
+                if self.phase is Phase.STREAMING and any(
+                    entry.is_resync and entry.number > self._accepted for entry in self._in_flight
+                ):
+                    self._setback("a scanner was lost with batches in flight", actions)
+            case ScanWanted():
+                self._is_scan_wanted = self.phase is Phase.STREAMING
+            case ResyncReady(batches):
+                if batches > self.resync_room:
+                    raise InternalError(f"{batches} batches for a room of {self.resync_room}")
+                for _ in range(batches):
+                    actions.append(Number(self._number(BatchKind.RESYNC, Mark.NONE, 0)))
+
     # Parts.
+
+    def _should_resume(self, status: CaptureStatus) -> bool:
+        if status.mode is Mode.STREAM:
+            # Writes that failed. Not in the middle of a scan, which would begin anew.
+            return status.active_regions > 0 and not status.resync_regions
+        return (
+            status.head - status.tail <= self.settings.resume_below * self._info.capacity
+            and self._now_s >= self._resume_at_s
+        )
+
+    def _pace_overflow(self) -> None:
+        """An overflow has begun: how long it lasts at least.
+
+        Under a load above the link's rate the ring fills again and again. Each time that
+        it does so soon, the pause doubles: what is written meanwhile only dirties
+        regions, each of which is moved once, and the replica stays what it was.
+        """
+        settings = self.settings
+        streamed_s = self._now_s - self._resumed_s
+        if streamed_s > 2 * max(self._overflow_wait_s, settings.overflow_min_s):
+            self._overflow_wait_s = 0.0
+        else:
+            self._overflow_wait_s = min(
+                max(2 * self._overflow_wait_s, settings.overflow_min_s), settings.overflow_max_s
+            )
+        self._resume_at_s = self._now_s + self._overflow_wait_s
 
     def _due_mark(self) -> Mark | None:
         """The mark that must stand at the cursor, before any more slots."""
         status = self._status
+        if self.condition is Condition.UNKNOWN:
+            return Mark.RESYNC
+        if self._is_scan_wanted and self._may_begin_scan():
+            return Mark.RESYNC
         if (
             status.gap is not None
             # The capture names the lowest gap only. Where that was passed without a mark,
@@ -456,7 +623,22 @@ class Sequencer:
             return Mark.CONSISTENT
         return None
 
+    def _may_begin_scan(self) -> bool:
+        """Whether a scan may make the replica inconsistent now: not before it must."""
+        status = self._status
+        return (
+            status.mode is Mode.STREAM
+            and status.resync_regions > 0
+            and self.condition is not Condition.INCONSISTENT
+            # In front of a gap it is still a prefix.
+            and (status.gap is None or status.gap <= self.cursor)
+        )
+
     def _dispatch(self, kind: BatchKind, mark: Mark, count: int, actions: list[Action]) -> None:
+        actions.append(Dispatch(self._number(kind, mark, count)))
+
+    def _number(self, kind: BatchKind, mark: Mark, count: int) -> BatchHeader:
+        """The next batch of the order."""
         if self._accepted == self._next_number - 1:
             # Nothing was awaited until now.
             self._progress_at_s = self._now_s + self._progress_limit_s()
@@ -464,9 +646,11 @@ class Sequencer:
             kind, mark, self._info.stream, self.epoch, self._next_number, self.cursor, count
         )
         self.cursor += count
-        self._in_flight.append(_InFlight(self._next_number, self.cursor))
+        is_resync = kind is BatchKind.RESYNC
+        self._in_flight.append(_InFlight(self._next_number, self.cursor, is_resync))
+        self._resync_in_flight += is_resync
         self._next_number += 1
-        actions.append(Dispatch(header))
+        return header
 
     def _greet(self, actions: list[Action]) -> None:
         self._in_flight_lost()
@@ -522,6 +706,9 @@ class Sequencer:
         """Forgets what is in flight: the target will say where to go on."""
         self._seen_head = self._head()  # the cursor may know more than the last look
         self._in_flight.clear()
+        self._resync_in_flight = 0
+        self._is_scan_wanted = False
+        self.generation += 1
         self.cursor = self.tail
         self._next_number = 1
         self._accepted = 0

@@ -24,12 +24,13 @@ Decoding never trusts: any input gives a message or `WireError`, nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any, TypeVar
 
 import msgpack
+import numpy as np
 import xxhash
 
 from common.errors import WireError
@@ -44,10 +45,17 @@ STREAM_BYTES = 16
 DIGEST_BYTES = 16
 NAME_BYTES_MAX = 64
 TEXT_BYTES_MAX = 1024
+BLOB_BYTES_MAX = 60 * 1024
+DIGESTS_MAX = BLOB_BYTES_MAX // DIGEST_BYTES
+"""Most that one request for checksums may ask for."""
+RANGES_MAX = 1024
 
 _U64_MAX = (1 << 64) - 1
+_RANGE_BYTES = 16
 
 Buffer = bytes | memoryview
+Blob = bytes
+"""A field of any length up to `BLOB_BYTES_MAX`."""
 
 
 class BatchKind(IntEnum):
@@ -80,7 +88,10 @@ class Condition(IntEnum):
     """Holds writes of unknown place beyond its durable slot; consistent again when
     the source has sent everything up to its head."""
     INCONSISTENT = 2
-    """Misses writes: needs a scan."""
+    """Misses writes, in regions that the source has marked: needs a scan of those."""
+    UNKNOWN = 3
+    """Of unknown content: needs a scan of everything. Ends with the first RESYNC mark,
+    by which the source says that it has marked every region."""
 
 
 class RefusedReason(IntEnum):
@@ -234,8 +245,8 @@ def decode_descriptor(data: Buffer) -> BatchHeader:
         raise WireError(f"descriptor: {error}") from error
 
 
-# Control messages. A field is an int (u64), an enum's value, a bool, a short str or
-# the 16 bytes of a stream id.
+# Control messages. A field is an int (u64), an enum's value, a bool, a short str, the
+# 16 bytes of a stream id, or a blob of limited length.
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,12 +311,35 @@ class Rewind:
     text: str
 
 
-Message = Hello | Welcome | Refused | Ping | Ack | Rewind
+@dataclass(frozen=True, slots=True)
+class Checksums:
+    """Scanner to target: what do these ranges hold, once all that came before is applied?"""
+
+    request: int
+    epoch: int
+    block_sectors: int
+    """0: one digest a range; else one for every so many sectors, the last may be shorter."""
+    ranges: Blob
+    """Pairs of u64, little-endian: first sector, number of sectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """Target to scanner: one xxh3-128 after the other, as asked, or why not."""
+
+    request: int
+    digests: Blob
+    text: str
+    """Empty, or why there are none."""
+
+
+Message = Hello | Welcome | Refused | Ping | Ack | Rewind | Checksums | Digests
 
 _MESSAGES: dict[str, type[Message]] = {
-    kind.__name__.lower(): kind for kind in (Hello, Welcome, Refused, Ping, Ack, Rewind)
+    kind.__name__.lower(): kind
+    for kind in (Hello, Welcome, Refused, Ping, Ack, Rewind, Checksums, Digests)
 }
-_M = TypeVar("_M", bound=Message)
+_M = TypeVar("_M")
 
 
 class OtherProtocolError(WireError):
@@ -317,10 +351,48 @@ class OtherProtocolError(WireError):
         self.attempt = attempt
 
 
-def encode_message(message: Message) -> bytes:
-    """One control message."""
+def encode_fields(message: Any) -> bytes:
+    """Any message whose fields have types that `decode_fields` knows."""
     body = {field.name: getattr(message, field.name) for field in fields(message)}
     return _pack({"type": type(message).__name__.lower(), **body})
+
+
+def decode_fields(data: Buffer, kinds: Mapping[str, type[_M]]) -> _M:
+    """The inverse of `encode_fields`, for one of these kinds by their lower-case names.
+
+    Raises:
+        WireError: none of them.
+    """
+    raw = _unpack(data, CONTROL_BYTES_MAX, "message")
+    if not isinstance(raw, dict):
+        raise WireError("message: not a map")
+    name = raw.pop("type", None)
+    kind = kinds.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise WireError(f"message: unknown type {_short(name)}")
+    return _build(kind, raw)
+
+
+def encode_ranges(ranges: Sequence[tuple[int, int]]) -> bytes:
+    """First sector and number of sectors of each."""
+    return np.array(ranges, "<u8").tobytes()
+
+
+def decode_ranges(blob: Buffer) -> list[tuple[int, int]]:
+    """The inverse of `encode_ranges`.
+
+    Raises:
+        WireError: no pairs.
+    """
+    if len(blob) % _RANGE_BYTES:
+        raise WireError(f"ranges: found {len(blob)} bytes, wanted {_RANGE_BYTES} a range")
+    pairs = np.frombuffer(blob, "<u8").reshape(-1, 2).tolist()
+    return [(first, count) for first, count in pairs]
+
+
+def encode_message(message: Message) -> bytes:
+    """One control message."""
+    return encode_fields(message)
 
 
 def decode_message(data: Buffer) -> Message:
@@ -345,7 +417,7 @@ def decode_message(data: Buffer) -> Message:
 
 
 def _build(kind: type[_M], raw: dict[Any, Any]) -> _M:
-    wanted = {field.name: field.type for field in fields(kind)}
+    wanted = {field.name: field.type for field in fields(_any(kind))}
     if raw.keys() != wanted.keys():
         raise WireError(f"{kind.__name__}: found fields {_short(sorted(map(str, raw)))}")
     for name, type_name in wanted.items():
@@ -354,6 +426,10 @@ def _build(kind: type[_M], raw: dict[Any, Any]) -> _M:
         if str(type_name) in _ENUMS:
             raw[name] = _ENUMS[str(type_name)](raw[name])
     return kind(**raw)
+
+
+def _any(value: Any) -> Any:
+    return value
 
 
 def _is_u64(value: object) -> bool:
@@ -379,6 +455,7 @@ _CHECKS: dict[str, Callable[[object], bool]] = {
     "bool": lambda value: type(value) is bool,
     "str": lambda value: isinstance(value, str) and len(value.encode()) <= TEXT_BYTES_MAX,
     "bytes": lambda value: _is_bytes(value, STREAM_BYTES),
+    "Blob": lambda value: isinstance(value, bytes) and len(value) <= BLOB_BYTES_MAX,
 }
 
 

@@ -133,6 +133,7 @@ def source_programs(
     port: int,
     run_dir: Path,
     senders: int = 2,
+    scanners: int = 0,
     assume_clean: bool = False,
 ) -> list[Program]:
     """The processes of a volume on its source host."""
@@ -144,6 +145,10 @@ def source_programs(
         *(
             Program(volume, "sender", instance, [*_service("sender"), *common])
             for instance in range(1, senders + 1)
+        ),
+        *(
+            Program(volume, "scanner", instance, [*_service("scanner"), *common])
+            for instance in range(1, scanners + 1)
         ),
     ]
 

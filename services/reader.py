@@ -8,22 +8,28 @@ what happened, and does what the sequencer says. Payload never passes through it
 from __future__ import annotations
 
 import contextlib
+import functools
+import time
 from typing import assert_never
 
 import click
 import msgpack
 import zmq
 
-from common import ring, sequencer, wire
+from common import ring, sequencer, tickets, wire
 from common.capture import Capture, Role, open_capture
 from common.errors import WireError
+from common.scan import PaceSettings
 from common.sequencer import Action, Sequencer, SequencerSettings
+from common.tickets import OfficeSettings, TicketOffice
 from services import log, metrics, options, sockets
 from services.loop import Loop
 from services.metrics import Reporter
 from services.sockets import RunDirectory
 
 TICK_MS = 250
+_TICKETS = ("tickets", "requests")
+"""Names of the sockets for scanners, and for commands that a user runs."""
 
 
 class Reader:
@@ -36,6 +42,7 @@ class Reader:
         run_directory: where the descriptor and event sockets are bound.
         assume_clean: both devices are equal by the user's word.
         settings: the sequencer's limits.
+        scan: limits of what scanners get.
     """
 
     def __init__(
@@ -47,6 +54,7 @@ class Reader:
         run_directory: RunDirectory,
         assume_clean: bool,
         settings: SequencerSettings | None = None,
+        scan: OfficeSettings | None = None,
     ) -> None:
         self._log = log.logger()
         self._capture = capture
@@ -58,11 +66,20 @@ class Reader:
             assume_clean=assume_clean,
             settings=settings,
         )
+        self.office = TicketOffice(
+            info=capture.info,
+            machine=self.sequencer,
+            read_bits=lambda bitmap, first, count: capture.read_bitmap(
+                bitmap, first=first, count=count
+            ),
+            settings=scan,
+        )
         self.loop = Loop()
         context = self.loop.context
         self._descriptors = sockets.descriptor_pusher(context)
         self._events = sockets.event_publisher(context)
         self._control = sockets.control_client(context)
+        self._offices = {name: sockets.ticket_server(context) for name in _TICKETS}
         self._armed: tuple[int, int] | None = None
         """The (tail, cursor) that the capture was told last, until it has woken us."""
         self._must_release = False
@@ -91,6 +108,15 @@ class Reader:
         self.loop.register(capture.fileno(), self._on_wakeup)
         sockets.bind(self._descriptors, run_directory.endpoint("descriptors"))
         sockets.bind(self._events, run_directory.endpoint("events"))
+        self.loop.watch_link(
+            self._offices["tickets"],
+            up=_nothing,
+            down=self.office.scanner_lost,
+            is_counted=False,
+        )
+        for name, server in self._offices.items():
+            self.loop.register(server, functools.partial(self._on_request, name))
+            sockets.bind(server, run_directory.endpoint(name))
         self._control.connect(control)
         if assume_clean:
             self._log.warning(
@@ -125,6 +151,10 @@ class Reader:
             "tail": machine.tail,
             "cursor": machine.cursor,
             "in_flight": machine.in_flight,
+            "scanners": self.office.scanners,
+            "scan_compared_bytes": self.office.compared_bytes,
+            "scan_repaired_bytes": self.office.repaired_bytes,
+            "scan_unreadable_ranges": len(self.office.unreadable),
             **{f"announced_{topic}": count for topic, count in self._announced.items()},
             **self.loop.links,
         }
@@ -148,12 +178,57 @@ class Reader:
                 continue
             self._tell(sequencer.MessageArrived(message))
 
+    def _on_request(self, name: str) -> None:
+        server = self._offices[name]
+        while sockets.is_readable(server):
+            peer, *frames = server.recv_multipart()
+            try:
+                request = tickets.decode_request(frames[-1] if len(frames) == 1 else b"")
+                if not isinstance(request, tickets.Ask | tickets.Commit):
+                    # What a user asks about is the present.
+                    self._look()
+                actions = self.office.request(name.encode() + peer, request)
+            except WireError as error:
+                self._log.warning("bad-request", reason=str(error))
+                continue
+            self._perform_scan(actions)
+
+    def _scan(self) -> None:
+        """Gives scanners what they wait for."""
+        is_told = True
+        while is_told:
+            actions = self.office.step(time.monotonic())
+            is_told = any(isinstance(action, tickets.Tell) for action in actions)
+            self._perform_scan(actions)
+
+    def _perform_scan(self, actions: list[tickets.Action]) -> None:
+        must_look = False
+        for action in actions:
+            match action:
+                case tickets.Reply(peer, answer):
+                    name = next(name for name in _TICKETS if peer.startswith(name.encode()))
+                    frames = [peer[len(name) :], tickets.encode(answer)]
+                    self._offices[name].send_multipart(frames, zmq.NOBLOCK)
+                case tickets.Clear(first, count):
+                    self._capture.clear_bitmap(first=first, count=count)
+                    must_look = True
+                case tickets.MarkRegions(first, count):
+                    self._capture.mark_bitmap(first=first, count=count)
+                    must_look = True
+                case tickets.Tell(event):
+                    self._tell(event)
+                case _:
+                    assert_never(action)
+        if must_look:
+            self._look()
+
     def _look(self) -> None:
         self._tell(sequencer.CaptureSeen(self._capture.status()))
 
     def _pump(self) -> None:
         """Dispatches what is published, as far as window and senders allow; then waits."""
         headers, machine = self._capture.headers, self.sequencer
+        self._scan()
         blocked = False
         while True:
             limit = machine.dispatch_limit
@@ -194,6 +269,8 @@ class Reader:
         match action:
             case sequencer.Dispatch(header):
                 self._descriptors.send(wire.encode_descriptor(header))
+                if self.office.is_noting and header.count:
+                    self._note(header)
             case sequencer.Release():
                 self._must_release = True
             case sequencer.Send(message):
@@ -202,12 +279,22 @@ class Reader:
                 slot = self._capture.resume()
                 self._log.info("resumed", slot=slot)
                 self._look()
+            case sequencer.MarkAll():
+                self._capture.mark_bitmap(first=0, count=self._capture.info.regions)
+                self._look()
+            case sequencer.Number():
+                pass  # the scanner was told by the office
             case sequencer.Announce(topic, facts):
                 self._announce(topic, facts)
             case sequencer.Stop(error):
                 raise error
             case _:
                 assert_never(action)
+
+    def _note(self, header: wire.BatchHeader) -> None:
+        first, count = header.first, header.count
+        slots = ring.slots_at(self._capture.headers, first=first, count=count)
+        self.office.dispatched(slots, self._capture.payload(first, count))
 
     def _send(self, message: wire.Message) -> None:
         # Not connected: the sequencer repeats what matters.
@@ -237,6 +324,11 @@ def _nothing() -> None:
     is_flag=True,
     help="Source and target are equal already: no initial scan.",
 )
+@click.option(
+    "--scan-rate",
+    type=click.IntRange(1),
+    help="Bytes of the device a second that scanners may compare; without it no limit.",
+)
 @options.verbosity
 def main(
     volume: str,
@@ -245,6 +337,7 @@ def main(
     port: int,
     run_dir: str,
     assume_clean: bool,
+    scan_rate: int | None,
     verbose: bool,
     debug: bool,
     noprint: bool,
@@ -260,6 +353,7 @@ def main(
             control=options.tcp(address, port + 1),
             run_directory=run_directory,
             assume_clean=assume_clean,
+            scan=OfficeSettings(pace=PaceSettings(rate=scan_rate)),
         )
 
     options.run(build)

@@ -98,6 +98,23 @@ def event_publisher(context: zmq.Context[Socket]) -> Socket:
     return publisher
 
 
+def ticket_server(context: zmq.Context[Socket]) -> Socket:
+    """The reader's ROUTER socket for scanners, or for those who ask on a user's behalf."""
+    server = context.socket(zmq.ROUTER)
+    server.set(zmq.LINGER, 0)
+    return server
+
+
+def ticket_client(context: zmq.Context[Socket]) -> Socket:
+    """A scanner's DEALER socket to the reader of its host."""
+    client = context.socket(zmq.DEALER)
+    client.set(zmq.LINGER, 0)
+    client.set(zmq.IMMEDIATE, 1)
+    client.set(zmq.RECONNECT_IVL, 100)
+    client.set(zmq.RECONNECT_IVL_MAX, 1000)
+    return client
+
+
 def is_readable(socket: Socket) -> bool:
     """Whether a message waits."""
     return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)

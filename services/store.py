@@ -32,24 +32,9 @@ GROUP_BYTES_MAX = 16 << 20
 class Store(Protocol):
     """Where jobs go. Called by the worker thread alone, but for `attach` and `close`."""
 
-    @property
-    def applied(self) -> int:
-        """The last job that the device holds, durably or not.
-
-        What reads the device, and must see a job there, waits for this: with a journal
-        a job is durable before the device has it.
-        """
-        ...
-
-    def attach(
-        self, *, on_failure: Callable[[BdrError], None], on_applied: Callable[[], None]
-    ) -> None:
-        """Comes first. Both are called by any thread, for work that was left for later
-        than `sync`: one when it fails, the other when none of it is left."""
-        ...
-
-    def values(self) -> dict[str, int]:
-        """Present values for the monitor; called by any thread."""
+    def attach(self, on_failure: Callable[[BdrError], None]) -> None:
+        """Comes first. `on_failure` is to be called, by any thread, when work fails that
+        was left for later than `sync`."""
         ...
 
     def write(self, job: Apply) -> None:
@@ -58,6 +43,10 @@ class Store(Protocol):
 
     def sync(self, record: ReplicaRecord) -> None:
         """Makes every job so far durable, and `record` with them."""
+        ...
+
+    def settle(self) -> None:
+        """Waits until every job that `sync` has made durable is on the device; any thread."""
         ...
 
     def close(self) -> None:
@@ -73,29 +62,21 @@ class DirectStore:
     """
 
     def __init__(self, device: TargetDevice, record_file: RecordFile) -> None:
-        self._applied = 0
         self._device = device
         self._record_file = record_file
 
-    @property
-    def applied(self) -> int:
-        return self._applied
-
-    def attach(
-        self, *, on_failure: Callable[[BdrError], None], on_applied: Callable[[], None]
-    ) -> None:
+    def attach(self, on_failure: Callable[[BdrError], None]) -> None:
         pass  # nothing is left for later
-
-    def values(self) -> dict[str, int]:
-        return {}
 
     def write(self, job: Apply) -> None:
         self._device.apply(job.extents, job.payload)
-        self._applied = job.job
 
     def sync(self, record: ReplicaRecord) -> None:
         self._device.sync()
         self._record_file.save(record)
+
+    def settle(self) -> None:
+        pass  # durable is applied
 
     def close(self) -> None:
         self._device.close()
@@ -116,21 +97,12 @@ class StoreWorker:
         self._store = store
         self._jobs: queue.SimpleQueue[Apply | None] = queue.SimpleQueue()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        store.attach(on_failure=self._fail, on_applied=self._wake)
+        store.attach(self._fail)
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._thread.start()
 
-    @property
-    def applied(self) -> int:
-        """The last job that the device holds; at most a tick behind while jobs come."""
-        return self._store.applied
-
-    def values(self) -> dict[str, int]:
-        """The store's values for the monitor."""
-        return self._store.values()
-
     def fileno(self) -> int:
-        """Polls readable when `durable` or `error` has changed, or all is applied."""
+        """Polls readable when `durable` or `error` has changed."""
         return self._wakeup
 
     def drain_wakeup(self) -> None:
@@ -141,6 +113,10 @@ class StoreWorker:
     def put(self, job: Apply) -> None:
         """Queues a job behind all earlier ones; never blocks."""
         self._jobs.put(job)
+
+    def settle(self) -> None:
+        """Waits until every durable job is on the device; any thread may."""
+        self._store.settle()
 
     def close(self) -> None:
         """Finishes what is queued, then ends the thread and closes the store."""

@@ -23,8 +23,8 @@ PURE = (
     "journal_recovery",
     "journal_engine",
     "scan",
-    "scanplan",
-    "scan_plan",
+    "tickets",
+    "exclusions",
 )
 """No sockets, files, threads or clocks; those that do not exist yet are looked for too."""
 

@@ -18,7 +18,9 @@ from common.wire import (
     Batch,
     BatchHeader,
     BatchKind,
+    Checksums,
     Condition,
+    Digests,
     Hello,
     Mark,
     Message,
@@ -60,6 +62,8 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Ping, epoch=U64),
     st.builds(Ack, epoch=U64, accepted=U64, durable=U64),
     st.builds(Rewind, epoch=U64, text=TEXT),
+    st.builds(Checksums, request=U64, epoch=U64, block_sectors=U64, ranges=st.binary(max_size=200)),
+    st.builds(Digests, request=U64, digests=st.binary(max_size=200), text=TEXT),
 )
 HEADERS = st.builds(
     BatchHeader,
@@ -123,6 +127,16 @@ FROZEN_MESSAGES: list[tuple[Message, str]] = [
     (
         Rewind(7, "gap"),
         "83a474797065a6726577696e64a565706f636807a474657874a3676170",
+    ),
+    (
+        Checksums(5, 7, 8, wire.encode_ranges([(2048, 64)])),
+        "85a474797065a9636865636b73756d73a77265717565737405a565706f636807ad626c6f636b"
+        "5f736563746f727308a672616e676573c41000080000000000004000000000000000",
+    ),
+    (
+        Digests(5, STREAM, ""),
+        "84a474797065a764696765737473a77265717565737405a764696765737473c4100001020304"
+        "05060708090a0b0c0d0e0fa474657874a0",
     ),
 ]
 

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A pair with scanners: nothing is assumed equal, and what is missed is repaired."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.programs import Program
+from common.ring import Mode
+from deploy.command import wait_for
+from deploy.stack import source_programs
+from tests.pipeline.pair import VOLUME, Pair
+
+
+class ScannedPair(Pair):
+    """As `Pair`, with scanners and without `--assume-clean`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        scanners: int = 1,
+        reader_options: Sequence[str] = (),
+        **settings: object,
+    ) -> None:
+        self.scanners = scanners
+        self._reader_options = reader_options
+        super().__init__(directory, **settings)  # type: ignore[arg-type]
+
+    def source_with(
+        self, *, volume: str = VOLUME, chardev: str | None = None, run_dir: str = "sockets"
+    ) -> list[Program]:
+        """Reader, senders and scanners."""
+        programs = source_programs(
+            volume,
+            chardev=chardev or self.ring,
+            address="127.0.0.1",
+            port=self.port,
+            run_dir=self.directory / run_dir,
+            senders=self._senders,
+            scanners=self.scanners,
+        )
+        (reader,) = (program for program in programs if program.stage == "reader")
+        programs.remove(reader)
+        command = [*reader.command, *self._reader_options]
+        return [Program(volume, "reader", 1, command), *programs]
+
+    def wait_consistent(self, timeout_s: float = 60.0) -> None:
+        """Waits until nothing is dirty, everything is durable, and the target says so."""
+
+        def is_consistent() -> bool:
+            status = self.status()
+            return (
+                status.mode is Mode.STREAM
+                and not status.active_regions
+                and not status.resync_regions
+                and status.tail == status.head
+                and self.condition() == "CONSISTENT"
+            )
+
+        wait_for(is_consistent, what="a consistent replica", timeout_s=timeout_s)
+
+    def condition(self) -> str:
+        """What the target said last."""
+        found = re.findall(r"event=\S+ .*?condition=(\w+)", self.stack.log("v-applier"))
+        return found[-1] if found else ""
+
