@@ -57,7 +57,6 @@ class JournalStore:
         self._checkpoint_bytes = engine.superblock.log_bytes // CHECKPOINTS_A_LAP
         self._error: BdrError | None = None
         self._on_failure: Callable[[BdrError], None] = lambda _: None
-        self._on_applied: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self._is_room_wanted = False
         self._settling = 0
@@ -68,31 +67,14 @@ class JournalStore:
     @property
     def fill(self) -> tuple[int, int]:
         """Bytes of the log in use, and its size; roughly, for whoever looks."""
-        return self._engine.used_bytes, self._engine.superblock.log_bytes
+        return self._engine.replayed_bytes, self._engine.superblock.log_bytes
 
-    @property
-    def applied(self) -> int:
-        """See `Store`; lags what is durable."""
-        return self._engine.applied_jobs
-
-    def attach(
-        self, *, on_failure: Callable[[BdrError], None], on_applied: Callable[[], None]
-    ) -> None:
+    def attach(self, on_failure: Callable[[BdrError], None]) -> None:
         """See `Store`."""
         with self._changed:
             self._on_failure = on_failure
-            self._on_applied = on_applied
             if self._error:
                 on_failure(self._error)
-
-    def values(self) -> dict[str, int]:
-        """See `Store`."""
-        engine = self._engine
-        return {
-            "journal_size_bytes": engine.superblock.log_bytes,
-            "journal_bytes": engine.replayed_bytes,
-            "journal_unapplied_bytes": engine.unapplied_bytes,
-        }
 
     def write(self, job: Apply) -> None:
         """Appends; waits while the journal is full."""
@@ -176,8 +158,6 @@ class JournalStore:
                     engine.apply_next()
                     if self._settling:
                         self._notify()
-                    if not engine.unapplied_bytes:
-                        self._on_applied()
                 elif not self._rest():
                     return
         except BdrError as error:
