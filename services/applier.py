@@ -19,6 +19,7 @@ from common.errors import WireError
 from common.recordfile import RecordFile
 from common.replica import Action, Replica
 from services import journal_options, log, memory, metrics, options, sockets
+from services.checksummer import Checksummer
 from services.journal_store import JournalStore
 from services.loop import Loop
 from services.metrics import Reporter
@@ -40,6 +41,7 @@ class Applier:
     Args:
         replica_: the state machine, from the target's record.
         worker: does the disk work.
+        checksummer: tells scanners what the device holds.
         address: to listen on.
         port: for batches; `port` + 1 is for control.
         run_directory: where the monitor's socket is, if there is one.
@@ -51,6 +53,7 @@ class Applier:
         *,
         replica_: Replica,
         worker: StoreWorker,
+        checksummer: Checksummer,
         address: str,
         port: int,
         run_directory: RunDirectory | None = None,
@@ -59,6 +62,7 @@ class Applier:
         self._log = log.logger()
         self._replica = replica_
         self._worker = worker
+        self._checksummer = checksummer
         self._queued: dict[int, int] = {}
         self._queued_bytes = 0
         self._bad_messages = 0
@@ -76,6 +80,7 @@ class Applier:
         self._data = sockets.data_receiver(self.loop.context)
         self._control = sockets.control_server(self.loop.context)
         self.loop.register(worker.fileno(), self._on_durable)
+        self.loop.register(checksummer.fileno(), self._on_checksums)
         self.loop.register(self._control, self._on_control)
         self.loop.register(self._data, self._on_data)
         for bound in (self._data, self._control):
@@ -101,6 +106,7 @@ class Applier:
             self._worker.put(self._replica.closing_job())
         finally:
             self._reporter.close()
+            self._checksummer.close()
             self._worker.close()
             self.loop.close()
         if self._worker.error:
@@ -123,6 +129,7 @@ class Applier:
             "jobs": self._durable_jobs,
             "bytes": self._durable_bytes,
             "queued_bytes": self._queued_bytes,
+            "checksummed_bytes": self._checksummer.hashed_bytes,
             "journal_bytes": used,
             "journal_size_bytes": size,
             "acked_s": self._acked_s,
@@ -144,6 +151,7 @@ class Applier:
         if self._queued_bytes <= QUEUED_BYTES_MAX:
             self.loop.register(self._data, self._on_data)
         self._tell(replica.Durable(durable))
+        self._checksummer.on_durable(durable)
 
     def _on_control(self) -> None:
         while sockets.is_readable(self._control):
@@ -155,7 +163,24 @@ class Applier:
             except WireError as error:
                 self._count_bad(error)
             else:
-                self._tell(replica.MessageArrived(peer, message))
+                if isinstance(message, wire.Checksums):
+                    self._on_checksums_asked(peer, message)
+                else:
+                    self._tell(replica.MessageArrived(peer, message))
+
+    def _on_checksums_asked(self, peer: bytes, message: wire.Checksums) -> None:
+        machine = self._replica
+        if machine.serves(message.epoch):
+            refused = self._checksummer.ask(peer, message, last_job=machine.last_job)
+            self._checksummer.on_durable(machine.durable_job)
+        else:
+            refused = "the session of this epoch is not open"
+        if refused is not None:
+            self._send(peer, wire.Digests(message.request, b"", refused))
+
+    def _on_checksums(self) -> None:
+        for peer, answer in self._checksummer.answers():
+            self._send(peer, answer)
 
     def _on_data(self) -> None:
         for _ in range(ROUND_BATCHES):
@@ -199,15 +224,18 @@ class Applier:
             case replica.Send(peer, message):
                 if isinstance(message, wire.Ack):
                     self._acked_s = time.monotonic()
-                # A source that went away is told when it greets again.
-                with contextlib.suppress(zmq.ZMQError):
-                    self._control.send_multipart([peer, wire.encode_message(message)], zmq.NOBLOCK)
+                self._send(peer, message)
             case replica.Note(topic, facts):
                 self._log.info(topic, **facts)
             case replica.Stop(error):
                 raise error
             case _:
                 assert_never(action)
+
+    def _send(self, peer: bytes, message: wire.Message) -> None:
+        # A source that went away is told when it greets again.
+        with contextlib.suppress(zmq.ZMQError):
+            self._control.send_multipart([peer, wire.encode_message(message)], zmq.NOBLOCK)
 
 
 def _nothing() -> None:
@@ -267,9 +295,11 @@ def main(
             record_file=record_file,
             volume=volume,
         )
+        worker = StoreWorker(store)
         return Applier(
             replica_=Replica(record=record),
-            worker=StoreWorker(store),
+            worker=worker,
+            checksummer=Checksummer(device, worker),
             address=address,
             port=port,
             run_directory=RunDirectory(run_dir) if run_dir else None,
