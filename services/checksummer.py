@@ -120,9 +120,9 @@ class Checksummer:
     def _run(self) -> None:
         buffer = memoryview(mmap.mmap(-1, SLICE_BYTES))
         while (request := self._requests.get()) is not None:
-            self._worker.settle()
             number = request.message.request
             try:
+                self._worker.settle()
                 digests = b"".join(
                     self._digests(buffer, piece, request.message.block_sectors)
                     for piece in request.pieces

@@ -96,13 +96,19 @@ class JournalStore:
             raise
 
     def settle(self) -> None:
-        """Waits for the device's thread; after a failure it waits for nothing."""
+        """Waits for the device's thread.
+
+        Raises:
+            BdrError: the store failed, and the device lacks what is durable.
+        """
         with self._changed:
             wanted = self._engine.durable_position
             self._settling += 1
             while self._error is None and self._engine.applied_position < wanted:
                 self._changed.wait()
             self._settling -= 1
+            if self._engine.applied_position < wanted and self._error is not None:
+                raise self._error
 
     def close(self) -> None:
         """Applies what is committed, and leaves the record to the state file.

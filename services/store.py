@@ -46,7 +46,11 @@ class Store(Protocol):
         ...
 
     def settle(self) -> None:
-        """Waits until every job that `sync` has made durable is on the device; any thread."""
+        """Waits until every job that `sync` has made durable is on the device; any thread.
+
+        Raises:
+            BdrError: it will not be.
+        """
         ...
 
     def close(self) -> None:

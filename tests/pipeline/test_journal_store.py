@@ -245,6 +245,23 @@ def test_failing_device_ends_the_worker_though_nothing_more_comes(host: Host) ->
     worker.close()
 
 
+def test_settling_waits_for_the_device_and_says_when_it_failed(host: Host) -> None:
+    worker = host.open()
+    worker.put(host.session())
+    worker.put(host.write(0, os.urandom(MIB)))
+    wait_durable(worker, 2)
+    worker.settle()
+    assert host.is_applied()
+    host.device.gate.clear()
+    worker.put(host.write(0, os.urandom(MIB)))
+    wait_durable(worker, 3)
+    host.device.failure = DeviceError("target: EIO")
+    threading.Timer(0.05, host.device.gate.set).start()
+    with pytest.raises(DeviceError):
+        worker.settle()
+    worker.close()
+
+
 def test_failing_device_ends_a_writer_that_waits_for_room(host: Host) -> None:
     worker = host.open()
     host.device.gate.clear()
