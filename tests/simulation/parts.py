@@ -191,7 +191,7 @@ class Reader(Process):
                         self.link.up.send(wire.encode_message(message))
                 case sequencer.Resume():
                     self._resume()
-                case _ if type(action).__name__ == "MarkAll":
+                case sequencer.MarkAll():
                     world.gate.mark_all()
                     self._look()
                 case sequencer.Stop(error):

@@ -133,6 +133,8 @@ class Options:
                 pause_min_s=0.1,
                 pause_max_s=rng.choice((1.0, 4.0)),
                 resume_below=rng.choice((0.0, 0.25, 0.5)),
+                overflow_min_s=0.02,
+                overflow_max_s=0.3,
             ),
             replica=ReplicaSettings(
                 reorder_batches=rng.choice((4, 256)),
