@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""deploy/setup.sh and the commands behind it, against a real kernel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.attach import Attachment, LinuxHost, attach, attached, detach
+from common.errors import DeviceError
+from tests.kernel.devices import ROOT, Bdr, Direct, Loop, run
+
+SETUP = ROOT / "deploy/setup.sh"
+
+
+def setup(*options: str, answers: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(SETUP), *options], input=answers, capture_output=True, text=True, check=False
+    )
+
+
+def test_setup_attaches_and_detaches(loop: Loop) -> None:
+    done = setup("--device", loop.path, "--name", "s0", "--buffer", "1M", "--yes")
+    try:
+        assert done.returncode == 0, done.stderr
+        # 1 MiB is room for 255 writes of 4104 bytes.
+        assert run("dmsetup", "table", "s0").split()[4:6] == ["s0-ring", "255"]
+        again = setup("--device", loop.path, "--name", "s1", "--yes")
+        assert again.returncode != 0
+        assert "already attached as /dev/mapper/s0 with /dev/s0-ring" in again.stderr
+    finally:
+        removed = setup("--detach", "s0")
+    assert removed.returncode == 0, removed.stderr
+    assert not Path("/dev/mapper/s0").exists()
+    assert not Path("/dev/s0-ring").exists()
+
+
+def test_setup_asks_for_what_is_not_given(loop: Loop) -> None:
+    done = setup(answers=f"{loop.path}\n")
+    assert done.returncode == 0, done.stderr
+    name = f"bdr-{Path(loop.path).name}"
+    assert f"/dev/mapper/{name}" in done.stdout
+    assert setup("--detach", name).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "/dev/null", "--yes"], "no block device"),
+        (["--buffer", "lots", "--yes"], "wanted bytes, or a number with K, M or G"),
+        (["--buffer", "4000", "--yes"], "wanted 8 to"),
+        (["--name", "a/b", "--yes"], "wanted 1 to 63"),
+        (["--chardev", "null", "--yes"], "/dev/null: exists already"),
+        (["--name"], "--name needs a value"),
+    ],
+)
+def test_setup_says_what_is_wrong(loop: Loop, options: list[str], said: str) -> None:
+    given = [] if "--device" in options else ["--device", loop.path]
+    done = setup(*given, *options)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "bdr" not in run("dmsetup", "ls")
+
+
+def test_attach_mounted_device_or_one_in_use_is_refused(loop: Loop, tmp_path: Path) -> None:
+    host = LinuxHost()
+    wanted = Attachment("a0", loop.path, "a0-ring", 64)
+    run("mkfs.ext4", "-q", loop.path)
+    run("mount", loop.path, tmp_path)
+    try:
+        with pytest.raises(DeviceError, match="is mounted at"):
+            attach(host, wanted)
+    finally:
+        run("umount", tmp_path)
+    run("dmsetup", "create", "holder", "--table", f"0 8 linear {loop.path} 0")
+    try:
+        with pytest.raises(DeviceError, match="in use by dm-"):
+            attach(host, wanted)
+    finally:
+        run("dmsetup", "remove", "holder")
+
+
+def test_detach_needs_force_for_writes_that_nobody_has(bdr: Bdr, loop: Loop) -> None:
+    host = LinuxHost()
+    attached_now = attached(host)
+    assert [(name, chardev) for name, _, chardev, _ in attached_now] == [("t0", bdr.device)]
+    with Direct(bdr.path) as disk:
+        disk.write(b"x" * 4096, 0)
+    with pytest.raises(DeviceError, match="the replica lacks 1 writes"):
+        detach(host, "t0")
+    detach(host, "t0", force=True)
+    assert attached(host) == []
+    # The fixture removes it as well.
+    run("dmsetup", "create", bdr.name, "--table", bdr.table)
+
+
+def test_detach_of_an_open_device_is_refused_and_changes_nothing(bdr: Bdr) -> None:
+    with Direct(bdr.path), pytest.raises(DeviceError, match="busy"):
+        detach(LinuxHost(), "t0")
+    assert bdr.status().mode == "STREAM"
+
+
+def test_commands_end_with_the_error_s_exit_code(loop: Loop) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli_attach", "detach", "nothing"],
+        capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ,
+    )  # fmt: skip
+    assert done.returncode == DeviceError.exit_code
+    assert "not attached" in done.stderr
