@@ -28,6 +28,7 @@ MIB = 1 << 20
 BLOCK_BYTES = 4096
 VOLUME = "v"
 DEADLINE_S = 60.0
+SMALL_JOURNAL = ("--journal-size", str(32 * MIB))
 
 
 class Pair:
@@ -50,7 +51,7 @@ class Pair:
         target_size: int | None = None,
         writes: int = 8192,
         senders: int = 2,
-        applier_options: Sequence[str] = (),
+        applier_options: Sequence[str] = SMALL_JOURNAL,
     ) -> None:
         self.directory = directory
         self.source = directory / "source"

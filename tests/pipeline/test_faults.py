@@ -30,9 +30,7 @@ SNAPSHOT_EVERY = 10
 @pytest.fixture
 def stamped(make_pair: Callable[..., Pair]) -> Iterator[tuple[Pair, StampedWriter]]:
     """A pair with a journal, and a writer at work."""
-    pair = make_pair(
-        size=BLOCKS * BLOCK_BYTES, writes=65536, applier_options=["--journal-size", str(32 * MIB)]
-    )
+    pair = make_pair(size=BLOCKS * BLOCK_BYTES, writes=65536)
     pair.start()
     writer = StampedWriter(pair.nbd, blocks=BLOCKS, seed=1)
     yield pair, writer
@@ -125,9 +123,7 @@ def over_a_bad_link(
     make_pair: Callable[..., Pair],
 ) -> Iterator[tuple[Pair, StampedWriter, BadLink]]:
     """As `stamped`, with a link that can be cut between the two sides."""
-    pair = make_pair(
-        size=BLOCKS * BLOCK_BYTES, writes=65536, applier_options=["--journal-size", str(32 * MIB)]
-    )
+    pair = make_pair(size=BLOCKS * BLOCK_BYTES, writes=65536)
     with BadLink(pair.port, pair.port + 1) as link:
         pair.address = link.address
         pair.start()

@@ -14,12 +14,12 @@ import pytest
 
 from deploy.command import wait_for
 from tests.bench.rig import resident_bytes
-from tests.pipeline.pair import BLOCK_BYTES, DEADLINE_S, MIB, Pair
+from tests.pipeline.pair import BLOCK_BYTES, DEADLINE_S, MIB, SMALL_JOURNAL, Pair
 
 RESIDENT_BYTES_MAX = 150 * MIB
 
 
-@pytest.mark.parametrize("options", [[], ["--journal", "none"]], ids=["journal", "none"])
+@pytest.mark.parametrize("options", [SMALL_JOURNAL, ["--journal", "none"]], ids=["journal", "none"])
 def test_every_operation_is_replicated(make_pair: Callable[..., Pair], options: list[str]) -> None:
     pair = make_pair(applier_options=options)
     start_streaming(pair)
