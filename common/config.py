@@ -40,6 +40,7 @@ from common.wire import NAME_BYTES_MAX
 DEFAULT_PATH = "/etc/bdr/bdr.toml"
 DEFAULT_PORT = 8437
 SENDERS_MAX = 64
+SCANNERS_MAX = 16
 NO_JOURNAL = "none"
 
 _SOCKET_PATH_BYTES_MAX = 107
@@ -238,6 +239,19 @@ class Source(_Volume):
         le=SENDERS_MAX,
         description="Processes that ship batches, each over a connection of its own.",
         json_schema_extra=_wanted(f"a whole number from 1 to {SENDERS_MAX}"),
+    )
+    scanners: int = Field(
+        1,
+        ge=1,
+        le=SCANNERS_MAX,
+        description="Processes that compare and repair after an overflow, or at the start.",
+        json_schema_extra=_wanted(f"a whole number from 1 to {SCANNERS_MAX}"),
+    )
+    scan_rate: _Size | None = Field(
+        None,
+        ge=1 << 20,
+        description="Bytes a second that scanners compare at most, all together.",
+        json_schema_extra=_wanted('a size of 1 MiB or more, such as "200MiB"'),
     )
     assume_clean: bool = Field(
         False,

@@ -146,7 +146,9 @@ def from_config(
     for name, volume in config.volume.items():
         common = _Common(config.host, name, config.run_dir_of(name), python, programs_dir)
         if volume.role == "source":
-            found += _source_programs(common, volume, counts.get((name, "sender"), volume.senders))
+            senders = counts.get((name, "sender"), volume.senders)
+            scanners = counts.get((name, "scanner"), volume.scanners)
+            found += _source_programs(common, volume, senders, scanners)
         else:
             found += _target_programs(common, volume)
     return found
@@ -182,12 +184,15 @@ class _Common:
         return self.program("monitor", *options, *words)
 
 
-def _source_programs(common: _Common, volume: Source, senders: int) -> list[Program]:
+def _source_programs(common: _Common, volume: Source, senders: int, scanners: int) -> list[Program]:
     target = ["--chardev", volume.chardev, "--address", volume.address, "--port", volume.port]
     clean = ["--assume-clean"] if volume.assume_clean else []
+    rate = ["--scan-rate", volume.scan_rate] if volume.scan_rate is not None else []
+    below = ["--underdev", volume.underdev] if volume.underdev is not None else []
     return [
-        common.program("reader", *target, *clean),
+        common.program("reader", *target, *clean, *rate),
         *(common.program("sender", *target, instance=at + 1) for at in range(senders)),
+        *(common.program("scanner", *target, *below, instance=at + 1) for at in range(scanners)),
         common.monitor(volume, "--chardev", volume.chardev),
     ]
 

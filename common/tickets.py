@@ -180,8 +180,10 @@ class Reported:
     condition: str
     mode: str
     epoch: int
+    region_bytes: int
     regions: int
     dirty_regions: int
+    unreadable_regions: int
     scanners: int
     compared_bytes: int
     repaired_bytes: int
@@ -715,11 +717,12 @@ class TicketOffice:
             condition=machine.condition.name,
             mode=status.mode.name,
             epoch=machine.epoch,
+            region_bytes=self._info.region_sectors * SECTOR_BYTES,
             regions=self._info.regions,
+            unreadable_regions=len(self._unreadable),
             dirty_regions=status.active_regions + status.resync_regions,
             scanners=self.scanners,
             compared_bytes=self.compared_bytes,
             repaired_bytes=self.repaired_bytes,
             unreadable=encode_ranges(self.unreadable[:1024]),
         )
-

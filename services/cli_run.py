@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from common import config
-from common.config import SENDERS_MAX, Config
+from common.config import SCANNERS_MAX, SENDERS_MAX, Config
 from common.errors import UsageError
 from services import cli_options
 from services.supervision import (
@@ -105,13 +105,13 @@ def _counts(found: Config, volume: str, stages: tuple[str, ...]) -> list[tuple[s
             raise UsageError(
                 f"stage {stage!r}: volume {volume} is a {found.volume[volume].role}, "
                 "where this stage does not exist or has exactly one process; "
-                "a source's sender can be scaled"
+                "a source's sender and scanner can be scaled"
             )
         count = configured if number == "default" else int(number) if number.isdigit() else 0
-        if not 1 <= count <= SENDERS_MAX:
+        most = SENDERS_MAX if stage == "sender" else SCANNERS_MAX
+        if not 1 <= count <= most:
             raise UsageError(
-                f"{stage}: found {number!r}; wanted a whole number from 1 to {SENDERS_MAX}, "
-                "or default"
+                f"{stage}: found {number!r}; wanted a whole number from 1 to {most}, or default"
             )
         counts.append((stage, count))
     return counts

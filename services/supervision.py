@@ -215,7 +215,9 @@ class Scaling:
 def configured_count(config: Config, volume: str, stage: str) -> int | None:
     """How many processes of a stage bdr.toml asks for; None if it cannot."""
     found = config.volume.get(volume)
-    return found.senders if isinstance(found, Source) and stage == "sender" else None
+    if not isinstance(found, Source):
+        return None
+    return {"sender": found.senders, "scanner": found.scanners}.get(stage)
 
 
 def programs_of(config: Config, supervision: Supervision, scaling: Scaling) -> list[Program]:

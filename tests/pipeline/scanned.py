@@ -66,4 +66,3 @@ class ScannedPair(Pair):
         """What the target said last."""
         found = re.findall(r"event=\S+ .*?condition=(\w+)", self.stack.log("v-applier"))
         return found[-1] if found else ""
-

@@ -78,6 +78,7 @@ def test_metrics_are_what_happened(watched: tuple[Hosts, int, int]) -> None:
     assert only(source, "bdr_connected") == only(target, "bdr_connected") == 1
     assert {dict(k)["process"]: v for k, v in source["bdr_process_reporting"].items()} == {
         "v1-reader": 1.0,
+        "v1-scanner-1": 1.0,
         "v1-sender-1": 1.0,
     }
     for samples in (source, target):

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 from deploy.command import wait_for
@@ -22,7 +24,7 @@ def test_scale_leaves_the_pids_of_all_others_alone(make_hosts: MakeHosts) -> Non
     hosts.start()
     source, volume = hosts.source, hosts.volumes[0]
     before = source.pids()
-    assert len(before) == 2 * (1 + 2 + 1)
+    assert len(before) == 2 * (1 + 2 + 1 + 1)
 
     done = source.bdr("scale", "v1", "sender=4")
     assert done.returncode == 0, done.stderr
@@ -88,9 +90,10 @@ def test_reload_restarts_only_what_differs(make_hosts: MakeHosts) -> None:
 
     del source.volumes["v2"]
     source.write_config()
-    removed = [f"removed v2-{stage}" for stage in ("monitor", "reader", "sender-1")]
+    stages = ("monitor", "reader", "scanner-1", "sender-1")
+    removed = [f"removed v2-{stage}" for stage in stages]
     assert source.bdr("reload").stdout.splitlines() == removed
-    assert set(source.pids()) == {"v1-monitor", "v1-reader", "v1-sender-1"}
+    assert set(source.pids()) == {"v1-monitor", "v1-reader", "v1-scanner-1", "v1-sender-1"}
 
 
 def test_supervisorctl_works_on_groups_and_single_processes(
@@ -136,7 +139,7 @@ def test_permanent_failures_stay_down_and_others_are_restarted(
         return {stage["name"]: stage["restarts"] for stage in source.status("v1")["stages"]}
 
     wait_for(
-        lambda: restarts() == {"v1-reader": 1, "v1-sender-1": 0},
+        lambda: restarts() == {"v1-reader": 1, "v1-scanner-1": 0, "v1-sender-1": 0},
         what="the count of restarts",
         timeout_s=DEADLINE_S,
     )
@@ -155,6 +158,39 @@ def test_permanent_failures_stay_down_and_others_are_restarted(
     done = source.bdr("status", "v1", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["health"] == "broken"
+
+
+def test_logs_are_rotated_as_logrotate_does(make_hosts: MakeHosts) -> None:
+    hosts = make_hosts(source={"senders": 1})
+    hosts.source.host["log_format"] = "json"
+    hosts.start()
+    source = hosts.source
+    for line in source.log("v1-reader").splitlines():
+        assert {"timestamp", "level", "volume", "stage", "event"} <= set(json.loads(line))
+    path = source.log_dir / "v1-reader.log"
+    old = path.rename(path.with_suffix(".log.1")).read_text()
+    supervisord = int((source.run_dir / "supervisord.pid").read_text())
+    os.kill(supervisord, signal.SIGUSR2)
+    wait_for(path.exists, what="the new log", timeout_s=DEADLINE_S)
+    source.supervisorctl("restart", "v1-reader")
+    wait_for(
+        lambda: '"event": "streaming"' in source.log("v1-reader"),
+        what="a line in it",
+        timeout_s=DEADLINE_S,
+    )
+    assert path.with_suffix(".log.1").read_text() == old
+    if shutil.which("logrotate", path="/usr/sbin:/usr/bin"):
+        rules = Path(__file__).parent.parent.parent / "deploy" / "bdr.logrotate"
+        copy = source.directory / "logrotate"
+        copy.write_text(rules.read_text())
+        done = subprocess.run(
+            ["/usr/sbin/logrotate", "--debug", str(copy)],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "error" not in done.stderr
 
 
 def test_stop_is_clean_and_within_the_time_allowed(make_hosts: MakeHosts) -> None:

@@ -225,6 +225,7 @@ def test_rpo_alarm_and_events_reach_the_hook(make_hosts: MakeHosts, directory: P
         volume.client.write(at * 4096, b"y" * 4096)
     wait_for((told / "overflow").exists, what="overflow", timeout_s=DEADLINE_S)
 
+    source.supervisorctl("stop", "v1-scanner:*")
     hosts.target.supervisorctl("start", "v1-applier")
     wanted = {"connection-restored", "rpo-restored", "inconsistent", "health"}
     wait_for(
@@ -243,6 +244,8 @@ def test_rpo_alarm_and_events_reach_the_hook(make_hosts: MakeHosts, directory: P
     log = source.log("v1-monitor")
     assert "event=rpo-exceeded" in log
     assert "event=rpo-restored" in log
+    source.supervisorctl("start", "v1-scanner:*")
+    source.wait_health("v1", "healthy")
 
 
 def test_a_hook_that_hangs_or_fails_holds_nothing_up(make_hosts: MakeHosts) -> None:

@@ -46,6 +46,8 @@ WRONG: dict[tuple[str, ...], list[Any]] = {
     ("volume", "db", "region_sectors"): [100, 4, 1 << 21, "128"],
     ("volume", "db", "stable"): ["never", True],
     ("volume", "db", "senders"): [0, 65, "2", 1.0],
+    ("volume", "db", "scanners"): [0, 17, "2"],
+    ("volume", "db", "scan_rate"): [0, "fast", 1 << 10],
     ("volume", "db", "assume_clean"): ["yes", 1],
     ("volume", "db", "rpo_seconds"): [0, -1, "soon", float("nan"), float("inf")],
     ("volume", "db", "metrics_address"): ["", 1],

@@ -121,8 +121,8 @@ def test_every_key_reaches_its_process() -> None:
         "volume": {
             "db": {
                 "role": "source", "address": "a", "port": 1000, "chardev": "/dev/c",
-                "senders": 2, "assume_clean": True, "rpo_seconds": 2.5, "metrics_port": 9,
-                "metrics_address": "::1",
+                "senders": 2, "scan_rate": "1MiB", "underdev": "/u", "assume_clean": True,
+                "rpo_seconds": 2.5, "metrics_port": 9, "metrics_address": "::1",
             },
             "web": {
                 "role": "target", "target": "/dev/t", "journal": "/dev/j",
@@ -132,12 +132,16 @@ def test_every_key_reaches_its_process() -> None:
     }  # fmt: skip
     commands = {program.name: " ".join(program.command) for program in make(tree)}
     assert set(commands) == {
-        "db-reader", "db-sender-1", "db-sender-2", "db-monitor", "web-applier", "web-monitor",
+        "db-reader", "db-sender-1", "db-sender-2", "db-scanner-1", "db-monitor", "web-applier",
+        "web-monitor",
     }  # fmt: skip
     link = "--chardev /dev/c --address a --port 1000"
     start = "/py -m services.{} --volume {} --run-dir /run/bdr/{}"
     assert commands["db-reader"] == (
-        f"{start.format('reader', 'db', 'db')} {link} --assume-clean --debug"
+        f"{start.format('reader', 'db', 'db')} {link} --assume-clean --scan-rate 1048576 --debug"
+    )
+    assert commands["db-scanner-1"] == (
+        f"{start.format('scanner', 'db', 'db')} {link} --underdev /u --debug"
     )
     assert commands["db-sender-2"] == f"{start.format('sender', 'db', 'db')} {link} --debug"
     assert commands["db-monitor"] == (
