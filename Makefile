@@ -29,9 +29,13 @@ demo: plugin ## replicate a real block device, end to end
 .PHONY: test
 test: test-native test-kernel ## every test
 
+$(BUILD)/.test-packages: deploy/test-packages.sh | $(BUILD)/.setup
+	@deploy/test-packages.sh $(BUILD)/tools
+	@touch $@
+
 .PHONY: test-native
-test-native: plugin ## every test but the kernel module's
-	@$(PYTHON) -m pytest --ignore tests/kernel
+test-native: plugin $(BUILD)/.test-packages ## every test but the kernel module's
+	@PATH=$(abspath $(BUILD)/tools/usr/bin):$$PATH $(PYTHON) -m pytest --ignore tests/kernel
 
 .PHONY: lint
 lint: $(BUILD)/.setup ## ruff and mypy
