@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -20,6 +21,12 @@ from deploy.command import SetupError, end, wait_for
 ROOT = Path(__file__).parent.parent
 
 
+def accepts(path: Path) -> bool:
+    """Whether someone listens there; a socket's file exists a moment before that."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 class Stack:
     """Runs supervisord in `directory` until `close`; also a context manager.
 
@@ -34,7 +41,7 @@ class Stack:
         self._programs = directory / "programs"
         for made in (directory, self.log_dir, self._programs):
             made.mkdir(parents=True, exist_ok=True)
-        socket = directory / "supervisor.sock"
+        control = directory / "supervisor.sock"
         self._process = subprocess.Popen(
             [
                 str(Path(sys.executable).parent / "supervisord"),
@@ -49,14 +56,14 @@ class Stack:
             start_new_session=True,
         )
         wait_for(
-            lambda: socket.exists() or self._process.poll() is not None,
+            lambda: accepts(control) or self._process.poll() is not None,
             what="supervisord's socket",
-            timeout_s=20,
+            timeout_s=60,
         )
         if self._process.poll() is not None:
             assert self._process.stderr
             raise SetupError(f"supervisord: {self._process.stderr.read().decode().strip()}")
-        self._transport = SupervisorTransport(None, None, f"unix://{socket}")
+        self._transport = SupervisorTransport(None, None, f"unix://{control}")
         self._server = ServerProxy("http://127.0.0.1", self._transport)
         self._rpc = self._server.supervisor
         self._all: list[Program] = []
