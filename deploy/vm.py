@@ -52,7 +52,7 @@ if mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=512000,ro cach
 fi
 # A kernel without overlayfs leaves /tmp read-only.
 touch /tmp/.writable 2>/dev/null || mount -t tmpfs none /tmp
-modprobe -aq virtio_blk dm_mod
+modprobe -aq virtio_blk dm_mod loop fuse
 ip link set lo up
 dmesg -n 4
 cd {root} || exit 1
@@ -113,7 +113,7 @@ def _run(arguments: argparse.Namespace, run_dir: Path) -> int:
         if not emulated and not _kvm_may_work():
             continue
         words = _words(arguments, run_dir, script, emulated=emulated)
-        code = _boot(words, run_dir, boot_s=240 if emulated else 45, total_s=arguments.timeout)
+        code = _boot(words, run_dir, boot_s=600 if emulated else 45, total_s=arguments.timeout)
         if code is not None:
             if emulated and KVM.exists():
                 _kvm_marker().touch()
