@@ -125,7 +125,8 @@ static inline bool bdr_gate_admit_locked(struct bdr_gate *gate,
 	if (pass->logged)
 		return false;
 
-	turned = bdr_gate_overflow_locked(gate);
+	/* A flush without room is only left out: no region misses anything. */
+	turned = write->sectors && bdr_gate_overflow_locked(gate);
 	gate->missed++;
 	gate->unlogged[pass->epoch & 1]++;
 	bdr_gate_mark(gate, write->sector, write->sectors);

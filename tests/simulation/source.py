@@ -133,7 +133,8 @@ class Gate:
             self.head += write.slots
             self._fill(write)
             return False
-        turned = self.mode is Mode.STREAM
+        # A flush without room is only left out: no region misses anything.
+        turned = self.mode is Mode.STREAM and write.sectors > 0
         if turned:
             self.mode = Mode.OVERFLOW
             self.overflows += 1

@@ -372,6 +372,21 @@ static void test_flush_marks_nothing(void)
 	gate_destroy(gate);
 }
 
+static void test_flush_without_room_is_no_overflow(void)
+{
+	struct bdr_gate *gate = gate_create();
+	struct bdr_write flush = { .op = BDR_OP_FLUSH };
+	struct bdr_pass pass;
+
+	gate->ring.head = gate->ring.tail + gate->ring.capacity;
+	CHECK(!bdr_gate_admit_locked(gate, &flush, &pass));
+	CHECK(!pass.logged && gate->mode == BDR_MODE_STREAM);
+	CHECK(gate->gap == BDR_GAP_NONE && gate->overflows == 0);
+	bdr_gate_leave_locked(gate, &pass, &flush);
+	CHECK(bdr_bitmap_count(gate->active, REGIONS) == 0);
+	gate_destroy(gate);
+}
+
 /* ---- the bitmap -------------------------------------------------------- */
 
 static void model_check(const __u64 *bitmap, const bool *model)
@@ -445,6 +460,7 @@ int main(int argc, char **argv)
 	test_gap_stays_until_a_slot_behind_it_is_released();
 	test_failed_write_becomes_nop_and_dirty();
 	test_flush_marks_nothing();
+	test_flush_without_room_is_no_overflow();
 	test_bitmap_against_a_model();
 	puts("ok");
 	return 0;
