@@ -35,7 +35,7 @@ $(BUILD)/.test-packages: deploy/test-packages.sh | $(BUILD)/.setup
 
 .PHONY: test-native
 test-native: plugin $(BUILD)/.test-packages ## every test but the kernel module's
-	@PATH=$(abspath $(BUILD)/tools/usr/bin):$$PATH $(PYTHON) -m pytest --ignore tests/kernel
+	@PATH=$(abspath $(BUILD)/tools/usr/bin):$$PATH $(PYTHON) -m pytest --numprocesses auto --ignore tests/kernel
 
 .PHONY: lint
 lint: $(BUILD)/.setup ## ruff and mypy
