@@ -296,6 +296,7 @@ class Sequencer:
         self._hellos = 0
         self._seen_head = status.head
         self._consistent_at: int | None = None
+        self._is_gap_forgotten = False
         self._is_scan_wanted = False
         self._resync_in_flight = 0
         self._resumed_s = -math.inf
@@ -475,6 +476,13 @@ class Sequencer:
         self._hellos = 0
         self.condition = welcome.condition
         self._consistent_at = self._head() if self.condition is Condition.CATCHING_UP else None
+        # The capture forgets a gap when a slot behind it is released. Another one may have
+        # opened behind that, whose mark an earlier reader did not live to see arrive.
+        self._is_gap_forgotten = (
+            self._status.gap is None
+            and self._status.active_regions + self._status.resync_regions > 0
+            and self.condition in (Condition.CONSISTENT, Condition.CATCHING_UP)
+        )
         self.cursor = welcome.slot
         self._release(welcome.slot, actions)
         if self.condition is Condition.UNKNOWN:
@@ -547,6 +555,7 @@ class Sequencer:
         if mark:
             self.condition = Condition.INCONSISTENT if mark is Mark.RESYNC else Condition.CONSISTENT
             self._consistent_at = None
+            self._is_gap_forgotten = False
             self._is_scan_wanted = False
             self._dispatch(BatchKind.MARK, mark, 0, actions)
             actions.append(Announce("condition", {"condition": self.condition.name}))
@@ -603,7 +612,7 @@ class Sequencer:
     def _due_mark(self) -> Mark | None:
         """The mark that must stand at the cursor, before any more slots."""
         status = self._status
-        if self.condition is Condition.UNKNOWN:
+        if self.condition is Condition.UNKNOWN or self._is_gap_forgotten:
             return Mark.RESYNC
         if self._is_scan_wanted and self._may_begin_scan():
             return Mark.RESYNC

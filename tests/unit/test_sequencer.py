@@ -438,6 +438,13 @@ def test_gap_behind_one_that_had_no_bits_gets_a_mark_too() -> None:
     assert dispatch(machine, 20).first == 80
 
 
+def test_gap_that_the_capture_has_forgotten_gets_its_mark_from_the_next_reader() -> None:
+    machine = streaming(replace(STATUS, gap=None, resync_regions=3))
+    header = dispatch(machine, 0)
+    assert (header.mark, header.first) == (Mark.RESYNC, STATUS.tail)
+    assert dispatch(machine, 10).kind is BatchKind.LIVE
+
+
 def test_gap_is_marked_once_though_it_is_released_later() -> None:
     machine = streaming(GAP, slot=70)
     assert dispatch(machine, 0).mark is Mark.RESYNC
