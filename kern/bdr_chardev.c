@@ -443,7 +443,7 @@ static const struct file_operations bdr_chardev_fops = {
 int bdr_chardev_register(struct bdr_context *ctx)
 {
 	ctx->misc.minor = MISC_DYNAMIC_MINOR;
-	ctx->misc.name = ctx->name;
+	ctx->misc.name = ctx->sysfs_name;
 	ctx->misc.nodename = ctx->name;
 	ctx->misc.mode = 0600;
 	ctx->misc.fops = &bdr_chardev_fops;

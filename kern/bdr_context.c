@@ -83,7 +83,8 @@ static int bdr_memory_alloc(struct bdr_memory *memory, u64 capacity)
 	memory->payload_pages = PFN_DOWN(capacity * BDR_PAYLOAD_BYTES);
 	count = memory->header_pages + memory->payload_pages;
 
-	memory->pages = kvcalloc(count, sizeof(*memory->pages), GFP_KERNEL);
+	memory->pages = kvcalloc(count, sizeof(*memory->pages),
+				 GFP_KERNEL | __GFP_NOWARN);
 	if (!memory->pages)
 		return -ENOMEM;
 	/* Headers apart from payload: both begin with a contiguous chunk. */
@@ -115,8 +116,9 @@ int bdr_bitmaps_alloc(struct bdr_bitmaps *bitmaps, u64 device_sectors,
 {
 	u64 words = bdr_bitmap_words(bdr_regions(device_sectors, region_sectors));
 
-	bitmaps->active = kvcalloc(words, sizeof(u64), GFP_KERNEL);
-	bitmaps->resync = kvcalloc(words, sizeof(u64), GFP_KERNEL);
+	/* A table may ask for more than there is: that is an error, not a splat. */
+	bitmaps->active = kvcalloc(words, sizeof(u64), GFP_KERNEL | __GFP_NOWARN);
+	bitmaps->resync = kvcalloc(words, sizeof(u64), GFP_KERNEL | __GFP_NOWARN);
 	if (bitmaps->active && bitmaps->resync)
 		return 0;
 	bdr_bitmaps_free(bitmaps);
@@ -185,6 +187,7 @@ static struct bdr_context *bdr_context_create(const struct bdr_settings *setting
 
 	kref_init(&ctx->kref);
 	strscpy(ctx->name, settings->name, sizeof(ctx->name));
+	snprintf(ctx->sysfs_name, sizeof(ctx->sysfs_name), "bdr-%s", ctx->name);
 	get_random_bytes(ctx->stream_id, sizeof(ctx->stream_id));
 	ctx->md = settings->md;
 	spin_lock_init(&ctx->lock);

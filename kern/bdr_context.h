@@ -61,7 +61,8 @@ struct bdr_memory {
 
 struct bdr_context {
 	struct kref kref;
-	char name[BDR_NAME_MAX];
+	char name[BDR_NAME_MAX];		/* of the node in /dev */
+	char sysfs_name[BDR_NAME_MAX + 4];	/* apart from other misc devices' */
 	u8 stream_id[BDR_STREAM_ID_BYTES];
 
 	/* Under bdr_registry_lock. */

@@ -16,7 +16,7 @@ MODULE_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 VM_RUN := $(PYTHON) -m deploy.vm
 # An argument for pytest: make test-kernel TESTS=tests/kernel/test_order.py
 TESTS ?= tests/kernel
-VM_PYTEST := $(PYTHON) -m pytest -p no:cacheprovider -p no:hypothesispytest --durations=10
+VM_PYTEST := $(PYTHON) -m pytest -p no:cacheprovider -p no:hypothesispytest --durations=5 -o timeout=300
 
 .PHONY: module
 module: ## the kernel module for the running kernel
@@ -56,7 +56,7 @@ test-kasan: $(VM_READY) ## the same tests on a KASAN and lockdep kernel (builds 
 	@deploy/kasan-kernel.sh $(KASAN_SOURCE) $(KASAN_DIR)
 	@$(MAKE) -s -C kern KDIR=$(abspath $(KASAN_DIR)) OUT=$(abspath $(VM)/module-kasan)
 	@$(VM_RUN) --kdir $(KASAN_DIR) --disk fast=1G --timeout 3600 --memory 4G -- \
-		env BDR_MODULE=$(VM)/module-kasan/bdr.ko $(VM_PYTEST) -o timeout=600 $(TESTS)
+		env BDR_MODULE=$(VM)/module-kasan/bdr.ko $(VM_PYTEST) -o timeout=900 $(TESTS)
 
 .PHONY: demo-vm
 demo-vm: $(VM_READY) ## the demonstration on the kernel module, in a virtual machine
