@@ -6,7 +6,7 @@ word       exit code meaning
 ========== ========= ==========================================================
 healthy    0         replicating, and not further behind than allowed
 behind     1         replicating, but behind `rpo_seconds`, or not a prefix yet
-degraded   1         replicating with fewer processes than there should be
+degraded   1         replicating with fewer senders or scanners than there should be
 resyncing  1         regions are being copied by the scanner
 broken     2         not replicating: the reasons say why
 unknown    2         a process does not report, so nobody knows
@@ -124,11 +124,13 @@ def _judge_stages(stages: Sequence[Stage]) -> _Found:
         others_work = stage.stage in SCALABLE_STAGES and any(
             other.stage == stage.stage and other.state is StageState.REPORTING for other in stages
         )
+        # Without a scanner replication goes on; what it would repair is judged apart.
+        goes_on = others_work or stage.stage == "scanner"
         if stage.state is StageState.STOPPED:
-            word = Word.DEGRADED if others_work else Word.BROKEN
+            word = Word.DEGRADED if goes_on else Word.BROKEN
             found.append((word, f"{stage.name} is not running"))
         elif stage.state is StageState.STARTING:
-            word = Word.DEGRADED if others_work else Word.UNKNOWN
+            word = Word.DEGRADED if goes_on else Word.UNKNOWN
             found.append((word, f"{stage.name} has not reported yet"))
         else:
             found.append(

@@ -14,6 +14,8 @@ connection-restored     they talk again
 overflow                the ring was full: writes were only marked as dirty
 inconsistent            the replica is no prefix of its source any more
 consistent              it is one again
+resync-start            scanners begin to copy what the replica lacks
+resync-end              nothing is left for them to copy
 rpo-exceeded            further behind than `rpo_seconds`
 rpo-restored            no longer
 stage-lost              a process stopped or fell silent
@@ -56,10 +58,11 @@ class Detector:
         self._before: Status | None = None
         self._is_connected: bool | None = None
         self._condition: str | None = None
+        self._is_resyncing = False
 
     def update(self, now: Status) -> list[Event]:
         """Takes the next status; returns what happened since the one before."""
-        found = [*self._connection(now), *self._content(now)]
+        found = [*self._connection(now), *self._content(now), *self._resync(now)]
         before, self._before = self._before, now
         if before is not None:
             found += [*_overflow(before, now), *_rpo(before, now), *_stages(before, now)]
@@ -88,6 +91,14 @@ class Detector:
         ):
             return [lost, restored]
         return []
+
+    def _resync(self, now: Status) -> list[Event]:
+        resync = now["resync"]
+        if resync is None or resync["is_running"] == self._is_resyncing:
+            return []
+        self._is_resyncing = resync["is_running"]
+        topic = "resync-start" if self._is_resyncing else "resync-end"
+        return [Event(topic, {key: resync[key] for key in resync if key != "is_running"})]
 
     def _content(self, now: Status) -> list[Event]:
         condition = now["replica"]["condition"]

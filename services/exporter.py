@@ -68,6 +68,8 @@ def families(status: _Status) -> Iterator[Metric]:
     yield from _lag(status, volume)
     if status["ring"] is not None:
         yield from _ring(status["ring"], volume)
+    if status["resync"] is not None:
+        yield from _resync(status["resync"], volume)
     yield from _link(status, volume)
     yield from _replica(status, volume)
     yield from _stages(status, volume)
@@ -149,6 +151,15 @@ def _ring(ring: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
                  ring["failed_writes"])  # fmt: skip
     yield _gauge("bdr_regions", "Regions of the device", volume, ring["regions"])
     yield _gauge("bdr_dirty_regions", "Regions that await a resync", volume, ring["dirty_regions"])
+
+
+def _resync(resync: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
+    yield _gauge("bdr_resync_running", "1 while scanners copy", volume, resync["is_running"])
+    for key, text in (
+        ("compared_bytes", "Compared with the target since the reader's start"),
+        ("repaired_bytes", "Found different and sent since the reader's start"),
+    ):
+        yield _total(f"bdr_scan_{key}", text, volume, resync[key])
 
 
 def _link(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:

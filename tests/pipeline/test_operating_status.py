@@ -246,6 +246,11 @@ def test_rpo_alarm_and_events_reach_the_hook(make_hosts: MakeHosts, directory: P
     assert "event=rpo-restored" in log
     source.supervisorctl("start", "v1-scanner:*")
     source.wait_health("v1", "healthy")
+    wait_for(
+        lambda: {"resync-start", "resync-end"} <= {path.name for path in told.iterdir()},
+        what="the hook",
+        timeout_s=DEADLINE_S,
+    )
 
 
 def test_a_hook_that_hangs_or_fails_holds_nothing_up(make_hosts: MakeHosts) -> None:

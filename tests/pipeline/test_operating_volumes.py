@@ -92,7 +92,7 @@ def test_eight_volumes_replicate_side_by_side(
             f"what is shared), {100 * share:.2f} % of a core; target {target_rss / MIB:.0f} MiB "
             f"({target_pss / MIB:.0f} MiB), {100 * target_share:.2f} %"
         )
-    assert rss < SOURCE_BYTES_MAX
+    assert pss < SOURCE_BYTES_MAX
     # Twice the aim, since the processors of tests are shared.
     assert share < 2 * SOURCE_CPU_MAX
 

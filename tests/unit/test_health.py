@@ -69,6 +69,11 @@ STOPPED, STARTING = StageState.STOPPED, StageState.STARTING
         ({"capture_error": "capture /x: gone"}, Word.BROKEN, "capture /x: gone"),
         ({"stages": stages(UP, UP, STOPPED)}, Word.DEGRADED, "v-sender-2 is not running"),
         ({"stages": stages(UP, UP, STARTING)}, Word.DEGRADED, "v-sender-2 has not reported yet"),
+        (
+            {"stages": [*stages(UP, UP), Stage("v-scanner-1", "scanner", STOPPED, 1.0)]},
+            Word.DEGRADED,
+            "v-scanner-1 is not running",
+        ),
         ({"stages": stages(UP, STOPPED, STOPPED)}, Word.BROKEN, "v-sender-1 is not running"),
         ({"stages": stages(STOPPED, UP, UP), "phase": None}, Word.BROKEN, "v-reader is not"),
         ({"stages": stages(SILENT, UP, UP), "phase": None}, Word.UNKNOWN, "v-reader has not"),

@@ -67,6 +67,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "rpo_seconds": 10.0,
         "is_rpo_exceeded": False,
         "ring": {"overflows": 0},
+        "resync": {"is_running": False, "dirty_regions": 0},
         "connection": {"is_up": True, "losses": 0},
         "replica": {"condition": "CONSISTENT"},
         "stages": [{"name": "v-reader", "state": "reporting"}],
@@ -95,6 +96,8 @@ def test_the_first_status_says_what_holds() -> None:
         ({"replica": {"condition": "CATCHING_UP"}}, [], ["consistent"]),
         ({"is_rpo_exceeded": True}, ["rpo-exceeded"], ["rpo-restored"]),
         ({"ring": None}, [], []),
+        ({"resync": None}, [], []),
+        ({"resync": {"is_running": True}}, ["resync-start"], ["resync-end"]),
         (
             {"stages": [{"name": "v-reader", "state": "silent"}]},
             ["stage-lost"],
