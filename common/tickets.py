@@ -415,7 +415,8 @@ class TicketOffice:
     def step(self, now_s: float) -> list[Action]:
         """Answers what can be answered, and says what is repaired.
 
-        After a `Tell` it must be called again.
+        After a `Tell` or a `Clear` it must be called again: it goes on from what they
+        have changed.
         """
         self._now_s = now_s
         actions: list[Action] = []
@@ -423,6 +424,8 @@ class TicketOffice:
         while self._done and self._done[0].barrier <= self._machine.durable:
             for piece in self._done.popleft().pieces:
                 self._settle(piece, actions)
+        if any(isinstance(action, Clear) for action in actions):
+            return actions  # else the bits would be read that are about to be cleared
         for ticket in list(self._open.values()):
             if now_s - ticket.opened_s > self.settings.ticket_s:
                 self._close(ticket)
@@ -449,7 +452,13 @@ class TicketOffice:
         self._must_forget = False
         self._hold = machine.dispatched
         self._open.clear()
-        self._waiting.clear()
+        self._waiting = {
+            key: waiting
+            for key, waiting in self._waiting.items()
+            if isinstance(waiting.request, Ask | Examine)
+            and waiting.ticket is None
+            and not self._is_scanner_lost  # who asked may be gone; who is not asks again
+        }
         self._done.clear()
         self._planned.clear()
         self._partly.clear()

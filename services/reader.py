@@ -195,10 +195,10 @@ class Reader:
 
     def _scan(self) -> None:
         """Gives scanners what they wait for."""
-        is_told = True
-        while is_told:
+        must_go_on = True
+        while must_go_on:
             actions = self.office.step(time.monotonic())
-            is_told = any(isinstance(action, tickets.Tell) for action in actions)
+            must_go_on = any(isinstance(action, tickets.Tell | tickets.Clear) for action in actions)
             self._perform_scan(actions)
 
     def _perform_scan(self, actions: list[tickets.Action]) -> None:

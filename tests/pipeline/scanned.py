@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.programs import Program
 from common.ring import Mode
+from common.tickets import Reported
 from deploy.command import wait_for
 from deploy.stack import source_programs
+from services.office_client import OfficeClient, SourcePlace
 from tests.pipeline.pair import VOLUME, Pair
 
 
@@ -61,6 +65,37 @@ class ScannedPair(Pair):
             )
 
         wait_for(is_consistent, what="a consistent replica", timeout_s=timeout_s)
+
+    @property
+    def place(self) -> SourcePlace:
+        """Where its source side is asked."""
+        sockets = str(self.directory / "sockets")
+        return SourcePlace(VOLUME, self.ring, None, "127.0.0.1", self.port, sockets)
+
+    def scan_report(self) -> Reported:
+        """How far the scan is, by its reader."""
+        client = OfficeClient(self.place)
+        try:
+            return client.report()
+        finally:
+            client.close()
+
+    def bdr(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """Runs `bdr verify` or `bdr resync`."""
+        place = self.place
+        return subprocess.run(
+            [
+                *(sys.executable, "-c", "from services.cli import main; main()", command),
+                *("--run-dir", place.run_dir, "--chardev", place.chardev),
+                *("--address", place.address, "--port", str(place.port)),
+                *options,
+                VOLUME,
+            ],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
     def condition(self) -> str:
         """What the target said last."""
