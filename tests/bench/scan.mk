@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
+.PHONY: bench-scan
+bench-scan: plugin ## a scan of equal devices against cmp; an overflow with 1 % dirty
+	@$(PYTHON) -m tests.bench.scan
