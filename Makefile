@@ -26,6 +26,10 @@ plugin: $(BUILD)/.setup ## the nbdkit capture
 demo: plugin ## replicate a real block device, end to end
 	@$(PYTHON) -m deploy.demo
 
+.PHONY: demo-resync
+demo-resync: plugin ## a blank target becomes a replica, and an overflow heals
+	@$(PYTHON) -m deploy.demo_resync
+
 .PHONY: test
 test: test-native test-kernel ## every test
 

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`make demo-resync`: a blank target becomes a replica, and an overflow heals.
+
+The source has data before the target exists, and is written to throughout. Then the
+target is stopped until the ring has overflowed and long after; when it comes back only
+what has changed is moved. In the end `bdr verify` and a byte-by-byte comparison agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from common.capture import Capture, Role, open_capture
+from common.ring import Mode
+from common.tickets import Reported
+from deploy.command import SetupError, run, wait_for
+from deploy.demo import check_host, free_port, say
+from deploy.nbd_source import nbd_source
+from deploy.stack import Stack, source_programs, target_programs
+from services.office_client import OfficeClient, SourcePlace
+
+VOLUME = "demo"
+DEVICE_BYTES = 1 << 30
+DATA_BYTES = 192 << 20
+RING_WRITES = 8192
+_MIB = 1 << 20
+
+
+class Writer:
+    """Writes blocks of many sizes all over a device while it is open.
+
+    Attributes:
+        changed: bytes written so far.
+    """
+
+    def __init__(self, device: str, *, seed: int) -> None:
+        self.changed = 0
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+        self._fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def write(self, count: int) -> None:
+        """So many writes, then a flush."""
+        chosen = self._random
+        with self._lock:
+            for _ in range(count):
+                size = chosen.choice((4096, 4096, 8192, 65536))
+                at = chosen.randrange((DEVICE_BYTES - size) // 4096) * 4096
+                os.pwrite(self._fd, chosen.randbytes(size), at)
+                self.changed += size
+            os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Ends the background writes; a second time it does nothing."""
+        if not self._done.is_set():
+            self._done.set()
+            self._thread.join()
+            os.close(self._fd)
+
+    def _run(self) -> None:
+        while not self._done.wait(0.02):
+            self.write(4)
+
+
+def wait_consistent(client: OfficeClient, capture: Capture, *, what: str) -> Reported:
+    """Waits for the scan, and says how far it is meanwhile."""
+    last_s = time.monotonic()
+    began_s = last_s
+    while True:
+        report = client.report()
+        if report.condition == "CONSISTENT" and not report.dirty_regions:
+            return report
+        now_s = time.monotonic()
+        if now_s - began_s > 120:
+            raise SetupError(f"{what}: not within 120 s: {report}")
+        if now_s - last_s >= 1:
+            last_s = now_s
+            left = report.dirty_regions * report.region_bytes // _MIB
+            behind = capture.status().head - capture.status().tail
+            say(f"    {what}: {left} MiB left to compare, {behind} slots behind")
+        time.sleep(0.05)
+
+
+def demonstrate(stack: contextlib.ExitStack) -> list[str]:
+    """The whole story; returns what differs at its end."""
+    directory = Path(tempfile.mkdtemp(prefix="bdr-demo-"))
+    stack.callback(shutil.rmtree, directory)
+    source_file, replica_file = directory / "source.img", directory / "replica.img"
+    for path in (source_file, replica_file):
+        with path.open("wb") as file:
+            file.truncate(DEVICE_BYTES)
+    chosen = random.Random(1)
+    with source_file.open("r+b") as file:
+        for _ in range(DATA_BYTES // _MIB):
+            file.seek(chosen.randrange(DEVICE_BYTES // _MIB) * _MIB)
+            file.write(chosen.randbytes(_MIB))
+    used = source_file.stat().st_blocks * 512
+    say(f"source {DEVICE_BYTES // _MIB} MiB, {used // _MIB} MiB of data; the replica is blank")
+
+    with contextlib.ExitStack() as running:
+        source = running.enter_context(nbd_source(str(source_file), directory, writes=RING_WRITES))
+        port = free_port()
+        run_dir = directory / "run" / VOLUME
+        programs = running.enter_context(Stack(directory / "run"))
+        programs.add(
+            target_programs(
+                VOLUME,
+                target=str(replica_file),
+                state=directory / "replica.state",
+                address="127.0.0.1",
+                port=port,
+            )
+        )
+        writer = Writer(source.device, seed=2)
+        running.callback(writer.close)
+        began_s = time.monotonic()
+        programs.add(
+            source_programs(
+                VOLUME,
+                chardev=source.ring,
+                address="127.0.0.1",
+                port=port,
+                run_dir=run_dir,
+                senders=1,
+                scanners=2,
+            )
+        )
+        say(f"pipeline up: reader, sender, 2 scanners, applier; writes go on to {source.device}")
+        capture = open_capture(source.ring, Role.OBSERVER)
+        running.callback(capture.close)
+        place = SourcePlace(VOLUME, source.ring, None, "127.0.0.1", port, str(run_dir))
+        client = OfficeClient(place)
+        running.callback(client.close)
+        report = wait_consistent(client, capture, what="first copy")
+        say(
+            f"replica consistent after {time.monotonic() - began_s:.1f} s: compared "
+            f"{report.compared_bytes // _MIB} MiB, moved {report.repaired_bytes // _MIB} MiB; "
+            f"written meanwhile {writer.changed // _MIB} MiB"
+        )
+        wait_for(
+            lambda: capture.status().tail == capture.status().head, what="the ring", timeout_s=60
+        )
+
+        miss_writes(programs, capture, client, writer)
+        found = verify(place)
+        say("no more writes; waiting for the last of them")
+        writer.close()
+        run("blockdev", "--flushbufs", source.device)
+        wait_consistent(client, capture, what="the last writes")
+        wait_for(
+            lambda: capture.status().tail == capture.status().head, what="the ring", timeout_s=60
+        )
+        found += verify(place)
+    say("comparing both devices byte by byte")
+    compared = subprocess.run(
+        ["cmp", str(source_file), str(replica_file)], check=False, capture_output=True, text=True
+    )
+    if compared.returncode:
+        found.append(f"cmp: {(compared.stdout + compared.stderr).strip()}")
+    return found
+
+
+def miss_writes(programs: Stack, capture: Capture, client: OfficeClient, writer: Writer) -> None:
+    """Stops the target until the ring has overflowed and after, and starts it again."""
+    say("stopping the target; writes go on until the ring overflows, and after")
+    programs.stop(f"{VOLUME}-applier")
+    while capture.status().mode is Mode.STREAM:
+        writer.write(50)
+    for _ in range(20):
+        writer.write(50)
+    status = capture.status()
+    size = client.report().region_bytes
+    say(
+        f"overflowed: {status.head - status.tail} slots in the ring, {status.missed_writes} "
+        f"writes missed it, in {status.active_regions} regions: "
+        f"{status.active_regions * size // _MIB} MiB, "
+        f"{status.active_regions * size / DEVICE_BYTES:.1%} of the device"
+    )
+    began_s, before = time.monotonic(), client.report()
+    programs.start(f"{VOLUME}-applier")
+    say("the target is back")
+    wait_for(lambda: capture.status().mode is Mode.STREAM, what="the drained ring", timeout_s=60)
+    report = wait_consistent(client, capture, what="resync")
+    say(
+        f"replica consistent after {time.monotonic() - began_s:.1f} s: compared "
+        f"{(report.compared_bytes - before.compared_bytes) // _MIB} MiB, moved "
+        f"{(report.repaired_bytes - before.repaired_bytes) // _MIB} MiB beside the ring"
+    )
+
+
+def verify(place: SourcePlace) -> list[str]:
+    """What `bdr verify` says: nothing where it finds no difference."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from services.cli import main; main()", "verify"),
+            *("--run-dir", place.run_dir, "--chardev", place.chardev),
+            *("--address", place.address, "--port", str(place.port), place.volume),
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    say(f"bdr verify: {(done.stdout + done.stderr).strip()}")
+    return [] if done.returncode == 0 else [f"verify ended with {done.returncode}"]
+
+
+def main() -> int:
+    """Exit code 0 if the replica is identical, 1 if it differs, 2 if it could not run."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    began_s = time.monotonic()
+    try:
+        check_host()
+        with contextlib.ExitStack() as stack:
+            found = demonstrate(stack)
+    except SetupError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ndemo: interrupted; everything that it made is removed", file=sys.stderr)
+        return 130
+    for difference in found:
+        print(f"demo: DIFFERENT: {difference}", file=sys.stderr)
+    if found:
+        return 1
+    say(f"took {time.monotonic() - began_s:.0f} s")
+    print("replica is identical")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
