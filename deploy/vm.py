@@ -92,6 +92,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--memory", default="3G")
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--disk", action="append", default=[], metavar="NAME=SIZE")
+    parser.add_argument("--disk-cache", default="unsafe", help="QEMU's cache mode of the disks")
     parser.add_argument("--append", action="append", default=[], help="a kernel parameter")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for everything")
     parser.add_argument("command", nargs="+")
@@ -150,7 +151,8 @@ def _words(
         path = run_dir / f"{name}.img"
         with path.open("wb") as file:
             file.truncate(_bytes(size))
-        drive = f"file={path},if=none,id={name},format=raw,cache=unsafe,discard=unmap"
+        drive = f"file={path},if=none,id={name},format=raw,discard=unmap"
+        drive += f",cache={arguments.disk_cache}"
         words.append(f"--qemu-opts=-drive {drive}")
         words.append(f"--qemu-opts=-device virtio-blk-pci,drive={name},serial={name}")
     # The same root once more, to be mounted with a cache; see GUEST.

@@ -49,7 +49,8 @@ test-kernel: $(VM_READY) ## the module's tests, in a virtual machine
 
 .PHONY: bench-kernel
 bench-kernel: $(VM_READY) ## what the module costs the application, in a virtual machine
-	@$(VM_RUN) --kernel $(VM_KERNEL) --disk fast=1G --timeout 1200 -- $(PYTHON) -m tests.kernel.bench
+	@$(VM_RUN) --kernel $(VM_KERNEL) --disk fast=1G --disk-cache none --timeout 1800 -- \
+		$(PYTHON) -m tests.kernel.bench
 
 .PHONY: test-kasan
 test-kasan: $(VM_READY) ## the same tests on a KASAN and lockdep kernel (builds it: 15 minutes)

@@ -2,9 +2,13 @@
 """`make bench-kernel`: what capturing costs the application.
 
 fio on /dev/mapper/x against the bare device below it, in one boot, each several
-times in turn, so that a slow moment of the host hits both. The ring is drained
-by a consumer that only releases: the cost is the module's, not the network's.
-Prints the medians and their ratio, and fails below the floors.
+times in turn, so that a slow moment of the host hits all of them. dm-linear shows
+what device-mapper itself costs. The ring is drained by a consumer that only
+releases: the cost is the module's, not the network's. Prints the medians and
+their ratio, and fails below the floors.
+
+In an emulated machine the processor is 10 to 20 times slower and the disk is not:
+what a write costs in instructions weighs that much more than on hardware.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from common.capture import Role
 from common.capture_dm import DmCapture
 from common.ring import Mode, published_count
 from tests.kernel.conftest import MODULE
-from tests.kernel.devices import Bdr, have_module, run
+from tests.kernel.devices import Bdr, Mapped, have_module, run, sectors_of
 
 ROUNDS = int(os.environ.get("BDR_BENCH_ROUNDS", "3"))
 RUN_S = int(os.environ.get("BDR_BENCH_S", "3"))
@@ -32,6 +36,7 @@ JOBS = [
     ("4 KiB random, depth 16", ["--rw=randwrite", "--bs=4k", "--iodepth=16"]),
     ("1 MiB sequential, depth 4", ["--rw=write", "--bs=1M", "--iodepth=4"]),
 ]
+STABLE = os.environ.get("BDR_BENCH_STABLE", "copy").split(",")
 FLOORS = {"virtio": 0.8, "brd": 0.5}
 
 
@@ -58,10 +63,10 @@ def drained(bdr: Bdr) -> Iterator[list[int]]:
             count = published_count(capture.headers, cursor=cursor, limit=16384)
             cursor += count
             capture.release(tail=cursor, cursor=cursor)
-            if capture.status().mode is Mode.OVERFLOW:
+            if not count and capture.status().mode is Mode.OVERFLOW:
                 overflows[0] += 1
                 capture.resume()
-            stop.wait(0.02)
+            stop.wait(0.05)
 
     thread = threading.Thread(target=drain)
     thread.start()
@@ -73,29 +78,27 @@ def drained(bdr: Bdr) -> Iterator[list[int]]:
         capture.close()
 
 
-def measure(kind: str, lower: str, options: str) -> list[tuple[str, float, float, int]]:
-    """(job, MiB/s of the bare device, MiB/s captured, overflows) for each job."""
+def measure(kind: str, lower: str, options: str) -> list[tuple[str, float]]:
+    """(job, captured against bare) for each job; prints a line of each."""
     rows = []
     for title, fio in JOBS:
-        bare, captured, overflows = [], [], 0
+        bare, linear, captured, overflows = [], [], [], 0
         for _ in range(ROUNDS):
             bare.append(throughput(lower, fio))
+            with Mapped("plain", f"0 {sectors_of(lower)} linear {lower} 0") as plain:
+                linear.append(throughput(plain.path, fio))
             with (
                 Bdr("bench", lower, capacity=65536, options=options) as bdr,
                 drained(bdr) as full,
             ):
                 captured.append(throughput(bdr.path, fio))
             overflows += full[0]
-        rows.append((title, statistics.median(bare), statistics.median(captured), overflows))
-        _row(kind, *rows[-1])
+        medians = [statistics.median(runs) for runs in (bare, linear, captured)]
+        ratio = medians[2] / medians[0]
+        numbers = "".join(f"{median:9.1f} " for median in medians)
+        print(f"{kind:12} {title:26}{numbers}{ratio:6.2f} {overflows:9d}", flush=True)
+        rows.append((title, ratio))
     return rows
-
-
-def _row(kind: str, title: str, bare: float, captured: float, overflows: int) -> None:
-    print(
-        f"{kind:14} {title:26} {bare:9.1f} {captured:9.1f} {captured / bare:7.2f} {overflows:9d}",
-        flush=True,
-    )
 
 
 def main() -> int:
@@ -115,13 +118,16 @@ def main() -> int:
         run("dd", "if=/dev/zero", f"of={path}", "bs=1M", "count=192", "oflag=direct")
 
     print(f"{ROUNDS} runs of {RUN_S} s each, medians, MiB/s")
-    print(f"{'disk':14} {'job':26} {'bare':>9} {'captured':>9} {'ratio':>7} {'overflows':>9}")
+    print(
+        f"{'disk':12} {'job':26}{'bare':>9} {'linear':>9} {'captured':>9} {'ratio':>6} "
+        f"{'overflows':>9}"
+    )
     low = []
     for kind, path in disks.items():
-        for stable in ("copy", "hint"):
-            for title, bare, captured, _ in measure(f"{kind} {stable}", path, f"2 stable {stable}"):
-                if stable == "copy" and captured / bare < FLOORS[kind]:
-                    low.append(f"{kind}, {title}: {captured / bare:.2f}, wanted {FLOORS[kind]}")
+        for stable in STABLE:
+            for title, ratio in measure(f"{kind} {stable}", path, f"2 stable {stable}"):
+                if stable == "copy" and ratio < FLOORS[kind]:
+                    low.append(f"{kind}, {title}: {ratio:.2f}, wanted {FLOORS[kind]}")
     for line in low:
         print(f"bench-kernel: below its floor: {line}", file=sys.stderr)
     return 1 if low else 0
