@@ -430,6 +430,7 @@ class TicketOffice:
             if now_s - ticket.opened_s > self.settings.ticket_s:
                 self._close(ticket)
                 self._take_back(ticket.pieces)
+                actions.append(Reply(ticket.peer, Dropped(ticket.number)))
         for key, waiting in list(self._waiting.items()):
             if self._serve(waiting, actions):
                 del self._waiting[key]

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.programs import Program
@@ -30,6 +31,7 @@ class ScannedPair(Pair):
         **settings: object,
     ) -> None:
         self.scanners = scanners
+        self.scanner_options: Sequence[str] = ()
         self._reader_options = reader_options
         super().__init__(directory, **settings)  # type: ignore[arg-type]
 
@@ -46,10 +48,11 @@ class ScannedPair(Pair):
             senders=self._senders,
             scanners=self.scanners,
         )
-        (reader,) = (program for program in programs if program.stage == "reader")
-        programs.remove(reader)
-        command = [*reader.command, *self._reader_options]
-        return [Program(volume, "reader", 1, command), *programs]
+        options = {"reader": self._reader_options, "scanner": self.scanner_options}
+        return [
+            replace(program, command=[*program.command, *options.get(program.stage, ())])
+            for program in programs
+        ]
 
     def wait_consistent(self, timeout_s: float = 60.0) -> None:
         """Waits until nothing is dirty, everything is durable, and the target says so."""

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`bdr verify` and `bdr resync`: exact where both differ, silent where they do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.command import run, wait_for
+from tests.pipeline.pair import BLOCK_BYTES, DEADLINE_S, MIB
+from tests.pipeline.scanned import ScannedPair
+from tests.pipeline.test_resync_scan import MakePair, fill, make_pair, writing
+
+__all__ = ["make_pair"]  # a fixture
+
+
+def verify(pair: ScannedPair, *options: str) -> tuple[int, dict[str, Any]]:
+    """Exit code, and what was found."""
+    done = pair.bdr("verify", "--json", *options)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("count", [1, 2, 1000])
+def test_corrupted_blocks_are_found_exactly_and_repaired(make_pair: MakePair, count: int) -> None:
+    pair = make_pair(size=128 * MIB)
+    fill(pair, 1, extents=100)
+    pair.start()
+    pair.wait_consistent()
+    assert pair.becomes_identical()
+    rng = random.Random(count)
+    blocks = sorted(rng.sample(range(pair.size // BLOCK_BYTES), count))
+    with pair.target.open("r+b") as file:
+        for block in blocks:
+            file.seek(block * BLOCK_BYTES + rng.randrange(BLOCK_BYTES))
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+    code, found = verify(pair)
+    assert code == 1
+    assert not found["is_equal"]
+    assert [
+        sector // 8 + i for sector, sectors in found["differing"] for i in range(sectors // 8)
+    ] == blocks
+    code, found = verify(pair, "--repair")
+    assert (code, found["still_differing"]) == (0, [])
+    assert len(found["differing"]) > 0
+    pair.wait_consistent()
+    assert pair.becomes_identical()
+    assert verify(pair)[0] == 0
+
+
+@pytest.mark.timeout(300)
+def test_busy_healthy_pair_raises_no_false_alarm_in_20_runs(make_pair: MakePair) -> None:
+    pair = make_pair(size=64 * MIB)
+    fill(pair, 1, extents=50)
+    pair.start()
+    pair.wait_consistent()
+    with writing(pair, 9):
+        for _ in range(20):
+            code, found = verify(pair)
+            assert (code, found["differing"]) == (0, []), found
+
+
+def test_verify_without_a_peer_says_so(make_pair: MakePair) -> None:
+    pair = make_pair()
+    done = pair.bdr("verify")
+    assert done.returncode == 2
+    assert "no reader answers" in done.stderr
+    pair.stack.add(pair.source_programs)
+    done = pair.bdr("verify")
+    assert done.returncode == 2
+    assert "the target does not answer" in done.stderr
+
+
+def test_resync_full_compares_everything_and_waits(make_pair: MakePair) -> None:
+    pair = make_pair(size=64 * MIB)
+    fill(pair, 2, extents=20)
+    pair.start()
+    pair.wait_consistent()
+    before = pair.scan_report()
+    with pair.target.open("r+b") as file:
+        file.write(b"corrupt")
+    done = pair.bdr("resync", "--full")
+    assert done.returncode == 0, done.stderr
+    assert pair.scan_report().compared_bytes - before.compared_bytes == pair.size
+    assert pair.becomes_identical()
+
+
+def test_resync_without_a_scanner_says_so(make_pair: MakePair) -> None:
+    pair = make_pair(scanners=0)
+    pair.start()
+    pair.wait_logged("v-applier", "condition=INCONSISTENT")
+    done = pair.bdr("resync")
+    assert done.returncode == 2
+    assert "no scanner is at work" in done.stderr
+
+
+# Bad disks.
+
+
+@pytest.fixture
+def half_dead(tmp_path: Path) -> Iterator[Callable[[str, int], str]]:
+    """Makes a device of a file whose sectors from 16384 to 16400 fail."""
+    if subprocess.run(["dmsetup", "version"], check=False, capture_output=True).returncode:
+        pytest.skip("needs the device mapper, which this host does not offer")
+    with ExitStack() as stack:
+
+        def make(path: str, size: int) -> str:
+            loop = run("losetup", "--show", "--find", path).strip()
+            stack.callback(run, "losetup", "--detach", loop)
+            name = f"bdr-test-{os.getpid()}"
+            rest = size // 512 - 16400
+            table = f"0 16384 linear {loop} 0\n16384 16 error\n16400 {rest} linear {loop} 16400\n"
+            subprocess.run(["dmsetup", "create", name], input=table, text=True, check=True)
+            stack.callback(run, "dmsetup", "remove", name)
+            return f"/dev/mapper/{name}"
+
+        yield make
+
+
+def test_source_that_fails_reads_is_reported_by_range_and_the_rest_goes_on(
+    make_pair: MakePair, half_dead: Callable[[str, int], str]
+) -> None:
+    pair = make_pair(size=64 * MIB)
+    fill(pair, 3, extents=50)
+    device = half_dead(str(pair.source), pair.size)
+    pair.scanner_options = ["--underdev", device]
+    pair.start()
+    wait_for(
+        lambda: pair.status().resync_regions == 1, what="all but one region", timeout_s=DEADLINE_S
+    )
+    assert 'sectors="[(16384, 16)]"' in pair.stack.log("v-scanner-1")
+    done = pair.bdr("resync")
+    assert done.returncode == 1
+    assert "the source cannot be read: sectors 16384 to 16399" in done.stdout
+    assert pair.condition() == "INCONSISTENT"
