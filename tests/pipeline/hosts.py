@@ -8,8 +8,10 @@ and signals.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +33,8 @@ from tests.nbdkit.client import NbdClient
 MIB = 1 << 20
 BIN = Path(sys.executable).parent
 DEADLINE_S = 60.0
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
 
 
 def bdr(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -86,6 +90,8 @@ class Host:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            # Nothing is left running, even if the tests are killed.
+            preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
         )
         process = self._process
         wait_for(
