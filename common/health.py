@@ -24,6 +24,7 @@ from enum import Enum
 
 from common.programs import SCALABLE_STAGES
 
+_NEEDS_SCAN = ("INCONSISTENT", "UNKNOWN")
 SILENT_AFTER_S = 3.0
 """A process reports every second; after so long it counts as silent."""
 
@@ -170,7 +171,7 @@ def _judge_source(facts: SourceFacts) -> _Found:
 
 
 def _judge_content(facts: SourceFacts) -> _Found:
-    if facts.is_overflowing or facts.dirty_regions or facts.condition == "INCONSISTENT":
+    if facts.is_overflowing or facts.dirty_regions or facts.condition in _NEEDS_SCAN:
         what = (
             "the ring has overflowed"
             if facts.is_overflowing
@@ -191,7 +192,7 @@ def _judge_target(facts: TargetFacts) -> _Found:
         return []
     if not facts.is_fed:
         return [(Word.BROKEN, "no source is connected")]
-    if facts.condition == "INCONSISTENT":
+    if facts.condition in _NEEDS_SCAN:
         return [(Word.RESYNCING, "the replica is not consistent: it needs its source's resync")]
     if facts.condition == "CATCHING_UP":
         return [(Word.BEHIND, "the replica is catching up after an interruption")]

@@ -182,7 +182,7 @@ def _replica(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
         "bdr_replica_condition", "1 for the condition that applies", labels=[*volume, "condition"]
     )
     if condition is not None:
-        for name in ("CONSISTENT", "CATCHING_UP", "INCONSISTENT"):
+        for name in ("CONSISTENT", "CATCHING_UP", "INCONSISTENT", "UNKNOWN"):
             family.add_metric([*volume.values(), name.lower()], float(name == condition))
     yield family
     if status["role"] != "target":

@@ -264,7 +264,9 @@ def test_ticket_of_a_frozen_scanner_is_handed_to_another() -> None:
     desk = Desk({0})
     work = desk.ask(1)
     desk.now_s += 31
-    again = desk.ask(2)
+    dropped, again = desk.say(t.Ask(2))
+    assert dropped == t.Dropped(work.ticket)
+    assert isinstance(again, t.Work)
     assert pieces(again) == pieces(work)
     assert desk.commit(work, batches=1) == [t.Dropped(work.ticket)]
 
