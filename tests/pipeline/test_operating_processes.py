@@ -62,8 +62,8 @@ def test_scale_leaves_the_pids_of_all_others_alone(make_hosts: MakeHosts) -> Non
     assert source.bdr("reload").stdout.splitlines() == ["added v1-sender-2", "added v1-sender-3"]
     done = source.bdr("scale", "v1", "sender=2")
     assert done.stdout.splitlines() == ["removed v1-sender-3"]
-    done = source.bdr("scale", "v1", "sender=default")
-    assert done.stdout.splitlines() == ["added v1-sender-3"]
+    done = source.bdr("scale", "v1", "sender=default", "scanner=2")
+    assert done.stdout.splitlines() == ["added v1-scanner-2", "added v1-sender-3"]
 
 
 def test_reload_restarts_only_what_differs(make_hosts: MakeHosts) -> None:
