@@ -44,6 +44,8 @@ class Stack:
         control = directory / "supervisor.sock"
         self._process = subprocess.Popen(
             [
+                # However this process ends, supervisord ends too.
+                *("setpriv", "--pdeathsig", "TERM"),
                 str(Path(sys.executable).parent / "supervisord"),
                 "--configuration",
                 str(ROOT / "supervisord.conf"),
