@@ -21,6 +21,12 @@ is on the source's disk (published means completed), so the read has it or somet
 newer; what is dispatched in between is left out of the batch; what is dispatched
 after COMMIT stands behind it in the order.
 
+One thing must hold for that: what the ring has missed must be newer than any slot that
+is dispatched while the ticket is open, else a slot of before the gap would have its
+sector left out, and the missed write, which the read has, would be lost. So no ticket is
+opened before the cursor has passed the head that the ring had when regions were last
+marked or merged. The same goes for failed writes, whose NOPs cover their sectors too.
+
 Regions are cleared when the target has acknowledged everything dispatched before
 the COMMIT of their last piece, the repairs among it: an equal piece may owe that to
 a repair of before that is not durable yet.
@@ -330,6 +336,7 @@ class TicketOffice:
         self._is_scanner_lost = False
         self._must_forget = False
         self._hold = 0
+        self._hold_slot = 0
         self._next_ticket = 1
         self._next_region = 0
         self._planned: deque[Piece] = deque()
@@ -452,6 +459,7 @@ class TicketOffice:
         self._generation = machine.generation
         self._must_forget = False
         self._hold = machine.dispatched
+        self._hold_slot = max(machine.status.head, machine.cursor)
         self._open.clear()
         self._waiting = {
             key: waiting
@@ -551,6 +559,7 @@ class TicketOffice:
             machine.phase is not Phase.STREAMING
             or not machine.status.resync_regions
             or machine.durable < self._hold
+            or machine.cursor < self._hold_slot
             or len(self._open) >= self.settings.open_tickets
         ):
             return False

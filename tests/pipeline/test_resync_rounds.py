@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from common.ring import Mode
 from deploy.command import wait_for
 from tests.pipeline.pair import DEADLINE_S, MIB
 from tests.pipeline.test_resync_scan import MakePair, fill, make_pair
@@ -36,7 +37,7 @@ def test_rounds_of_overflow_and_kills_end_identical(make_pair: MakePair) -> None
             while pair.status().overflows == overflows:
                 pair.scribble(rng, 50)
             pair.scribble(rng, rng.randrange(200))
-        wait_for(lambda: pair.status().resync_regions > 0, what="the resync", timeout_s=DEADLINE_S)
+        wait_for(lambda: pair.status().mode is Mode.STREAM, what="the resync", timeout_s=DEADLINE_S)
         pair.kill(rng.choice(stages))
         pair.scribble(rng, 50)
         pair.wait_consistent()

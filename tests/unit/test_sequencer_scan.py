@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The sequencer and scans: conditions, resync batches, and overflows that come again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from common import sequencer as s
+from common.errors import InternalError
+from common.ring import Mode
+from common.wire import Condition, Mark
+from tests.unit.test_sequencer import STATUS, ack, dispatch, new_sequencer, streaming, welcome
+
+DIRTY = replace(STATUS, resync_regions=3)
+
+
+def of_kind(actions: list[s.Action], kind: type[s.Action]) -> list[s.Action]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def test_unknown_target_has_every_region_marked_before_that_is_declared() -> None:
+    machine = new_sequencer()
+    machine.handle(s.LinkUp())
+    assert of_kind(welcome(machine, 40, Condition.UNKNOWN), s.MarkAll)
+    machine.handle(s.CaptureSeen(DIRTY))
+    assert machine.dispatch_limit == 0
+    assert dispatch(machine, 0).mark is Mark.RESYNC
+    assert machine.condition is Condition.INCONSISTENT
+    assert not machine.has_mark_due
+
+
+def test_unknown_target_is_marked_anew_if_the_mark_was_lost() -> None:
+    machine = new_sequencer()
+    machine.handle(s.LinkUp())
+    welcome(machine, 40, Condition.UNKNOWN)
+    machine.handle(s.CaptureSeen(DIRTY))
+    dispatch(machine, 0)
+    machine.handle(s.LinkDown())
+    machine.handle(s.LinkUp())
+    assert of_kind(welcome(machine, 40, Condition.UNKNOWN), s.MarkAll)
+    assert machine.has_mark_due
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        DIRTY,
+        replace(STATUS, active_regions=1, resync_regions=1),
+        replace(STATUS, mode=Mode.OVERFLOW),
+        replace(STATUS, unlogged=1),
+    ],
+)
+def test_inconsistent_stays_so_while_anything_is_dirty_or_missed(status: s.CaptureStatus) -> None:
+    machine = streaming(condition=Condition.INCONSISTENT)
+    machine.handle(s.CaptureSeen(status))
+    dispatch(machine, 60)
+    assert not machine.has_mark_due
+
+
+def test_consistent_is_taken_back_by_a_look_that_finds_dirt() -> None:
+    machine = streaming(condition=Condition.INCONSISTENT)
+    machine.handle(s.CaptureSeen(STATUS))
+    machine.handle(s.CaptureSeen(DIRTY))
+    dispatch(machine, 60)
+    assert not machine.has_mark_due
+
+
+def test_resync_batches_are_numbered_among_the_others_and_move_nothing() -> None:
+    machine = streaming(DIRTY, condition=Condition.INCONSISTENT)
+    assert dispatch(machine, 5).number == 1
+    numbers = [action.header for action in machine.handle(s.ResyncReady(2))]  # type: ignore[union-attr]
+    assert [(header.number, header.first) for header in numbers] == [(2, 45), (3, 45)]
+    assert dispatch(machine, 5).first == 45
+    ack(machine, 3)
+    assert (machine.tail, machine.durable) == (45, 3)
+
+
+def test_more_resync_batches_than_there_is_room_for_is_an_internal_error() -> None:
+    machine = streaming(DIRTY, condition=Condition.INCONSISTENT)
+    with pytest.raises(InternalError):
+        machine.handle(s.ResyncReady(machine.resync_room + 1))
+
+
+def test_scanner_lost_greets_again_only_if_its_batches_have_not_arrived() -> None:
+    machine = streaming(DIRTY, condition=Condition.INCONSISTENT)
+    machine.handle(s.ResyncReady(1))
+    ack(machine, 0, accepted=1)
+    machine.handle(s.ScannerLost())
+    assert machine.phase is s.Phase.STREAMING
+    machine.handle(s.ResyncReady(1))
+    machine.handle(s.ScannerLost())
+    assert machine.phase is s.Phase.GREETING
+
+
+def test_failed_writes_are_merged_when_no_scan_is_under_way() -> None:
+    machine = streaming()
+    failed = replace(STATUS, active_regions=1)
+    assert not of_kind(machine.handle(s.CaptureSeen(replace(failed, resync_regions=1))), s.Resume)
+    generation = machine.generation
+    assert of_kind(machine.handle(s.CaptureSeen(failed)), s.Resume)
+    assert machine.generation > generation
+
+
+# Overflows that come again.
+
+FULL = replace(STATUS, mode=Mode.OVERFLOW, gap=100)
+
+
+def overflow_lasts_s(machine: s.Sequencer, now_s: float) -> float:
+    """An overflow begins now and its ring has drained; until when is it left?"""
+    machine.handle(s.Tick(now_s))
+    began_s = now_s
+    while not of_kind(machine.handle(s.CaptureSeen(FULL)), s.Resume):
+        now_s += 0.25
+        machine.handle(s.Tick(now_s))
+        ack(machine, 0)  # the target is alive
+        assert now_s < began_s + 60
+    machine.handle(s.CaptureSeen(STATUS))
+    return now_s - began_s
+
+
+def test_overload_that_lasts_makes_pauses_longer_up_to_a_limit() -> None:
+    machine = streaming()
+    now_s, found = 1.0, []
+    for _ in range(8):
+        found.append(round(overflow_lasts_s(machine, now_s)))
+        now_s += found[-1] + 0.1
+    assert found == [0, 1, 2, 4, 8, 16, 16, 16]
+
+
+def test_load_that_falls_is_forgiven() -> None:
+    machine = streaming()
+    now_s = 1.0
+    for _ in range(4):
+        now_s += overflow_lasts_s(machine, now_s) + 0.1
+    for _ in range(60):
+        now_s += 1
+        machine.handle(s.Tick(now_s))
+        ack(machine, 0)
+    assert overflow_lasts_s(machine, now_s) == 0
