@@ -49,12 +49,15 @@ class Scanner:
     theirs: dict[int, bytes] = field(default_factory=dict)
     barrier: int = 0
     is_committed: bool = False
+    snapshot: bytes | None = None
+    """The source when it first asked."""
     groups: list[list[tuple[int, scan.Flags]]] = field(default_factory=list)
 
     def forget(self) -> None:
         self.ask += 1
         self.work = None
         self.is_committed = False
+        self.snapshot = None
         self.own.clear()
         self.theirs.clear()
 
@@ -73,7 +76,6 @@ class ScanWorld:
             capacity=rng.choice((16, 32)), device_sectors=SECTORS, region_sectors=REGION_SECTORS
         )
         self.disk = bytearray(rng.randbytes(SECTORS * SECTOR_BYTES))
-        self.snapshot = bytes(self.disk)
         self.began = bytes(self.disk)
         self.history: list[tuple[int, Write]] = []
         """Admitted writes in order, with the head in front of each."""
@@ -305,14 +307,14 @@ class ScanWorld:
         scanner = self.rng.choice(self.scanners)
         work = scanner.work
         if work is None:
-            self.snapshot = bytes(self.disk)
+            scanner.snapshot = scanner.snapshot or bytes(self.disk)
             self.perform(self.office.request(scanner.peer, tickets.Ask(scanner.ask)))
         elif scanner.todo:
             what, index = scanner.todo[-1]
             sector, sectors = scanner.pieces[index]
             place = slice(sector * SECTOR_BYTES, (sector + sectors) * SECTOR_BYTES)
             if what == "own":
-                source = self.snapshot if self.reads_before_begin else self.disk
+                source = (self.reads_before_begin and scanner.snapshot) or self.disk
                 scanner.own[index] = bytes(source[place])
             elif not self.target.serves(work.epoch):
                 self.commit(scanner, again=True)
