@@ -8,7 +8,6 @@ import os
 import random
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -108,31 +107,39 @@ def test_resync_without_a_scanner_says_so(make_pair: MakePair) -> None:
 
 
 @pytest.fixture
-def half_dead(tmp_path: Path) -> Iterator[Callable[[str, int], str]]:
-    """Makes a device of a file whose sectors from 16384 to 16400 fail."""
-    if subprocess.run(["dmsetup", "version"], check=False, capture_output=True).returncode:
-        pytest.skip("needs the device mapper, which this host does not offer")
-    with ExitStack() as stack:
+def half_dead(directory: Path) -> Iterator[Callable[[Path], str]]:
+    """Makes a view of a file whose sectors from 16384 to 16399 cannot be read."""
+    begin, end = 16384 * 512, 16400 * 512
+    mount = directory / "dead"
+    running = []
 
-        def make(path: str, size: int) -> str:
-            loop = run("losetup", "--show", "--find", path).strip()
-            stack.callback(run, "losetup", "--detach", loop)
-            name = f"bdr-test-{os.getpid()}"
-            rest = size // 512 - 16400
-            table = f"0 16384 linear {loop} 0\n16384 16 error\n16400 {rest} linear {loop} 16400\n"
-            subprocess.run(["dmsetup", "create", name], input=table, text=True, check=True)
-            stack.callback(run, "dmsetup", "remove", name)
-            return f"/dev/mapper/{name}"
+    def make(path: Path) -> str:
+        mount.mkdir()
+        socket = directory / "dead.sock"
+        fails = f"[ $4 -lt {end} ] && [ $(( $4 + $3 )) -gt {begin} ] && echo EIO >&2 && exit 1"
+        read = f"dd if={path} iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none"
+        server = ["nbdkit", "--foreground", f"--unix={socket}", "eval"]
+        server += [f"get_size=stat -c %s {path}", f"pread={fails}; {read}"]
+        for command in (server, ["nbdfuse", str(mount / "nbd"), "--unix", str(socket)]):
+            running.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+            awaited = socket if command is server else mount / "nbd"
+            wait_for(awaited.exists, what=str(awaited), timeout_s=DEADLINE_S)
+        return str(mount / "nbd")
 
-        yield make
+    yield make
+    if mount.exists():
+        run("fusermount3", "-u", "-z", str(mount))
+    for process in reversed(running):
+        process.terminate()
+        process.wait()
 
 
 def test_source_that_fails_reads_is_reported_by_range_and_the_rest_goes_on(
-    make_pair: MakePair, half_dead: Callable[[str, int], str]
+    make_pair: MakePair, half_dead: Callable[[Path], str]
 ) -> None:
     pair = make_pair(size=64 * MIB)
     fill(pair, 3, extents=50)
-    device = half_dead(str(pair.source), pair.size)
+    device = half_dead(pair.source)
     pair.scanner_options = ["--underdev", device]
     pair.start()
     wait_for(
