@@ -234,7 +234,8 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Clear:
-    """These regions of `resync` are repaired."""
+    """These regions of `resync` are repaired. All of a list come before the next look at the
+    capture, which may merge regions that were marked anew."""
 
     first: int
     count: int

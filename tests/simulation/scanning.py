@@ -266,6 +266,7 @@ class ScanWorld:
         self.tell(sequencer.CaptureSeen(self.gate.status()))
 
     def perform(self, actions: list[tickets.Action]) -> None:
+        must_look = False
         for action in actions:
             match action:
                 case tickets.Reply(peer, answer):
@@ -274,11 +275,13 @@ class ScanWorld:
                             self.answer(scanner, answer)
                 case tickets.Clear(first, count):
                     self.gate.resync -= set(range(first, first + count))
-                    self.tell(sequencer.CaptureSeen(self.gate.status()))
+                    must_look = True
                 case tickets.Tell(event):
                     self.tell(event)
                 case _:
                     pass
+        if must_look:
+            self.tell(sequencer.CaptureSeen(self.gate.status()))
 
     # Scanners.
 
