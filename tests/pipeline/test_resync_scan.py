@@ -154,3 +154,21 @@ def test_frozen_scanner_holds_nothing_up(make_pair: MakePair) -> None:
     with pair.frozen("v-scanner-1"):
         pair.wait_consistent(90)
     assert pair.becomes_identical()
+
+
+@pytest.mark.timeout(300)
+def test_mostly_empty_device_moves_little_more_than_its_data(make_pair: MakePair) -> None:
+    """8 GiB of which 1 GiB is there; the rest is holes, which cost no bytes."""
+    pair = make_pair(size=8 << 30, writes=65536)
+    block = random.Random(1).randbytes(MIB)
+    with pair.source.open("r+b") as file:
+        for at in range(1024):
+            file.seek(at * 8 * MIB)
+            file.write(at.to_bytes(4, "little") + block[4:])
+    pair.start()
+    with writing(pair, 2):
+        pair.wait_logged("v-applier", "condition=CONSISTENT")
+    pair.wait_consistent()
+    assert pair.becomes_identical()
+    # Live writes have replaced a little of it.
+    assert 900 * MIB < pair.scan_report().repaired_bytes < 1100 * MIB
