@@ -44,7 +44,7 @@ VM_READY := $(VM)/.packages $(VM)/module/bdr.ko $(VM)/tools/hammer $(VM)/tools/f
 
 .PHONY: test-kernel
 test-kernel: $(VM_READY) ## the module's tests, in a virtual machine
-	@$(VM_RUN) --kernel $(VM_KERNEL) --disk fast=1G --timeout 1200 \
+	@$(VM_RUN) --kernel $(VM_KERNEL) --disk fast=1G --timeout 3000 \
 		--append kfence.sample_interval=100 --append preempt=full -- $(VM_PYTEST) $(TESTS)
 
 .PHONY: bench-kernel

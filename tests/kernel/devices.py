@@ -48,7 +48,11 @@ def wait_for(fact: Callable[[], bool], what: str, timeout_s: float = 30) -> None
 
 def have_module(name: str) -> bool:
     """Whether the running kernel has a module or brings it built in."""
-    return Path(f"/sys/module/{name.replace('-', '_')}").exists() or not fails("modprobe", name)
+    if Path(f"/sys/module/{name.replace('-', '_')}").exists() or not fails("modprobe", name):
+        return True
+    # A target that is built in is no module, and modprobe may not know of it.
+    targets = run("dmsetup", "targets").splitlines()
+    return name.startswith("dm-") and name[3:] in [line.split()[0] for line in targets]
 
 
 def sectors_of(path: str) -> int:
