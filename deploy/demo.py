@@ -20,7 +20,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -296,8 +296,16 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
     return differences(source_backing, replica_backing, directory)
 
 
-def main() -> int:
-    """Exit code 0 if the replica is identical, 1 if it differs, 2 if it could not run."""
+def tell(story: Callable[[contextlib.ExitStack], list[str]]) -> int:
+    """Runs a demonstration, and takes down what it has put on the stack.
+
+    Args:
+        story: returns what differs at its end.
+
+    Returns:
+        Exit code 0 if the replica is identical, 1 if it differs, 2 if the host cannot
+        show it, 130 if it was interrupted.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -307,7 +315,7 @@ def main() -> int:
     try:
         check_host()
         with contextlib.ExitStack() as stack:
-            found = demonstrate(stack)
+            found = story(stack)
     except SetupError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
@@ -324,4 +332,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tell(demonstrate))

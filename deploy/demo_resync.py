@@ -12,7 +12,6 @@ import contextlib
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from common.capture import Capture, Role, open_capture
 from common.ring import Mode
 from common.tickets import Reported
 from deploy.command import SetupError, run, wait_for
-from deploy.demo import check_host, free_port, say
+from deploy.demo import free_port, say, tell
 from deploy.nbd_source import nbd_source
 from deploy.stack import Stack, source_programs, target_programs
 from services.office_client import OfficeClient, SourcePlace
@@ -217,32 +216,5 @@ def verify(place: SourcePlace) -> list[str]:
     return [] if done.returncode == 0 else [f"verify ended with {done.returncode}"]
 
 
-def main() -> int:
-    """Exit code 0 if the replica is identical, 1 if it differs, 2 if it could not run."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    began_s = time.monotonic()
-    try:
-        check_host()
-        with contextlib.ExitStack() as stack:
-            found = demonstrate(stack)
-    except SetupError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ndemo: interrupted; everything that it made is removed", file=sys.stderr)
-        return 130
-    for difference in found:
-        print(f"demo: DIFFERENT: {difference}", file=sys.stderr)
-    if found:
-        return 1
-    say(f"took {time.monotonic() - began_s:.0f} s")
-    print("replica is identical")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tell(demonstrate))
