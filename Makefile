@@ -37,9 +37,13 @@ $(BUILD)/.test-packages: deploy/test-packages.sh | $(BUILD)/.setup
 	@deploy/test-packages.sh $(BUILD)/tools
 	@touch $@
 
+TEST_PATH = $(abspath $(BUILD)/tools/usr/bin):$$PATH
+
 .PHONY: test-native
 test-native: plugin $(BUILD)/.test-packages ## every test but the kernel module's
-	@PATH=$(abspath $(BUILD)/tools/usr/bin):$$PATH $(PYTHON) -m pytest --numprocesses auto --ignore tests/kernel
+	@# The quick ones first, and in processes that no device or signal has touched.
+	@PATH=$(TEST_PATH) $(PYTHON) -m pytest --numprocesses auto tests/unit tests/simulation
+	@PATH=$(TEST_PATH) $(PYTHON) -m pytest --numprocesses auto tests/nbdkit tests/pipeline
 
 .PHONY: lint
 lint: $(BUILD)/.setup ## ruff and mypy
