@@ -9,28 +9,17 @@ venv=${1:?virtual environment}
 cd "$(dirname "$0")/.."
 
 packages="qemu-system-x86 gcc make libc6-dev kmod xz-utils zstd file busybox-static sparse
-	dmsetup util-linux e2fsprogs xfsprogs btrfs-progs fio libelf1 iproute2"
+	dmsetup util-linux e2fsprogs xfsprogs btrfs-progs fio iproute2"
 # Debian's headers name the compiler that built the kernel.
 [ -e /etc/os-release ] && . /etc/os-release
 [ "${VERSION_CODENAME:-}" = bookworm ] && packages="$packages gcc-12"
 
-missing=
-for package in $packages; do
-	dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
-		missing="$missing $package"
-done
 # libelf1 became libelf1t64 with the transition to 64-bit time.
-dpkg-query -W -f '${Status}' libelf1t64 2>/dev/null | grep -q 'ok installed' &&
-	missing=$(echo "$missing" | sed 's/ libelf1\>//')
-if [ -n "$missing" ]; then
-	command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] || {
-		echo "vm-packages: missing; install them as root:$missing" >&2
-		exit 1
-	}
-	echo "vm-packages: apt-get install$missing"
-	apt-get update -q >/dev/null || echo "vm-packages: apt-get update failed, trying with the lists at hand" >&2
-	# shellcheck disable=SC2086
-	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
-fi
+dpkg-query -W -f '${Status}' libelf1t64 2>/dev/null | grep -q 'ok installed' ||
+	packages="$packages libelf1"
+
+# The names are a list of words on purpose.
+# shellcheck disable=SC2086
+deploy/packages.sh $packages
 [ -x "$venv/bin/vng" ] ||
 	"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[vm]'

@@ -8,9 +8,7 @@ as in production. All files are on tmpfs, so that the pipeline is measured, not 
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ import numpy as np
 from common import ring
 from common.capture_memory import MemoryCapture
 from common.sequencer import SequencerSettings
+from deploy.demo import free_port
 from services import log
 from services.reader import Reader
 from services.sockets import RunDirectory
@@ -58,7 +57,7 @@ class Rig:
         self.target = self.directory / "target"
         with self.target.open("wb") as file:
             file.truncate(DEVICE_BYTES)
-        port = _free_port()
+        port = free_port()
         self.capture = MemoryCapture.create(
             str(self.directory / "ring"),
             capacity=CAPACITY,
@@ -163,18 +162,6 @@ def resident_bytes(pid: int) -> dict[str, int]:
 
 def _start(stage: str, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", f"services.{stage}", *options])
-
-
-def _free_port() -> int:
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as one, socket.socket() as two:
-            try:
-                one.bind(("127.0.0.1", port))
-                two.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
 
 
 def cpu_seconds(pid: int) -> float:
