@@ -167,7 +167,13 @@ class _Session:
     next_number: int = 1
     durable: int = 0
     is_open: bool = False
-    is_broken: bool = False
+    farewell: Rewind | Refused | None = None
+    """Why it is broken, as its source was told."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether nothing more of it is accepted."""
+        return self.farewell is not None
 
 
 class Replica:
@@ -284,7 +290,10 @@ class Replica:
             if session is None or not is_mine or message.epoch != self.record.epoch:
                 text = "the target does not know this session: it was restarted or taken over"
                 actions.append(Send(peer, Rewind(message.epoch, text)))
-            elif not session.is_broken:
+            elif session.farewell is not None:
+                # It pings on, so that word was lost.
+                actions.append(Send(peer, session.farewell))
+            else:
                 self._heard_s = self._now_s
                 self._acknowledge(session, actions)
 
@@ -370,10 +379,12 @@ class Replica:
 
     def _refuse(
         self, peer: Peer, attempt: int, reason: RefusedReason, text: str, actions: list[Action]
-    ) -> None:
+    ) -> Refused:
         self.dropped[f"refused-{reason.name.lower()}"] += 1
         actions.append(Note("refused", {"reason": reason.name, "text": text}))
-        actions.append(Send(peer, Refused(attempt, reason, text)))
+        refused = Refused(attempt, reason, text)
+        actions.append(Send(peer, refused))
+        return refused
 
     def _acknowledge(self, session: _Session, actions: list[Action]) -> None:
         actions.append(
@@ -430,8 +441,9 @@ class Replica:
         try:
             extents = plan(batch.headers, batch.payload, device_sectors=self.record.device_sectors)
         except InvalidSlotsError as error:
-            session.is_broken = True
-            self._refuse(session.peer, session.attempt, RefusedReason.SLOTS, str(error), actions)
+            session.farewell = self._refuse(
+                session.peer, session.attempt, RefusedReason.SLOTS, str(error), actions
+            )
             return
         condition = self.record.condition
         if header.kind is BatchKind.MARK:
@@ -451,10 +463,10 @@ class Replica:
         actions.append(job)
 
     def _break(self, session: _Session, text: str, actions: list[Action]) -> None:
-        session.is_broken = True
+        session.farewell = Rewind(self.record.epoch, text)
         self._forget_waiting()
         actions.append(Note("rewind", {"epoch": self.record.epoch, "text": text}))
-        actions.append(Send(session.peer, Rewind(self.record.epoch, text)))
+        actions.append(Send(session.peer, session.farewell))
 
     def _forget_waiting(self) -> None:
         self._reorder.clear()

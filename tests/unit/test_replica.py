@@ -296,6 +296,12 @@ def test_damaged_batch_ends_the_session_with_a_rewind() -> None:
     assert not bring(machine, make_batch(1, 50))
 
 
+def test_source_that_did_not_hear_the_rewind_is_told_again() -> None:
+    machine = open_session()
+    said = messages(machine.handle(r.BatchArrived(replace(make_batch(1, 50), payload=b"x" * 4096))))
+    assert messages(say(machine, Ping(4))) == said
+
+
 def test_batch_that_leaves_slots_out_ends_the_session() -> None:
     machine = open_session()
     actions = machine.handle(r.BatchArrived(make_batch(1, 51)))
