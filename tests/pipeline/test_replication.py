@@ -21,7 +21,7 @@ RESIDENT_BYTES_MAX = 150 * MIB
 
 @pytest.mark.parametrize("options", [SMALL_JOURNAL, ["--journal", "none"]], ids=["journal", "none"])
 def test_every_operation_is_replicated(make_pair: Callable[..., Pair], options: list[str]) -> None:
-    pair = make_pair(applier_options=options)
+    pair = make_pair(writes=32768, applier_options=options)  # more than is written
     start_streaming(pair)
     pair.scribble(random.Random(1), 3000)
     pair.settle()
