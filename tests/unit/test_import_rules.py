@@ -24,6 +24,7 @@ PURE = (
     "journal_engine",
     "scan",
     "tickets",
+    "comparer",
     "exclusions",
 )
 """No sockets, files, threads or clocks; those that do not exist yet are looked for too."""
