@@ -255,7 +255,7 @@ class Source(_Volume):
     )
     assume_clean: bool = Field(
         False,
-        description="Source and target are equal already: no initial scan.",
+        description="Source and target are equal already: no scan at first contact.",
         json_schema_extra=_SWITCH,
     )
 

@@ -20,10 +20,14 @@ Rules, in words:
   session's source gets an ACK.
 
 Where a known stream goes on: at `record.slot`, if the source still has it (tail <=
-slot <= head). Anything else needs a scan of everything; the replica is then UNKNOWN,
-unless the user says that both devices are equal (`assume_clean`). That is remembered,
-whatever is restarted, until the source declares by a MARK that it has marked every
-region to be scanned.
+slot <= head). Anything else needs a scan of everything; the replica is then UNKNOWN.
+That is remembered, whatever is restarted, until the source declares by a MARK that it
+has marked every region to be scanned.
+
+The user's word that both devices are equal (`assume_clean`) spares that once, at first
+contact: this target has had no source yet, and no target has acknowledged a slot of
+this capture. Left in a configuration, it must not make a replica of one that differs:
+after the device was attached anew, or the target restored or replaced.
 
 A RESYNC batch repairs what a scan found to differ: it is applied in its place in the
 order, and moves nothing forward.
@@ -342,7 +346,7 @@ class Replica:
         known = hello.stream == record.stream and hello.tail <= record.slot <= hello.head
         if known:
             slot, condition = record.slot, record.condition
-        elif hello.assume_clean and hello.stream != record.stream:
+        elif hello.assume_clean and record.stream == NO_STREAM and hello.tail == 0:
             # Equal by the user's word, once what the ring still holds has been applied.
             slot, condition = hello.tail, Condition.CATCHING_UP
         else:
@@ -358,6 +362,7 @@ class Replica:
                         "known_stream": record.stream.hex(),
                         "known_slot": record.slot,
                         "condition": condition.name,
+                        "assume_clean": _assumed(record, hello),
                     },
                 )
             )
@@ -520,3 +525,14 @@ class Replica:
             session.durable = self._jobs.popleft()[1]
         if session.durable > before and not session.is_broken:
             self._acknowledge(session, actions)
+
+
+def _assumed(record: ReplicaRecord, hello: Hello) -> str:
+    """What became of the user's word that both devices are equal."""
+    if not hello.assume_clean:
+        return "not asked for"
+    if record.stream != NO_STREAM:
+        return "not taken: this replica has had a source before, so it may differ"
+    if hello.tail:
+        return "not taken: this source has been replicated before, so the target may lack writes"
+    return "taken: the devices are held to be equal, unchecked"

@@ -289,6 +289,7 @@ class Sequencer:
         self._info = info
         self._status = status
         self._assume_clean = assume_clean
+        self._is_assumption_told = False
         self._in_flight: deque[_InFlight] = deque()
         self._next_number = 1
         self._accepted = 0
@@ -500,6 +501,9 @@ class Sequencer:
                 },
             )
         )
+        if self._assume_clean and not self._is_assumption_told:
+            self._is_assumption_told = True
+            self._tell_assumption(welcome, actions)
 
     def _on_refused(self, refused: Refused, actions: list[Action]) -> None:
         if refused.reason.is_permanent:
@@ -582,6 +586,24 @@ class Sequencer:
                     actions.append(Number(self._number(BatchKind.RESYNC, Mark.NONE, 0)))
 
     # Parts.
+
+    def _tell_assumption(self, welcome: Welcome, actions: list[Action]) -> None:
+        """What became of the user's word that both devices are equal; see `common.replica`."""
+        match welcome.condition:
+            case Condition.UNKNOWN if welcome.slot == 0:
+                said = "not taken: the target has had a source before; everything is compared"
+            case Condition.UNKNOWN:
+                said = (
+                    "not taken: the source or the target has been replicated before; everything "
+                    "is compared"
+                )
+            case Condition.INCONSISTENT:
+                said = "not taken: the target knows this source, and lacks writes of it"
+            case Condition.CATCHING_UP if welcome.slot == 0:
+                said = "taken: source and target are held to be equal, unchecked"
+            case _:
+                return  # the target knows this source: nothing had to be assumed
+        actions.append(Announce("assume-clean", {"assumption": said}))
 
     def _should_resume(self, status: CaptureStatus) -> bool:
         if status.mode is Mode.STREAM:

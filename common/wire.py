@@ -262,7 +262,7 @@ class Hello:
     tail: int
     head: int
     assume_clean: bool
-    """The user says that both devices are equal: an unknown stream needs no scan."""
+    """The user says that both devices are equal: at first contact no scan is needed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ def _shared(command: _Command) -> _Command:
     "--assume-clean",
     "assume_clean",
     is_flag=True,
-    help="Source and target are equal already: no initial scan.",
+    help="Source and target are equal already: no scan at first contact.",
 )
 @_shared
 def client(

@@ -40,7 +40,8 @@ class Reader:
         capture: opened as consumer.
         control: ZeroMQ address of the applier's control socket.
         run_directory: where the descriptor and event sockets are bound.
-        assume_clean: both devices are equal by the user's word.
+        assume_clean: both devices are equal by the user's word, if neither has been
+            replicated before.
         settings: the sequencer's limits.
         scan: limits of what scanners get.
     """
@@ -118,10 +119,6 @@ class Reader:
             self.loop.register(server, functools.partial(self._on_request, name))
             sockets.bind(server, run_directory.endpoint(name))
         self._control.connect(control)
-        if assume_clean:
-            self._log.warning(
-                "assume-clean", meaning="source and target are taken to be equal, unchecked"
-            )
 
     def run(self) -> None:
         """Runs until SIGTERM.
@@ -302,7 +299,9 @@ class Reader:
             self._control.send(wire.encode_message(message), zmq.NOBLOCK)
 
     def _announce(self, topic: str, facts: dict[str, int | str]) -> None:
-        self._log.info(topic, **facts)
+        # The user's own word: also to be seen with --noprint.
+        told = self._log.warning if topic == "assume-clean" else self._log.info
+        told(topic, **facts)
         self._announced[topic] = self._announced.get(topic, 0) + 1
         self._events.send_multipart([topic.encode(), msgpack.packb(facts)])
 
@@ -322,7 +321,7 @@ def _nothing() -> None:
     "--assume-clean",
     "assume_clean",
     is_flag=True,
-    help="Source and target are equal already: no initial scan.",
+    help="Source and target are equal already: no scan at first contact.",
 )
 @click.option(
     "--scan-rate",

@@ -91,6 +91,13 @@ def jobs(actions: list[r.Action]) -> list[r.Apply]:
     return [action for action in actions if isinstance(action, r.Apply)]
 
 
+def assumption(actions: list[r.Action]) -> str:
+    """What was noted of the user's word that both devices are equal."""
+    (note,) = (action for action in actions if isinstance(action, r.Note))
+    assert note.topic == "unknown-position"
+    return str(note.facts["assume_clean"])
+
+
 def bring(machine: r.Replica, batch: Batch) -> list[r.Apply]:
     return jobs(machine.handle(r.BatchArrived(batch)))
 
@@ -159,15 +166,43 @@ def test_hello_of_a_blank_target_is_welcomed_as_unknown() -> None:
 
 def test_hello_of_a_blank_target_that_is_said_to_be_equal_is_catching_up() -> None:
     machine = r.Replica(record=ReplicaRecord("v", DEVICE_SECTORS))
-    (job,) = jobs(say(machine, replace(HELLO, assume_clean=True)))
-    assert (job.record.slot, job.record.condition) == (40, Condition.CATCHING_UP)
+    actions = say(machine, replace(HELLO, tail=0, assume_clean=True))
+    (job,) = jobs(actions)
+    assert (job.record.slot, job.record.condition) == (0, Condition.CATCHING_UP)
+    assert assumption(actions) == "taken: the devices are held to be equal, unchecked"
+
+
+@pytest.mark.parametrize(
+    ("record", "tail", "why"),
+    [
+        # The target was replaced, or its state lost, while the source went on.
+        (ReplicaRecord("v", DEVICE_SECTORS), 40, "this source has been replicated before"),
+        # The source's device was attached anew; nobody knows who wrote to it meanwhile.
+        (replace(RECORD, stream=OTHER_STREAM), 0, "this replica has had a source before"),
+        (replace(RECORD, stream=OTHER_STREAM), 40, "this replica has had a source before"),
+        # The target was restored to an older state.
+        (RECORD, 51, "this replica has had a source before"),
+    ],
+)
+def test_word_that_both_are_equal_is_taken_at_first_contact_only(
+    record: ReplicaRecord, tail: int, why: str
+) -> None:
+    machine = r.Replica(record=record)
+    machine.handle(r.Tick(100.0))
+    machine.handle(r.Tick(200.0))  # the source of before has been silent for long
+    actions = say(machine, replace(HELLO, tail=tail, assume_clean=True))
+    (job,) = jobs(actions)
+    assert (job.record.slot, job.record.condition) == (tail, Condition.UNKNOWN)
+    assert assumption(actions).startswith(f"not taken: {why}")
 
 
 def test_hello_whose_ring_has_lost_the_position_needs_a_scan() -> None:
-    """As after the target was restored to an older state; the user's word is of no help."""
+    """As after the target was restored to an older state."""
     machine = r.Replica(record=RECORD)
-    (job,) = jobs(say(machine, replace(HELLO, tail=51, assume_clean=True)))
+    actions = say(machine, replace(HELLO, tail=51))
+    (job,) = jobs(actions)
     assert (job.record.slot, job.record.condition) == (51, Condition.UNKNOWN)
+    assert assumption(actions) == "not asked for"
 
 
 def test_hello_from_before_that_arrives_late_costs_no_scan() -> None:

@@ -334,6 +334,37 @@ def test_silence_greets_again() -> None:
     assert machine.phase is s.Phase.GREETING
 
 
+@pytest.mark.parametrize(
+    ("slot", "condition", "said"),
+    [
+        (0, Condition.CATCHING_UP, "taken: source and target are held to be equal"),
+        (0, Condition.UNKNOWN, "not taken: the target has had a source before"),
+        (40, Condition.UNKNOWN, "not taken: the source or the target has been replicated"),
+        (40, Condition.INCONSISTENT, "not taken: the target knows this source, and lacks"),
+        (40, Condition.CONSISTENT, None),
+        (40, Condition.CATCHING_UP, None),
+    ],
+)
+def test_what_became_of_the_word_that_both_are_equal_is_told_once(
+    slot: int, condition: Condition, said: str | None
+) -> None:
+    machine = s.Sequencer(
+        volume="v", info=INFO, status=replace(STATUS, tail=slot), assume_clean=True
+    )
+    told: list[str] = []
+    for _ in range(2):
+        machine.handle(s.LinkUp())
+        actions = welcome(machine, slot, condition)
+        told += [
+            str(action.facts["assumption"])
+            for action in actions
+            if isinstance(action, s.Announce) and action.topic == "assume-clean"
+        ]
+        machine.handle(s.LinkDown())
+    assert len(told) == (said is not None)
+    assert said is None or told[0].startswith(said)
+
+
 def test_ping_is_sent_while_streaming() -> None:
     machine = streaming()
     assert messages(machine.handle(s.Tick(1.0))) == [Ping(7)]
