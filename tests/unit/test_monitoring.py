@@ -3,26 +3,25 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services import log, metrics
 from services.cli_top import gauge, sparkline
 from services.events import QUEUE_MAX, Detector, Event, Hooks, environment
-from services.log import RateLimit
+from services.log import Logger, RateLimit
 from services.metrics import Report
 
 REPORT = Report("sender", "v-sender-1", 7, 1.5, False, {"bytes": 3, "text": "x", "none": None})
@@ -173,40 +172,99 @@ def test_hooks_have_a_bounded_queue() -> None:
 def test_an_event_that_repeats_is_counted_instead() -> None:
     clock = itertools.chain([0.0] * 26, [10.0] * 5)
     limit = RateLimit(burst=20, window_s=10.0, clock=lambda: next(clock))
-    passed = 0
-    for _ in range(25):
-        try:
-            limit(None, "info", {"event": "a"})
-            passed += 1
-        except structlog.DropEvent:
-            pass
-    assert passed == 20
-    assert limit(None, "info", {"event": "b"}) == {"event": "b"}
-    assert limit(None, "info", {"event": "a"}) == {"event": "a", "suppressed": 5}
-    assert limit(None, "info", {"event": "a"}) == {"event": "a"}
+    assert [limit.passes("a") for _ in range(25)] == 20 * [(True, 0)] + 5 * [(False, 0)]
+    assert limit.passes("b") == (True, 0)
+    assert limit.passes("a") == (True, 5)
+    assert limit.passes("a") == (True, 0)
+
+
+Logged = Callable[[], list[str]]
+
+
+@pytest.fixture
+def logged(capsys: pytest.CaptureFixture[str]) -> Iterator[Logged]:
+    """The lines that are logged; the logger is as new afterwards."""
+
+    def lines() -> list[str]:
+        return capsys.readouterr().err.splitlines()
+
+    yield lines
+    log.use_format("text")
+    log.logger().reset()
+
+
+def configure(**options: bool) -> Logger:
+    levels = {"verbose": False, "debug": False, "quiet": False} | options
+    log.configure(stage="reader", volume="v", **levels)
+    return log.logger()
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_log_line_is_one_line_in_either_form(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    out = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", out)
-    structlog.reset_defaults()
-    try:
-        log.use_format(form)
-        log.configure(stage="reader", volume="v", verbose=False, debug=False, quiet=False)
-        log.logger().info("connected", target="tcp://x", odd='a "b"\nc', number=3, bad=b"\xff")
-    finally:
-        log.use_format("text")
-        structlog.reset_defaults()
-        structlog.contextvars.clear_contextvars()
-    (line,) = out.getvalue().splitlines()
+def test_a_log_line_is_one_line_in_either_form(logged: Logged, form: str) -> None:
+    log.use_format(form)
+    odd = 'a "b"\nc\x1b[1m'
+    configure().info("connected", target="tcp://x", odd=odd, number=3, bad=b"\xff", none=None)
+    (line,) = logged()
     if form == "json":
         found = json.loads(line)
-        assert found["event"] == "connected"
-        assert found["volume"] == "v"
-        assert found["number"] == 3
+        time_ = found.pop("timestamp")
+        assert found == {
+            "level": "info", "volume": "v", "stage": "reader", "event": "connected",
+            "target": "tcp://x", "odd": odd, "number": 3, "bad": "b'\\xff'", "none": None,
+        }  # fmt: skip
     else:
-        assert "level=info volume=v stage=reader event=connected target=tcp://x" in line
+        time_, _, rest = line.removeprefix("timestamp=").partition(" ")
+        assert rest == (
+            "level=info volume=v stage=reader event=connected target=tcp://x "
+            r'odd="a \"b\"\nc\x1b[1m" '
+            r"number=3 bad=b'\xff' none="
+        )
+    age_s = datetime.now(UTC) - datetime.fromisoformat(time_)
+    assert timedelta() <= age_s < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "levels"),
+    [
+        ({}, ["info", "warning", "error"]),
+        ({"debug": True}, ["debug", "info", "warning", "error"]),
+        ({"quiet": True}, ["warning", "error"]),
+        ({"quiet": True, "verbose": True}, ["info", "warning", "error"]),
+    ],
+)
+def test_what_is_logged_is_what_was_asked_for(
+    logged: Logged, options: dict[str, bool], levels: list[str]
+) -> None:
+    logger = configure(**options)
+    for level in ("debug", "info", "warning", "error"):
+        getattr(logger, level)(level)
+    lines = logged()
+    assert [line.partition("event=")[2] for line in lines] == levels
+    assert [line.partition("level=")[2].split()[0] for line in lines] == levels
+
+
+def test_a_repeated_line_says_how_many_were_left_out(logged: Logged) -> None:
+    logger = configure()
+    now_s = [0.0]
+    logger._limit = RateLimit(burst=2, window_s=10.0, clock=lambda: now_s[0])
+    for _ in range(5):
+        logger.info("again")
+    now_s[0] = 10.0
+    logger.info("again")
+    said = [line.partition("event=")[2] for line in logged()]
+    assert said == ["again", "again", "again suppressed=3"]
+
+
+def test_an_exception_is_logged_on_one_line_with_where_it_came_from(logged: Logged) -> None:
+    logger = configure()
+    try:
+        int("x")
+    except ValueError:
+        logger.exception("crashed")
+    (line,) = logged()
+    assert "level=error" in line
+    assert "test_monitoring.py" in line
+    assert "invalid literal" in line
 
 
 def test_what_top_draws() -> None:
