@@ -1,13 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
 # What the tests need besides what BDR needs. Prometheus is unpacked, not installed:
-# its package would start a service on this host.
+# its package would start a service on this host. Of systemd the tests want
+# systemd-analyze; the package does not take the place of a running init.
 #   deploy/test-packages.sh DIRECTORY	Prometheus goes there
 set -eu
 tools=${1:?directory}
 cd "$(dirname "$0")/.."
 
-deploy/packages.sh clang libclang-rt-dev tmux logrotate procps
+deploy/packages.sh clang libclang-rt-dev tmux logrotate procps systemd
 
 [ -x "$tools/usr/bin/promtool" ] || {
 	work=$(mktemp -d)

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,13 @@ BIN = Path(sys.executable).parent
 DEADLINE_S = 60.0
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
+
+
+def tool(name: str) -> str:
+    """Path of a program that `make test` brings: without it, nothing would be tested."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    assert path, f"{name}: not installed; run `make test`, or deploy/test-packages.sh"
+    return path
 
 
 def bdr(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.command import end, wait_for
 from deploy.demo import free_port
-from tests.pipeline.hosts import BIN, DEADLINE_S, Hosts, MakeHosts, make_hosts
+from tests.pipeline.hosts import BIN, DEADLINE_S, Hosts, MakeHosts, make_hosts, tool
 
 __all__ = ["make_hosts"]  # a fixture
 
@@ -114,7 +114,7 @@ def prometheus(directory: Path, targets: list[int]) -> Iterator[str]:
     )
     process = subprocess.Popen(
         [
-            "prometheus",
+            tool("prometheus"),
             f"--config.file={directory / 'prometheus.yml'}",
             f"--storage.tsdb.path={directory / 'tsdb'}",
             f"--web.listen-address=127.0.0.1:{port}",
@@ -139,7 +139,6 @@ def ask(api: str, path: str, **parameters: str) -> list[dict[str, object]]:
     return list(data.get("result") or data.get("alerts") or [])
 
 
-@pytest.mark.skipif(not shutil.which("prometheus"), reason="apt-get install prometheus")
 def test_a_real_prometheus_scrapes_and_alerts(
     watched: tuple[Hosts, int, int], directory: Path
 ) -> None:
@@ -170,14 +169,17 @@ def test_a_real_prometheus_scrapes_and_alerts(
         )
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="apt-get install prometheus")
 def test_alert_rules_are_valid_and_fire(directory: Path) -> None:
     for words in (
         ["check", "rules", "prometheus-rules.yml"],
         ["test", "rules", "prometheus-rules-test.yml"],
     ):
         done = subprocess.run(
-            ["promtool", *words], cwd=ROOT / "deploy", check=False, capture_output=True, text=True
+            [tool("promtool"), *words],
+            cwd=ROOT / "deploy",
+            check=False,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -202,7 +204,7 @@ class Terminal:
 
     def _tmux(self, *words: str) -> str:
         return subprocess.run(
-            ["tmux", "-S", self._socket, *words], check=False, capture_output=True, text=True
+            [tool("tmux"), "-S", self._socket, *words], check=False, capture_output=True, text=True
         ).stdout
 
     def screen(self) -> str:
@@ -218,7 +220,6 @@ class Terminal:
         self._tmux("kill-server")
 
 
-@pytest.mark.skipif(not shutil.which("tmux"), reason="apt-get install tmux")
 def test_top_shows_what_happens_in_a_real_terminal(make_hosts: MakeHosts, directory: Path) -> None:
     hosts = make_hosts(writes=1024)
     hosts.start()

@@ -6,13 +6,12 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 from deploy.command import wait_for
-from tests.pipeline.hosts import DEADLINE_S, MakeHosts, make_hosts
+from tests.pipeline.hosts import DEADLINE_S, MakeHosts, make_hosts, tool
 
 __all__ = ["make_hosts"]  # a fixture
 
@@ -179,18 +178,14 @@ def test_logs_are_rotated_as_logrotate_does(make_hosts: MakeHosts) -> None:
         timeout_s=DEADLINE_S,
     )
     assert path.with_suffix(".log.1").read_text() == old
-    if shutil.which("logrotate", path="/usr/sbin:/usr/bin"):
-        rules = Path(__file__).parent.parent.parent / "deploy" / "bdr.logrotate"
-        copy = source.directory / "logrotate"
-        copy.write_text(rules.read_text())
-        done = subprocess.run(
-            ["/usr/sbin/logrotate", "--debug", str(copy)],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "error" not in done.stderr
+    rules = Path(__file__).parent.parent.parent / "deploy" / "bdr.logrotate"
+    copy = source.directory / "logrotate"
+    copy.write_text(rules.read_text())
+    done = subprocess.run(
+        [tool("logrotate"), "--debug", str(copy)], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "error" not in done.stderr
 
 
 def test_stop_is_clean_and_within_the_time_allowed(make_hosts: MakeHosts) -> None:
