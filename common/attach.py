@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from common.errors import DeviceError, UsageError
-from common.ring import (
+from common.layout import (
     CAPACITY_MAX,
     CAPACITY_MIN,
     REGION_SECTORS_DEFAULT,

@@ -21,10 +21,13 @@ import os
 import stat
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from common.errors import CaptureError
-from common.ring import Headers, Mode
+from common.layout import Mode
+
+if TYPE_CHECKING:
+    from common.ring import Headers
 
 
 class Role(Enum):
@@ -84,8 +87,11 @@ class Capture(Protocol):
     """
 
     info: CaptureInfo
-    headers: Headers
-    """Shape (capacity,), read-only, changing under the reader's eyes."""
+
+    @property
+    def headers(self) -> Headers:
+        """Shape (capacity,), read-only, changing under the reader's eyes."""
+        ...
 
     def fileno(self) -> int:
         """A descriptor that polls readable when slot `cursor` is published or the
@@ -94,6 +100,13 @@ class Capture(Protocol):
 
     def drain_wakeup(self) -> None:
         """Makes `fileno` unreadable until the next wake-up; call after each."""
+        ...
+
+    def header_bytes(self, first: int, count: int) -> memoryview:
+        """The headers of slots [first, first + count), copied only where they wrap.
+
+        As lasting as `payload`.
+        """
         ...
 
     def payload(self, first: int, count: int) -> memoryview:

@@ -15,13 +15,15 @@ import errno
 import fcntl
 import os
 import select
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from common import uapi
 from common.capture import Bitmap, CaptureInfo, CaptureStatus, Role
 from common.errors import CaptureError, CaptureGoneError
-from common.ring import Headers
 from common.ringmap import RingMap
+
+if TYPE_CHECKING:
+    from common.ring import Headers
 
 _HINTS = {
     errno.EBUSY: "a slot below the tail is still in flight",
@@ -61,7 +63,6 @@ class DmCapture:
         except BaseException:
             os.close(self._fd)
             raise
-        self.headers: Headers = self._ring.headers
         self._poll = select.poll()
         self._poll.register(self._fd, 0)
 
@@ -71,6 +72,13 @@ class DmCapture:
     def drain_wakeup(self) -> None:
         if self._poll.poll(0):
             raise self._gone()
+
+    @property
+    def headers(self) -> Headers:
+        return self._ring.headers
+
+    def header_bytes(self, first: int, count: int) -> memoryview:
+        return self._ring.header_bytes(first, count)
 
     def payload(self, first: int, count: int) -> memoryview:
         return self._ring.payload(first, count)

@@ -159,6 +159,9 @@ class MemoryCapture:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wakeup)
 
+    def header_bytes(self, first: int, count: int) -> memoryview:
+        return self._ring.header_bytes(first, count)
+
     def payload(self, first: int, count: int) -> memoryview:
         return self._ring.payload(first, count)
 

@@ -17,12 +17,16 @@ import os
 import select
 import socket
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from common import uapi
 from common.capture import Bitmap, CaptureInfo, CaptureStatus, Role
 from common.errors import CaptureError, CaptureGoneError
-from common.ring import PAYLOAD_BYTES, Headers
+from common.layout import PAYLOAD_BYTES
 from common.ringmap import RingMap
+
+if TYPE_CHECKING:
+    from common.ring import Headers
 
 _REPLY_BYTES_MAX = uapi.REPLY.size + uapi.BITMAP_CHUNK_REGIONS // 8
 
@@ -56,8 +60,7 @@ class NbdCapture:
                 self._ring = self._map(memory, self.info, payload_offset)
             finally:
                 os.close(memory)
-            self.headers: Headers = self._ring.headers
-            self._epoll = select.epoll()
+                self._epoll = select.epoll()
             self._epoll.register(self._wakeup, select.EPOLLIN)
             self._epoll.register(self._socket, select.EPOLLRDHUP)
         except BaseException:
@@ -72,6 +75,13 @@ class NbdCapture:
             os.eventfd_read(self._wakeup)
         if any(fd == self._socket.fileno() for fd, _ in self._open_epoll().poll(0)):
             raise self._gone("the server closed the connection")
+
+    @property
+    def headers(self) -> Headers:
+        return self._ring.headers
+
+    def header_bytes(self, first: int, count: int) -> memoryview:
+        return self._ring.header_bytes(first, count)
 
     def payload(self, first: int, count: int) -> memoryview:
         return self._ring.payload(first, count)

@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from common.errors import UsageError
-from common.ring import (
+from common.layout import (
     CAPACITY_MAX,
     CAPACITY_MIN,
     REGION_SECTORS_DEFAULT,

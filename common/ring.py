@@ -13,58 +13,74 @@ Nothing here loops over slots in Python.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-SECTOR_BYTES = 512
-PAYLOAD_BYTES = 4096
-HEADER_BYTES = 8
-SLOT_BYTES = HEADER_BYTES + PAYLOAD_BYTES
-SLOT_SECTORS = PAYLOAD_BYTES // SECTOR_BYTES
+from common.layout import (
+    CAPACITY_MAX,
+    CAPACITY_MIN,
+    COUNT_MASK,
+    COUNT_SHIFT,
+    FUA_SHIFT,
+    GAP_NONE,
+    HEADER_BYTES,
+    LAST_SHIFT,
+    OP_MASK,
+    OP_SHIFT,
+    PAYLOAD_BYTES,
+    PHASE_SHIFT,
+    REGION_SECTORS_DEFAULT,
+    REGION_SECTORS_MAX,
+    REGION_SECTORS_MIN,
+    SECTOR_BITS,
+    SECTOR_BYTES,
+    SECTOR_MASK,
+    SLOT_BYTES,
+    SLOT_SECTORS,
+    WRITE_SLOTS_MAX,
+    Mode,
+    Op,
+)
 
-WRITE_SLOTS_MAX = 256
-CAPACITY_MIN = 8
-CAPACITY_MAX = 1 << 28
-
-SECTOR_BITS = 48
-SECTOR_MASK = (1 << SECTOR_BITS) - 1
-COUNT_SHIFT = 48
-COUNT_MASK = 7
-OP_SHIFT = 51
-OP_MASK = 7
-FUA_SHIFT = 54
-LAST_SHIFT = 55
-PHASE_SHIFT = 63
-
-REGION_SECTORS_DEFAULT = 128
-REGION_SECTORS_MIN = 8
-REGION_SECTORS_MAX = 1 << 20
-
-GAP_NONE = (1 << 64) - 1
+__all__ = [
+    "SECTOR_BYTES",
+    "PAYLOAD_BYTES",
+    "HEADER_BYTES",
+    "SLOT_BYTES",
+    "SLOT_SECTORS",
+    "WRITE_SLOTS_MAX",
+    "CAPACITY_MIN",
+    "CAPACITY_MAX",
+    "SECTOR_BITS",
+    "SECTOR_MASK",
+    "COUNT_SHIFT",
+    "COUNT_MASK",
+    "OP_SHIFT",
+    "OP_MASK",
+    "FUA_SHIFT",
+    "LAST_SHIFT",
+    "PHASE_SHIFT",
+    "REGION_SECTORS_DEFAULT",
+    "REGION_SECTORS_MIN",
+    "REGION_SECTORS_MAX",
+    "GAP_NONE",
+    "Op",
+    "Mode",
+    "Headers",
+    "Columns",
+    "phase",
+    "published_count",
+    "slots_at",
+    "decode",
+    "encode",
+    "stamp",
+]
 
 _U64 = np.uint64
 
 Headers = NDArray[np.uint64]
 """Slot headers, little-endian, one a slot."""
-
-
-class Op(IntEnum):
-    """What a slot asks for."""
-
-    NOP = 0
-    WRITE = 1
-    DISCARD = 2
-    WRITE_ZEROES = 3
-    FLUSH = 4
-
-
-class Mode(IntEnum):
-    """Whether writes take slots, or only mark the dirty bitmap."""
-
-    STREAM = 0
-    OVERFLOW = 1
 
 
 def phase(slot: int, capacity: int) -> int:

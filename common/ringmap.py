@@ -11,11 +11,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-
-import numpy as np
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from common.errors import CaptureError
-from common.ring import HEADER_BYTES, PAYLOAD_BYTES, Headers
+from common.layout import HEADER_BYTES, PAYLOAD_BYTES
+
+if TYPE_CHECKING:
+    from common.ring import Headers
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -89,7 +92,24 @@ class RingMap:
             raise
         memory = memoryview((ctypes.c_ubyte * self._bytes).from_address(self._base)).cast("B")
         self._memory = memory if writable else memory.toreadonly()
-        self.headers: Headers = np.frombuffer(self._memory, np.uint64, capacity)
+
+    @cached_property
+    def headers(self) -> Headers:
+        """Every slot's, shape (capacity,)."""
+        # Only here, for those who look at slots: see `common.layout`.
+        import numpy as np  # noqa: PLC0415
+
+        return np.frombuffer(self._memory, np.uint64, self._capacity)
+
+    def header_bytes(self, first: int, count: int) -> memoryview:
+        """The headers of slots [first, first + count), copied only where they wrap."""
+        index = first % self._capacity
+        before_wrap = min(count, self._capacity - index)
+        start = index * HEADER_BYTES
+        piece = self._memory[start : start + before_wrap * HEADER_BYTES]
+        if before_wrap == count:
+            return piece
+        return memoryview(bytes(piece) + self._memory[: (count - before_wrap) * HEADER_BYTES])
 
     def payload(self, first: int, count: int) -> memoryview:
         """The payload of slots [first, first + count), contiguous even where they wrap."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 
 from common.capture import CaptureInfo, CaptureStatus
-from common.ring import GAP_NONE, Mode
+from common.layout import GAP_NONE, Mode
 
 ABI_VERSION = 1
 STREAM_ID_BYTES = 16

@@ -24,17 +24,18 @@ Decoding never trusts: any input gives a message or `WireError`, nothing else.
 
 from __future__ import annotations
 
+import itertools
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any, TypeVar
 
 import msgpack
-import numpy as np
 import xxhash
 
 from common.errors import WireError
-from common.ring import HEADER_BYTES, PAYLOAD_BYTES
+from common.layout import HEADER_BYTES, PAYLOAD_BYTES
 
 PROTOCOL = 1
 BATCH_SLOTS_MAX = 1024
@@ -51,7 +52,7 @@ DIGESTS_MAX = BLOB_BYTES_MAX // DIGEST_BYTES
 RANGES_MAX = 1024
 
 _U64_MAX = (1 << 64) - 1
-_RANGE_BYTES = 16
+_RANGE = struct.Struct("<QQ")
 
 Buffer = bytes | memoryview
 Blob = bytes
@@ -375,7 +376,7 @@ def decode_fields(data: Buffer, kinds: Mapping[str, type[_M]]) -> _M:
 
 def encode_ranges(ranges: Sequence[tuple[int, int]]) -> bytes:
     """First sector and number of sectors of each."""
-    return np.array(ranges, "<u8").tobytes()
+    return b"".join(itertools.starmap(_RANGE.pack, ranges))
 
 
 def decode_ranges(blob: Buffer) -> list[tuple[int, int]]:
@@ -384,10 +385,9 @@ def decode_ranges(blob: Buffer) -> list[tuple[int, int]]:
     Raises:
         WireError: no pairs.
     """
-    if len(blob) % _RANGE_BYTES:
-        raise WireError(f"ranges: found {len(blob)} bytes, wanted {_RANGE_BYTES} a range")
-    pairs = np.frombuffer(blob, "<u8").reshape(-1, 2).tolist()
-    return [(first, count) for first, count in pairs]
+    if len(blob) % _RANGE.size:
+        raise WireError(f"ranges: found {len(blob)} bytes, wanted {_RANGE.size} a range")
+    return [(first, count) for first, count in _RANGE.iter_unpack(blob)]
 
 
 def encode_message(message: Message) -> bytes:

@@ -12,7 +12,7 @@ from common.attach import attach as attach_device
 from common.attach import detach as detach_device
 from common.config import parse_size
 from common.errors import BdrError, UsageError
-from common.ring import REGION_SECTORS_DEFAULT, SLOT_BYTES
+from common.layout import REGION_SECTORS_DEFAULT, SLOT_BYTES
 
 
 def _buffer_writes(text: str) -> int:

@@ -25,7 +25,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from common.ring import PAYLOAD_BYTES
+from common.layout import PAYLOAD_BYTES
 from services import cli_options, cli_status
 from services.cli_status import Place, Status
 from services.monitor_client import NoAnswerError, Subscriber

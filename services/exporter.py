@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from common.errors import AddressError
 from common.health import Word
-from common.ring import PAYLOAD_BYTES
+from common.layout import PAYLOAD_BYTES
 
 _Status = Mapping[str, Any]
 

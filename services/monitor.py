@@ -39,7 +39,7 @@ from common.capture import Capture, CaptureStatus, Role, open_capture
 from common.errors import BdrError, PermanentError
 from common.health import SourceFacts, Stage, StageState, TargetFacts
 from common.lag import LagMeter
-from common.ring import PAYLOAD_BYTES, Mode
+from common.layout import PAYLOAD_BYTES, Mode
 from services import log, metrics, options, sockets
 from services.events import Detector, Event, Hooks
 from services.loop import Loop

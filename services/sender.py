@@ -16,7 +16,8 @@ import zmq
 
 from common import wire
 from common.capture import Capture, Role, open_capture
-from common.ring import PAYLOAD_BYTES, slots_at
+from common.errors import StaleCaptureError
+from common.layout import PAYLOAD_BYTES
 from services import log, metrics, options, sockets
 from services.loop import Loop
 from services.metrics import Reporter
@@ -109,8 +110,15 @@ class Sender:
         self.loop.register(self._data, _nothing, zmq.POLLOUT)
 
     def _send(self, header: wire.BatchHeader) -> None:
+        stream = self._capture.info.stream
+        if header.stream != stream:
+            # The memory that is mapped here is not what the reader means.
+            raise StaleCaptureError(
+                f"the reader's capture has stream {header.stream.hex()}, and this one's had "
+                f"{stream.hex()}: it was made anew; beginning anew too"
+            )
         first, count = header.first, header.count
-        headers = slots_at(self._capture.headers, first=first, count=count).data.cast("B")
+        headers = self._capture.header_bytes(first, count)
         payload = self._capture.payload(first, count)
         top = wire.encode_batch(header, headers, payload)
         # The views stay unreleased: libzmq reads ring memory until the bytes are out.

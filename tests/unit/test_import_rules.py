@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ COMMON = sorted((ROOT / "common").glob("*.py"))
 
 PURE = (
     "errors",
+    "layout",
     "ring",
     "wire",
     "extents",
@@ -100,3 +103,27 @@ def test_what_ships_never_imports_tests(path: Path) -> None:
 def test_the_rule_looks_at_what_it_names() -> None:
     stems = {path.stem for path in pure_paths()}
     assert {"errors", "ring", "wire", "extents", "record", "sequencer", "replica"} <= stems
+
+
+HEAVY = {"asyncio", "ssl", "rich", "pydantic", "prometheus_client", "supervisor", "numpy"}
+"""Modules of several MiB each that a process which runs for years has no use for."""
+
+
+@pytest.mark.parametrize(
+    ("stage", "allowed"),
+    [
+        ("reader", {"numpy"}),
+        ("sender", set()),
+        ("scanner", {"numpy"}),
+        ("applier", {"numpy"}),
+        ("monitor", set()),
+    ],
+)
+def test_a_process_imports_nothing_that_it_does_not_use(stage: str, allowed: set[str]) -> None:
+    code = (
+        f"import sys, services.{stage}, common.capture_dm, common.capture_nbd; print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert set(done.stdout.split()) & HEAVY <= allowed

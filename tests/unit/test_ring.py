@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from common import ring
 from common.ring import Op
+from common.ringmap import RingMap, page_round
 
 WRITES_MAX = ring.WRITE_SLOTS_MAX
 
@@ -116,6 +118,24 @@ def test_slots_at_equals_taking_them_one_by_one(
     array = np.arange(capacity, dtype=np.uint64)
     found = ring.slots_at(array, first=first, count=count)
     assert found.tolist() == [slot % capacity for slot in range(first, first + count)]
+
+
+@given(st.integers(0, 1 << 40), st.integers(0, 24))
+def test_header_bytes_are_those_of_slots_at(first: int, count: int) -> None:
+    with tempfile.TemporaryFile() as file:
+        capacity = 24
+        headers = np.arange(capacity, dtype=np.uint64)
+        file.write(headers.tobytes().ljust(page_round(1) + capacity * ring.PAYLOAD_BYTES, b"\0"))
+        file.flush()
+        mapped = RingMap(
+            file.fileno(), capacity=capacity, headers_offset=0, payload_offset=page_round(1)
+        )
+        try:
+            found = mapped.header_bytes(first, count)
+            assert found == ring.slots_at(headers, first=first, count=count).tobytes()
+            assert found.format == "B"
+        finally:
+            mapped.close()
 
 
 SECTORS = st.integers(0, ring.SECTOR_MASK)
