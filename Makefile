@@ -43,7 +43,8 @@ TEST_PATH = $(abspath $(BUILD)/tools/usr/bin):$$PATH
 test-native: plugin $(BUILD)/.test-packages ## every test but the kernel module's
 	@# The quick ones first, and in processes that no device or signal has touched.
 	@PATH=$(TEST_PATH) $(PYTHON) -m pytest --numprocesses auto tests/unit tests/simulation
-	@PATH=$(TEST_PATH) $(PYTHON) -m pytest --numprocesses auto tests/nbdkit tests/pipeline
+	@PATH=$(TEST_PATH) $(PYTHON) -m pytest --numprocesses auto --dist worksteal \
+		tests/nbdkit tests/pipeline
 
 .PHONY: lint
 lint: $(BUILD)/.setup ## ruff and mypy

@@ -46,6 +46,8 @@ def nbd_server(
     if not PLUGIN.exists():
         raise SetupError(f"{PLUGIN}: not built; run `make plugin`")
     socket, ring = directory / "nbd.sock", directory / "ring.sock"
+    ready = directory / "nbdkit.pid"
+    ready.unlink(missing_ok=True)
     log = (directory / "nbdkit.log").open("wb")
     server = subprocess.Popen(
         [
@@ -53,6 +55,7 @@ def nbd_server(
             "--foreground",
             "--exit-with-parent",
             f"--unix={socket}",
+            f"--pidfile={ready}",  # written when it listens
             str(PLUGIN),
             f"file={backing}",
             f"ring={ring}",
@@ -65,8 +68,8 @@ def nbd_server(
     )
     try:
         wait_for(
-            lambda: (socket.exists() and ring.exists()) or server.poll() is not None,
-            what="nbdkit's sockets",
+            lambda: (ready.exists() and ring.exists()) or server.poll() is not None,
+            what="nbdkit",
             timeout_s=10,
         )
         if server.poll() is not None:

@@ -16,6 +16,16 @@ from tests.nbdkit.server import build_plugin
 from tests.pipeline.pair import Pair
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first: two workers then end at the same time."""
+    items.sort(key=_time_limit_s, reverse=True)
+
+
+def _time_limit_s(item: pytest.Item) -> float:
+    mark = item.get_closest_marker("timeout")
+    return float(mark.args[0]) if mark else 0.0
+
+
 @pytest.fixture(scope="session", autouse=True)
 def plugin() -> Path:
     return build_plugin()
