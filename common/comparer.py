@@ -33,7 +33,7 @@ from enum import Enum, auto
 import numpy as np
 
 from common import scan, tickets, wire
-from common.errors import InternalError
+from common.errors import BdrError, InternalError, StaleCaptureError
 from common.ring import SECTOR_BYTES
 from common.scan import BLOCK_SECTORS, Flags, Piece
 
@@ -168,7 +168,14 @@ class Note:
     facts: dict[str, int | str]
 
 
-Action = TellOffice | AskTarget | Read | HashBlocks | SendBatch | Note
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the process with this error."""
+
+    error: BdrError
+
+
+Action = TellOffice | AskTarget | Read | HashBlocks | SendBatch | Note | Stop
 
 
 class Stage(Enum):
@@ -237,15 +244,19 @@ class _Job:
 class Comparer:
     """See the module's text. One instance lives as long as its scanner process.
 
+    Args:
+        stream: of the capture whose device below is read.
+
     Attributes:
         compared_bytes: of jobs that came to their end.
         abandoned: tickets that were given back.
     """
 
-    def __init__(self, settings: ComparerSettings | None = None) -> None:
+    def __init__(self, *, stream: bytes, settings: ComparerSettings | None = None) -> None:
         self.settings = settings or ComparerSettings()
         self.compared_bytes = 0
         self.abandoned = 0
+        self._stream = stream
         self._jobs: dict[int, _Job] = {}
         self._over: dict[int, _Job] = {}
         """Forgotten, but a thread still uses the buffer."""
@@ -340,6 +351,13 @@ class Comparer:
                 actions.append(Note("unexpected", {"answer": type(answer).__name__}))
 
     def _begin(self, work: tickets.Work, actions: list[Action]) -> None:
+        if work.stream != self._stream:
+            text = (
+                f"the reader's capture has stream {work.stream.hex()}, and this one's had "
+                f"{self._stream.hex()}: it was made anew; beginning anew too"
+            )
+            actions.append(Stop(StaleCaptureError(text)))
+            return
         job = self._jobs.get(work.ask)
         if job is None or job.stage is not Stage.ASKING:
             # The answer to a question that was asked twice.

@@ -78,6 +78,13 @@ class InternalError(PermanentError):
     exit_code = 73
 
 
+class StaleCaptureError(RetryableError):
+    """The capture is another one, or of another size, than when this process began.
+
+    The process ends with its exit code, is started anew, and takes it as it is now.
+    """
+
+
 class RemoteError(BdrError):
     """The peer sent something that the protocol does not allow."""
 

@@ -18,7 +18,8 @@ Rules, in words:
   after growing pauses if nothing became durable since.
 - PAUSED: until the pause is over, then greet.
 - LINK DOWN, from anywhere -> OFFLINE. A REFUSED that was still on its way counts.
-- STOPPED: an error that does not pass was reported; nothing leads out.
+- STOPPED: an error that does not pass was reported, or the device has another size
+  than when this process began; nothing leads out.
 
 The condition of the replica, in words:
 
@@ -48,7 +49,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from common.capture import CaptureInfo, CaptureStatus
-from common.errors import BdrError, InternalError, RefusedError
+from common.errors import BdrError, InternalError, RefusedError, StaleCaptureError
 from common.ring import WRITE_SLOTS_MAX, Mode
 from common.wire import (
     BATCH_SLOTS_MAX,
@@ -464,11 +465,11 @@ class Sequencer:
 
     def _on_welcome(self, welcome: Welcome, actions: list[Action]) -> None:
         if not self.tail <= welcome.slot <= self._head() or welcome.number != 1:
-            self._stop(
+            text = (
                 f"the target names slot {welcome.slot}, batch {welcome.number}; wanted a slot from "
-                f"{self.tail} to {self._head()} and batch 1: is it another version?",
-                actions,
+                f"{self.tail} to {self._head()} and batch 1: is it another version?"
             )
+            self._stop(RefusedError(text), actions)
             return
         self._enter(Phase.STREAMING)
         self.epoch = welcome.epoch
@@ -507,17 +508,18 @@ class Sequencer:
 
     def _on_refused(self, refused: Refused, actions: list[Action]) -> None:
         if refused.reason.is_permanent:
-            self._stop(f"the target refused volume {self._volume}: {refused.text}", actions)
+            text = f"the target refused volume {self._volume}: {refused.text}"
+            self._stop(RefusedError(text), actions)
         elif self.phase in (Phase.GREETING, Phase.STREAMING):
             self._pause(f"the target refused for now: {refused.text}", actions)
 
     def _on_ack(self, ack: Ack, actions: list[Action]) -> None:
         if ack.accepted >= self._next_number or ack.durable > ack.accepted:
-            self._stop(
+            text = (
                 f"the target acknowledges batch {ack.durable} of {ack.accepted} accepted, but only "
-                f"{self._next_number - 1} were sent: is it another version?",
-                actions,
+                f"{self._next_number - 1} were sent: is it another version?"
             )
+            self._stop(RefusedError(text), actions)
             return
         if ack.accepted > self._accepted:
             self._accepted = ack.accepted
@@ -531,6 +533,14 @@ class Sequencer:
         self._release(tail, actions)
 
     def _on_capture(self, status: CaptureStatus, actions: list[Action]) -> None:
+        if status.device_sectors != self._info.device_sectors:
+            # Regions, tickets and the word to the target all go by the size.
+            text = (
+                f"the device has {status.device_sectors} sectors now, and had "
+                f"{self._info.device_sectors}; beginning anew with that"
+            )
+            self._stop(StaleCaptureError(text), actions)
+            return
         if status.mode is Mode.OVERFLOW and self._status.mode is Mode.STREAM:
             actions.append(
                 Announce("overflow", {"slot": status.head, "overflows": status.overflows})
@@ -728,10 +738,10 @@ class Sequencer:
             Announce("pause", {"epoch": self.epoch, "why": why, "pause_ms": int(pause_s * 1000)})
         )
 
-    def _stop(self, why: str, actions: list[Action]) -> None:
+    def _stop(self, error: BdrError, actions: list[Action]) -> None:
         self._in_flight_lost()
         self._enter(Phase.STOPPED)
-        actions.append(Stop(RefusedError(why)))
+        actions.append(Stop(error))
 
     def _in_flight_lost(self) -> None:
         """Forgets what is in flight: the target will say where to go on."""

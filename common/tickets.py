@@ -143,6 +143,8 @@ class Work:
 
     ask: int
     ticket: int
+    stream: bytes
+    """The capture's; a scanner that knows another one reads below another capture."""
     epoch: int
     ranges: Blob
 
@@ -586,10 +588,11 @@ class TicketOffice:
             return False
         self._pace.take(sectors * SECTOR_BYTES)
         ticket = self._open_ticket(peer, pieces)
-        actions.append(
-            Reply(peer, Work(request.ask, ticket.number, machine.epoch, encode_ranges(pieces)))
-        )
+        actions.append(Reply(peer, self._work(request.ask, ticket, encode_ranges(pieces))))
         return True
+
+    def _work(self, ask: int, ticket: _Ticket, ranges: bytes) -> Work:
+        return Work(ask, ticket.number, self._info.stream, self._machine.epoch, ranges)
 
     def _open_ticket(
         self, peer: Peer, pieces: list[Piece], *, is_examining: bool = False
@@ -687,7 +690,7 @@ class TicketOffice:
             return False
         ticket = waiting.ticket
         if ticket.number in self._open:
-            work = Work(request.ask, ticket.number, machine.epoch, request.ranges)
+            work = self._work(request.ask, ticket, request.ranges)
             actions.append(Reply(waiting.peer, work))
         return True
 

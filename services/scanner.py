@@ -74,7 +74,7 @@ class Scanner:
             options.tcp(address, port + 1),
             run_directory.endpoint("tickets"),
         )
-        self._comparer = Comparer()
+        self._comparer = Comparer(stream=self._stream)
         self._buffers = [
             memoryview(mmap.mmap(-1, BUFFER_BYTES)) for _ in range(self._comparer.settings.buffers)
         ]
@@ -228,6 +228,8 @@ class Scanner:
                 self._log.error("unreadable", device=self._source.path, **facts)
             case comparer.Note(topic, facts):
                 self._log.warning(topic, **facts)
+            case comparer.Stop(error):
+                raise error
             case _:
                 assert_never(action)
 

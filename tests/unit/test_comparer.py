@@ -11,8 +11,10 @@ import pytest
 from common import comparer as c
 from common import scan, tickets, wire
 from common.comparer import Comparer, ComparerSettings
+from common.errors import PERMANENT_EXIT_CODES, StaleCaptureError
 from common.ring import SECTOR_BYTES
 
+STREAM = b"stream-of-tests!"
 PIECES = [(0, 16), (64, 8)]
 SOURCE = Random(1).randbytes(24 * SECTOR_BYTES)
 """Content of the pieces, one behind the other: blocks 0 and 1, and block 8."""
@@ -22,7 +24,8 @@ class Desk:
     """A comparer whose reader, target and threads are this test."""
 
     def __init__(self, settings: ComparerSettings | None = None, *, buffers: int = 1) -> None:
-        self.machine = Comparer(settings or ComparerSettings(buffers=buffers))
+        settings = settings or ComparerSettings(buffers=buffers)
+        self.machine = Comparer(stream=STREAM, settings=settings)
         self.now_s = 100.0
         self.machine.handle(c.Tick(self.now_s))
         self.machine.handle(c.LinksUp())
@@ -42,7 +45,7 @@ class Desk:
 
     def work(self, ask: int, pieces: list[scan.Piece] = PIECES) -> tuple[c.Read, wire.Checksums]:
         ranges = wire.encode_ranges(pieces)
-        read, asked = self.machine.handle(c.Answered(tickets.Work(ask, 5, 7, ranges)))
+        read, asked = self.machine.handle(c.Answered(tickets.Work(ask, 5, STREAM, 7, ranges)))
         assert isinstance(read, c.Read)
         assert isinstance(asked, c.AskTarget)
         return read, asked.message
@@ -103,7 +106,7 @@ def test_asks_once_for_each_buffer_and_again_when_nobody_answers() -> None:
 
 @pytest.mark.parametrize("batches", [0, 32])
 def test_asks_for_nothing_without_its_links_or_with_much_to_send(batches: int) -> None:
-    machine = Comparer()
+    machine = Comparer(stream=STREAM)
     if batches:
         machine.handle(c.LinksUp())
     assert machine.handle(c.RoomSeen(batches)) == []
@@ -218,7 +221,7 @@ def test_work_for_a_question_asked_twice_is_given_back() -> None:
     desk = Desk()
     (ask,) = desk.ask()
     desk.work(ask)
-    second = tickets.Work(ask, 6, 7, wire.encode_ranges(PIECES))
+    second = tickets.Work(ask, 6, STREAM, 7, wire.encode_ranges(PIECES))
     actions = desk.machine.handle(c.Answered(second))
     assert commits(actions) == [tickets.Commit(6, 0, 0, second.ranges, b"")]
 
@@ -247,6 +250,16 @@ def test_commit_of_a_forgotten_job_sends_nothing() -> None:
     desk.machine.handle(c.LinkLost())
     assert desk.machine.handle(c.Answered(tickets.Committed(5, 7, 9, 40, b""))) == []
     assert desk.machine.compared_bytes == 0
+
+
+def test_work_below_another_capture_ends_the_process_to_be_started_anew() -> None:
+    desk = Desk()
+    (ask,) = desk.ask()
+    other = tickets.Work(ask, 5, b"another-stream..", 7, wire.encode_ranges(PIECES))
+    (stop,) = desk.machine.handle(c.Answered(other))
+    assert isinstance(stop, c.Stop)
+    assert isinstance(stop.error, StaleCaptureError)
+    assert stop.error.exit_code not in PERMANENT_EXIT_CODES
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -285,7 +298,7 @@ def test_any_order_of_events_keeps_every_buffer_and_ends_every_ticket(seed: int)
                 given += 1
                 open_tickets.add(given)
                 ranges = wire.encode_ranges(PIECES)
-                take(desk.machine.handle(c.Answered(tickets.Work(ask, given, 7, ranges))))
+                take(desk.machine.handle(c.Answered(tickets.Work(ask, given, STREAM, 7, ranges))))
             case c.TellOffice(tickets.Commit(ticket=ticket)):
                 answer = rng.choice(
                     (tickets.Committed(ticket, 7, 1, 1, b""), tickets.Dropped(ticket))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from common import sequencer as s
-from common.errors import InternalError
+from common.errors import PERMANENT_EXIT_CODES, InternalError, StaleCaptureError
 from common.ring import Mode
 from common.wire import Condition, Mark
 from tests.unit.test_sequencer import STATUS, ack, dispatch, new_sequencer, streaming, welcome
@@ -101,6 +101,15 @@ def test_failed_writes_are_merged_when_no_scan_is_under_way() -> None:
     generation = machine.generation
     assert of_kind(machine.handle(s.CaptureSeen(failed)), s.Resume)
     assert machine.generation > generation
+
+
+@pytest.mark.parametrize("sectors", [STATUS.device_sectors + 8, STATUS.device_sectors - 8])
+def test_device_of_another_size_ends_the_process_to_be_started_anew(sectors: int) -> None:
+    machine = streaming()
+    (stop,) = machine.handle(s.CaptureSeen(replace(STATUS, device_sectors=sectors)))
+    assert isinstance(stop, s.Stop)
+    assert isinstance(stop.error, StaleCaptureError)
+    assert stop.error.exit_code not in PERMANENT_EXIT_CODES
 
 
 # Overflows that come again.

@@ -47,8 +47,13 @@ class Desk:
         """In the ring at the start."""
         self.dispatched: list[wire.BatchHeader] = []
         self.numbers: list[wire.BatchHeader] = []
-        empty = replace(STATUS, head=STATUS.tail, unpublished=STATUS.tail)
-        self.machine = s.Sequencer(volume="v", info=info, status=empty)
+        self.empty = replace(
+            STATUS,
+            head=STATUS.tail,
+            unpublished=STATUS.tail,
+            device_sectors=info.device_sectors,
+        )
+        self.machine = s.Sequencer(volume="v", info=info, status=self.empty)
         self.office = t.TicketOffice(
             info=info, machine=self.machine, read_bits=self.read, settings=settings
         )
@@ -64,7 +69,7 @@ class Desk:
     def look(self, **changes: object) -> None:
         end = max(STATUS.tail + self.slots, self.machine.cursor)
         status = replace(
-            replace(STATUS, head=end, unpublished=end),
+            replace(self.empty, head=end, unpublished=end),
             active_regions=len(self.bits[Bitmap.ACTIVE]),
             resync_regions=len(self.bits[Bitmap.RESYNC]),
             **changes,  # type: ignore[arg-type]
