@@ -47,7 +47,8 @@ def nbd_server(
         raise SetupError(f"{PLUGIN}: not built; run `make plugin`")
     socket, ring = directory / "nbd.sock", directory / "ring.sock"
     ready = directory / "nbdkit.pid"
-    ready.unlink(missing_ok=True)
+    for left in (ready, socket):  # by one of before, which leaves its socket behind
+        left.unlink(missing_ok=True)
     log = (directory / "nbdkit.log").open("wb")
     server = subprocess.Popen(
         [

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """One volume with its source and its target, driven by tests.
 
-The source is a file served by nbdkit with the plugin; tests write to it over NBD.
-The stages run under a supervisord of the test's own.
+The source is a file served by nbdkit with the plugin, and tests write to it over NBD;
+a subclass may capture something else, see `Pair.captured`. The stages run under a
+supervisord of the test's own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from common.capture import Capture, CaptureStatus, Role, open_capture
 from common.programs import Program
@@ -31,12 +32,27 @@ DEADLINE_S = 60.0
 SMALL_JOURNAL = ("--journal-size", str(32 * MIB))
 
 
+class Application(Protocol):
+    """Writes to a captured device; each call returns when the device has done it."""
+
+    def write(self, offset: int, data: bytes, *, flags: int = 0) -> None:
+        """`flags` 1 is FUA."""
+        ...
+
+    def flush(self) -> None: ...
+
+    def trim(self, offset: int, length: int) -> None: ...
+
+    def zero(self, offset: int, length: int) -> None: ...
+
+
 class Pair:
     """Up while it is open; `start` starts the stages.
 
     Args:
         directory: for everything that it makes.
         size: of the source, in bytes.
+        source: what is captured; a blank file of its own by default.
         target_size: of the target, if it differs.
         writes: capacity of the ring.
         senders: how many.
@@ -48,13 +64,14 @@ class Pair:
         directory: Path,
         *,
         size: int = 64 * MIB,
+        source: Path | None = None,
         target_size: int | None = None,
         writes: int = 8192,
         senders: int = 2,
         applier_options: Sequence[str] = SMALL_JOURNAL,
     ) -> None:
         self.directory = directory
-        self.source = directory / "source"
+        self.source = source or directory / "source"
         self.target = directory / "target"
         self.state = directory / "state"
         self.port = free_port()
@@ -62,24 +79,49 @@ class Pair:
         """Where the source finds the target."""
         self.size = size
         self.target_program = self.target_with(options=applier_options)
-        self._writes = writes
+        self.writes = writes
         self._senders = senders
-        for path, bytes_ in ((self.source, size), (self.target, target_size or size)):
+        blank = {self.target: target_size or size} | ({} if source else {self.source: size})
+        for path, bytes_ in blank.items():
             with path.open("wb") as file:
                 file.truncate(bytes_)
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            _, self.nbd, self.ring = stack.enter_context(
-                nbd_server(str(self.source), self.directory, writes=self._writes)
-            )
-            self.stack = stack.enter_context(Stack(self.directory / "run"))
-            self.capture: Capture = open_capture(self.ring, Role.OBSERVER)
-            stack.callback(self.capture.close)
-            self.client = stack.enter_context(NbdClient(self.nbd))
+            self._captured = stack.enter_context(contextlib.ExitStack())
+            self.stack = stack.enter_context(self.make_stack(self.directory / "run"))
+            self._capture()
+            stack.callback(self._close_capture)
             self._open = stack.pop_all()
         return self
+
+    def _capture(self) -> None:
+        self.ring, self.client = self._captured.enter_context(self.captured())
+        self.capture: Capture = open_capture(self.ring, Role.OBSERVER)
+
+    def _close_capture(self) -> None:
+        self.capture.close()
+
+    def make_stack(self, directory: Path) -> Stack:
+        """What runs the stages."""
+        return Stack(directory)
+
+    def capture_anew(self) -> None:
+        """Takes the capture away, and makes it anew in the same place; the stages stay."""
+        self._close_capture()
+        self._captured.close()
+        self._capture()
+
+    @contextlib.contextmanager
+    def captured(self) -> Iterator[tuple[str, Application]]:
+        """Captures the source: path of the ring, and who writes to it."""
+        with (
+            nbd_server(str(self.source), self.directory, writes=self.writes) as (_, nbd, ring),
+            NbdClient(nbd) as client,
+        ):
+            self.nbd = nbd
+            yield ring, client
 
     def __exit__(
         self,
@@ -210,14 +252,21 @@ class Pair:
         What is durable may still be in the journal only: the device follows.
         """
         try:
-            wait_for(self._is_identical, what="an identical target", timeout_s=20)
+            wait_for(self.is_identical, what="an identical target", timeout_s=20)
         except SetupError:
+            print(f"differs in the MiB {self._first_difference()}; {self.status()}")
             return False
         return True
 
-    def _is_identical(self) -> bool:
+    def is_identical(self) -> bool:
+        """Whether the target equals the source now, over the source's size."""
+        return self._first_difference() is None
+
+    def _first_difference(self) -> int | None:
+        """The first MiB that differs."""
         with self.source.open("rb") as one, self.target.open("rb") as two:
-            while block := one.read(MIB):
+            for at in range(-(-self.size // MIB)):
+                block = one.read(MIB)
                 if two.read(len(block)) != block:
-                    return False
-        return True
+                    return at
+        return None

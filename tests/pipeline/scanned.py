@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import random
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from common.tickets import Reported
 from deploy.command import wait_for
 from deploy.stack import source_programs
 from services.office_client import OfficeClient, SourcePlace
-from tests.pipeline.pair import VOLUME, Pair
+from tests.pipeline.pair import DEADLINE_S, MIB, VOLUME, Pair
 
 
 class ScannedPair(Pair):
@@ -42,7 +46,7 @@ class ScannedPair(Pair):
         programs = source_programs(
             volume,
             chardev=chardev or self.ring,
-            address="127.0.0.1",
+            address=self.address,
             port=self.port,
             run_dir=self.directory / run_dir,
             senders=self._senders,
@@ -85,14 +89,10 @@ class ScannedPair(Pair):
 
     def bdr(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
         """Runs `bdr verify` or `bdr resync`."""
-        place = self.place
         return subprocess.run(
             [
-                *(sys.executable, "-c", "from services.cli import main; main()", command),
-                *("--run-dir", place.run_dir, "--chardev", place.chardev),
-                *("--address", place.address, "--port", str(place.port)),
-                *options,
-                VOLUME,
+                *(sys.executable, "-c", "from services.cli import main; main()"),
+                *self.bdr_words(command, *options),
             ],
             check=False,
             capture_output=True,
@@ -100,7 +100,68 @@ class ScannedPair(Pair):
             timeout=120,
         )
 
+    def bdr_words(self, command: str, *options: str) -> list[str]:
+        """The command line of `bdr verify` or `bdr resync`, behind `bdr`."""
+        place = self.place
+        return [
+            *(command, "--run-dir", place.run_dir, "--chardev", place.chardev),
+            *("--address", place.address, "--port", str(place.port)),
+            *(*options, VOLUME),
+        ]
+
     def condition(self) -> str:
         """What the target said last."""
         found = re.findall(r"event=\S+ .*?condition=(\w+)", self.stack.log("v-applier"))
         return found[-1] if found else ""
+
+
+def fill(pair: Pair, seed: int, *, extents: int) -> None:
+    """Data below the capture, from before it began."""
+    rng = random.Random(seed)
+    with pair.source.open("r+b") as file:
+        for _ in range(extents):
+            file.seek(rng.randrange(pair.size - MIB) // 512 * 512)
+            file.write(rng.randbytes(rng.randrange(1, 300) * 512))
+        file.flush()
+        # Nothing of it may be written back later, over what passes by this cache.
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def writing(pair: Pair, seed: int) -> Iterator[None]:
+    """Live writes in the background."""
+    done = threading.Event()
+
+    def write() -> None:
+        rng = random.Random(seed)
+        while not done.wait(0.001):
+            pair.scribble(rng, 5)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def survive_rounds(pair: ScannedPair, rng: random.Random, *, rounds: int) -> None:
+    """Overflow, the kill of any stage during the resync, more writes: round after round.
+
+    Raises:
+        AssertionError: after a round the replica differs.
+    """
+    stages = pair.stages()
+    for number in range(rounds):
+        overflows = pair.status().overflows
+        with pair.frozen("v-applier"):
+            while pair.status().overflows == overflows:
+                pair.scribble(rng, 50)
+            pair.scribble(rng, rng.randrange(200))
+        wait_for(lambda: pair.status().mode is Mode.STREAM, what="the resync", timeout_s=DEADLINE_S)
+        killed = rng.choice(stages)
+        pair.kill(killed)
+        pair.scribble(rng, 50)
+        pair.wait_consistent()
+        assert pair.becomes_identical(), f"round {number}, {killed} was killed"

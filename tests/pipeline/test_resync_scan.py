@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 from deploy.command import wait_for
 from tests.pipeline.pair import BLOCK_BYTES, DEADLINE_S, MIB
-from tests.pipeline.scanned import ScannedPair
+from tests.pipeline.scanned import ScannedPair, fill, writing
 
 MakePair = Callable[..., ScannedPair]
 
@@ -26,34 +25,6 @@ def make_pair(directory: Path) -> Iterator[MakePair]:
             return stack.enter_context(ScannedPair(directory, **settings))  # type: ignore[arg-type]
 
         yield make
-
-
-@contextlib.contextmanager
-def writing(pair: ScannedPair, seed: int) -> Iterator[None]:
-    """Live writes in the background, over a connection of its own."""
-    done = threading.Event()
-
-    def write() -> None:
-        rng = random.Random(seed)
-        while not done.wait(0.001):
-            pair.scribble(rng, 5)
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def fill(pair: ScannedPair, seed: int, *, extents: int) -> None:
-    """Data below the capture, from before it began."""
-    rng = random.Random(seed)
-    with pair.source.open("r+b") as file:
-        for _ in range(extents):
-            file.seek(rng.randrange(pair.size - MIB) // 512 * 512)
-            file.write(rng.randbytes(rng.randrange(1, 300) * 512))
 
 
 @pytest.mark.parametrize("options", [[], ["--journal", "none"]], ids=["journal", "none"])

@@ -6,17 +6,13 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploy.command import run, wait_for
-from tests.pipeline.pair import BLOCK_BYTES, DEADLINE_S, MIB
-from tests.pipeline.scanned import ScannedPair
-from tests.pipeline.test_resync_scan import MakePair, fill, make_pair, writing
+from tests.pipeline.pair import BLOCK_BYTES, MIB
+from tests.pipeline.scanned import ScannedPair, fill, writing
+from tests.pipeline.test_resync_scan import MakePair, make_pair
 
 __all__ = ["make_pair"]  # a fixture
 
@@ -101,52 +97,3 @@ def test_resync_without_a_scanner_says_so(make_pair: MakePair) -> None:
     done = pair.bdr("resync")
     assert done.returncode == 2
     assert "no scanner is at work" in done.stderr
-
-
-# Bad disks.
-
-
-@pytest.fixture
-def half_dead(directory: Path) -> Iterator[Callable[[Path], str]]:
-    """Makes a view of a file whose sectors from 16384 to 16399 cannot be read."""
-    begin, end = 16384 * 512, 16400 * 512
-    mount = directory / "dead"
-    running = []
-
-    def make(path: Path) -> str:
-        mount.mkdir()
-        socket = directory / "dead.sock"
-        fails = f"[ $4 -lt {end} ] && [ $(( $4 + $3 )) -gt {begin} ] && echo EIO >&2 && exit 1"
-        read = f"dd if={path} iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none"
-        server = ["nbdkit", "--foreground", f"--unix={socket}", "eval"]
-        server += [f"get_size=stat -c %s {path}", f"pread={fails}; {read}"]
-        for command in (server, ["nbdfuse", str(mount / "nbd"), "--unix", str(socket)]):
-            running.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
-            awaited = socket if command is server else mount / "nbd"
-            wait_for(awaited.exists, what=str(awaited), timeout_s=DEADLINE_S)
-        return str(mount / "nbd")
-
-    yield make
-    if mount.exists():
-        run("fusermount3", "-u", "-z", str(mount))
-    for process in reversed(running):
-        process.terminate()
-        process.wait()
-
-
-def test_source_that_fails_reads_is_reported_by_range_and_the_rest_goes_on(
-    make_pair: MakePair, half_dead: Callable[[Path], str]
-) -> None:
-    pair = make_pair(size=64 * MIB)
-    fill(pair, 3, extents=50)
-    device = half_dead(pair.source)
-    pair.scanner_options = ["--underdev", device]
-    pair.start()
-    wait_for(
-        lambda: pair.status().resync_regions == 1, what="all but one region", timeout_s=DEADLINE_S
-    )
-    assert 'sectors="[(16384, 16)]"' in pair.stack.log("v-scanner-1")
-    done = pair.bdr("resync")
-    assert done.returncode == 1
-    assert "the source cannot be read: sectors 16384 to 16399" in done.stdout
-    assert pair.condition() == "INCONSISTENT"
