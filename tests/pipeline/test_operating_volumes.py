@@ -8,6 +8,7 @@ import random
 import stat
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ __all__ = ["make_hosts"]  # a fixture
 
 VOLUMES = 8
 IDLE_S = 5.0
+LOOKS_MAX = 5
 SOURCE_BYTES_MAX = 150 * MIB
 SOURCE_CPU_MAX = 0.01
 """Of a core."""
@@ -40,15 +42,44 @@ def cpu_seconds(pid: int) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
-def cost(host: Host, volume: str) -> tuple[int, int, float]:
-    """Memory, proportional memory, and share of a core of a volume's idle processes."""
-    pids = [pid for name, pid in host.pids().items() if stage_of(name, volume=volume)]
-    began_s, began = time.monotonic(), sum(map(cpu_seconds, pids))
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of idle processes: memory, proportional memory, and share of a core."""
+
+    rss: int = 0
+    pss: int = 0
+    share: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.rss + other.rss, self.pss + other.pss, self.share + other.share)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rss / MIB:4.0f} MiB resident, {self.pss / MIB:3.0f} MiB with what is shared "
+            f"counted once, {100 * self.share:.2f} % of a core"
+        )
+
+
+def costs(host: Host, volume: str) -> dict[str, Cost]:
+    """What each of a volume's idle processes costs, by stage."""
+    pids = {
+        stage: pid
+        for name, pid in host.pids().items()
+        if (stage := stage_of(name, volume=volume)) is not None
+    }
+    began_s = time.monotonic()
+    began = {stage: cpu_seconds(pid) for stage, pid in pids.items()}
     # The length of a measurement, not a wait for something to happen.
     time.sleep(IDLE_S)
-    share = (sum(map(cpu_seconds, pids)) - began) / (time.monotonic() - began_s)
-    memory = [resident_bytes(pid) for pid in pids]
-    return sum(rss for rss, _ in memory), sum(pss for _, pss in memory), share
+    used = {stage: cpu_seconds(pid) - began[stage] for stage, pid in pids.items()}
+    elapsed_s = time.monotonic() - began_s
+    return {
+        stage: Cost(*resident_bytes(pid), used[stage] / elapsed_s) for stage, pid in pids.items()
+    }
+
+
+def total(found: dict[str, Cost]) -> Cost:
+    return sum(found.values(), Cost())
 
 
 @pytest.mark.timeout(300)
@@ -84,17 +115,21 @@ def test_eight_volumes_replicate_side_by_side(
     for volume in hosts.volumes[2:]:
         assert f"{volume.name}: healthy" in done.stdout
 
-    rss, pss, share = cost(hosts.source, "v8")
-    target_rss, target_pss, target_share = cost(hosts.target, "v8")
+    # The quietest of a few looks: the processors of tests are shared, and whoever shares
+    # a cache makes the same work take longer.
+    looks = [costs(hosts.source, "v8")]
+    while total(looks[-1]).share >= SOURCE_CPU_MAX and len(looks) < LOOKS_MAX:
+        looks.append(costs(hosts.source, "v8"))
+    source = min(looks, key=lambda found: total(found).share)
+    target = costs(hosts.target, "v8")
     with capsys.disabled():
-        print(
-            f"\none more idle volume: source {rss / MIB:.0f} MiB ({pss / MIB:.0f} MiB without "
-            f"what is shared), {100 * share:.2f} % of a core; target {target_rss / MIB:.0f} MiB "
-            f"({target_pss / MIB:.0f} MiB), {100 * target_share:.2f} %"
-        )
-    assert pss < SOURCE_BYTES_MAX
-    # Twice the aim, since the processors of tests are shared.
-    assert share < 2 * SOURCE_CPU_MAX
+        print("\none more idle volume:")
+        for side, found in (("source", source), ("target", target)):
+            for stage, each in found.items():
+                print(f"  {side} {stage:<8} {each}")
+            print(f"  {side} in sum   {total(found)}")
+    assert total(source).rss < SOURCE_BYTES_MAX
+    assert total(source).share < SOURCE_CPU_MAX
 
 
 def test_wrong_configurations_are_named_and_change_nothing(make_hosts: MakeHosts) -> None:
