@@ -30,6 +30,7 @@ from common.layout import (
 )
 
 STABLE_MODES = ("copy", "hint")
+DISCARD_MODES = ("zero", "pass")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _NODE_TIMEOUT_S = 10.0
 
@@ -48,12 +49,13 @@ class Attachment:
     """Slots: writes of at most 4096 bytes."""
     region_sectors: int = REGION_SECTORS_DEFAULT
     stable: str = "copy"
+    discard: str = "zero"
 
     def table(self, device_sectors: int) -> str:
         """The device-mapper table."""
         return (
             f"0 {device_sectors} bdr {self.underlying} {self.chardev} {self.capacity} "
-            f"4 region_sectors {self.region_sectors} stable {self.stable}"
+            f"6 region_sectors {self.region_sectors} stable {self.stable} discard {self.discard}"
         )
 
 
@@ -169,6 +171,8 @@ def _check_arguments(wanted: Attachment) -> None:
         )
     if wanted.stable not in STABLE_MODES:
         raise UsageError(f"stable {wanted.stable!r}: wanted one of {', '.join(STABLE_MODES)}")
+    if wanted.discard not in DISCARD_MODES:
+        raise UsageError(f"discard {wanted.discard!r}: wanted one of {', '.join(DISCARD_MODES)}")
 
 
 def _check_module(host: Host) -> None:
@@ -289,6 +293,9 @@ class LinuxHost:
         if done.returncode:
             said = (done.stderr or done.stdout).strip() or f"ended with {done.returncode}"
             hint = "; dmesg says why" if words[:2] == ("dmsetup", "create") else ""
+            if "kernel device-mapper driver" in said:
+                said = said.splitlines()[0]
+                hint = "; wanted device-mapper in this kernel: modprobe dm_mod"
             raise DeviceError(f"{' '.join(words[:3])}: {said}{hint}")
         return done.stdout
 

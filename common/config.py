@@ -233,6 +233,11 @@ class Source(_Volume):
         description="How ring and disk are kept equal, when it is attached.",
         json_schema_extra=_wanted('"copy" or "hint"'),
     )
+    discard: Literal["zero", "pass"] = Field(
+        "zero",
+        description="What a discard becomes on the device below, when it is attached.",
+        json_schema_extra=_wanted('"zero" or "pass"'),
+    )
     senders: int = Field(
         1,
         ge=1,

@@ -26,6 +26,13 @@
  *	W1 admitted (slots 5,6)   W2 overlaps: parked at W1
  *	W1 completes: publish 5,6   W2 admitted (slot 7)
  *
+ * Why a discard goes down as write-zeroes (discard zero, the default): what a
+ * discarded block reads as is up to the device, which may also leave out what is
+ * not aligned to its blocks.  The replica puts zeros there.  Write-zeroes without
+ * NOUNMAP lets the device give the space back just as well, and binds it to read
+ * as zeros.  With discard pass discards go down as they are, which is right for
+ * devices known to zero them.  The slot says DISCARD either way.
+ *
  * Contexts: map runs in process context, allocates with GFP_NOIO from a mempool
  * of the context and submits at most one bio per bio mapped; the worker does the
  * same.  Completion may be a hard interrupt: it uses saved values only, since the
@@ -220,6 +227,8 @@ int bdr_io_map(struct dm_target *ti, struct bio *bio)
 	if (!bdr_io_describe(io, bio))
 		return op_is_write(bio_op(bio)) && bio_sectors(bio) ?
 		       DM_MAPIO_KILL : DM_MAPIO_REMAPPED;
+	if (bio_op(bio) == REQ_OP_DISCARD && target->discard == BDR_DISCARD_ZERO)
+		bio->bi_opf = REQ_OP_WRITE_ZEROES | (bio->bi_opf & ~REQ_OP_MASK);
 	return bdr_io_start(io, bio, 1);
 }
 

@@ -81,8 +81,9 @@
 enum bdr_op {
 	BDR_OP_NOP = 0,			/* a write that failed: skip it */
 	BDR_OP_WRITE = 1,
-	BDR_OP_DISCARD = 2,		/* length in sectors: u64 in the payload */
-	BDR_OP_WRITE_ZEROES = 3,	/* likewise */
+	BDR_OP_DISCARD = 2,		/* zeros, and the space may be given back;
+					 * length in sectors: u64 in the payload */
+	BDR_OP_WRITE_ZEROES = 3,	/* length likewise */
 	BDR_OP_FLUSH = 4,
 };
 

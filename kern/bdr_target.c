@@ -4,7 +4,8 @@
  * write in a ring that user space maps.
  *
  *	0 SECTORS bdr UNDERLYING_DEVICE CHARDEV_NAME BUFFER_SIZE_IN_WRITES \
- *		[#opts [region_sectors N] [stable copy|hint]]
+ *		[#opts [region_sectors N] [stable copy|hint] \
+ *			[discard zero|pass]]
  *
  *	UNDERLYING_DEVICE	all of it, from its sector 0
  *	CHARDEV_NAME		the control device will be /dev/CHARDEV_NAME
@@ -12,6 +13,7 @@
  *	region_sectors		size of a bit of the dirty bitmap, a power of two;
  *				default 128 (64 KiB)
  *	stable			see bdr_io.c; default copy
+ *	discard			see bdr_io.c; default zero
  *
  *	# 64 MiB of ring in front of /dev/vdb
  *	dmsetup create data --table \
@@ -32,7 +34,8 @@
  *	the consumer sees 7, 8, and the mode; later it asks for RESUME
  *
  * Reloading the table of a device keeps its stream: the new target takes over
- * the context of the old one, and may differ in size, device and `stable`.
+ * the context of the old one, and may differ in size, device, `stable` and
+ * `discard`.
  *
  * Messages:
  *	resync		mark all regions for a resync
@@ -68,6 +71,7 @@ struct bdr_arguments {
 	unsigned int capacity;
 	unsigned int region_sectors;
 	enum bdr_stable stable;
+	enum bdr_discard discard;
 };
 
 /* A name that is safe as a file in /dev: it comes from a table, not from a path. */
@@ -87,7 +91,7 @@ static int bdr_arguments_parse_options(struct bdr_arguments *arguments,
 				       struct dm_arg_set *set, char **error)
 {
 	static const struct dm_arg count_arg = {
-		0, 4, "Invalid number of options"
+		0, 6, "Invalid number of options"
 	};
 	static const struct dm_arg region_arg = {
 		BDR_REGION_SECTORS_MIN, BDR_REGION_SECTORS_MAX,
@@ -132,6 +136,16 @@ static int bdr_arguments_parse_options(struct bdr_arguments *arguments,
 				*error = "stable must be copy or hint";
 				return -EINVAL;
 			}
+		} else if (!strcasecmp(option, "discard")) {
+			value = dm_shift_arg(set);
+			if (!strcasecmp(value, "zero")) {
+				arguments->discard = BDR_DISCARD_ZERO;
+			} else if (!strcasecmp(value, "pass")) {
+				arguments->discard = BDR_DISCARD_PASS;
+			} else {
+				*error = "discard must be zero or pass";
+				return -EINVAL;
+			}
 		} else {
 			*error = "Unknown option";
 			return -EINVAL;
@@ -157,6 +171,7 @@ static int bdr_arguments_parse(struct bdr_arguments *arguments, unsigned int arg
 	}
 	arguments->region_sectors = BDR_REGION_SECTORS_DEFAULT;
 	arguments->stable = BDR_STABLE_COPY;
+	arguments->discard = BDR_DISCARD_ZERO;
 	arguments->device = dm_shift_arg(&set);
 	arguments->name = dm_shift_arg(&set);
 	if (!bdr_name_is_valid(arguments->name)) {
@@ -229,6 +244,7 @@ static int bdr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	}
 	target->ti = ti;
 	target->stable = arguments.stable;
+	target->discard = arguments.discard;
 
 	r = dm_get_device(ti, arguments.device, dm_table_get_mode(ti->table),
 			  &target->dev);
@@ -272,7 +288,9 @@ static int bdr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	ti->flush_supported = true;
 	ti->accounts_remapped_io = true;
 	ti->num_flush_bios = 1;
-	ti->num_discard_bios = 1;
+	/* A device that takes no zeroes is offered no discards. */
+	ti->num_discard_bios = target->discard == BDR_DISCARD_PASS ||
+			       bdev_write_zeroes_sectors(target->dev->bdev);
 	ti->num_write_zeroes_bios = 1;
 	/* A ring and a replica defeat secure erase: it stays unsupported. */
 	return 0;
@@ -311,6 +329,7 @@ static void bdr_status(struct dm_target *ti, status_type_t type,
 	struct bdr_context *ctx = target->ctx;
 	struct bdr_status status;
 	const char *stable = target->stable == BDR_STABLE_COPY ? "copy" : "hint";
+	const char *discard = target->discard == BDR_DISCARD_ZERO ? "zero" : "pass";
 	unsigned int sz = 0;
 
 	switch (type) {
@@ -331,16 +350,16 @@ static void bdr_status(struct dm_target *ti, status_type_t type,
 		       BDR_STREAM_ID_BYTES, ctx->stream_id);
 		break;
 	case STATUSTYPE_TABLE:
-		DMEMIT("%s %s %llu 4 region_sectors %llu stable %s",
+		DMEMIT("%s %s %llu 6 region_sectors %llu stable %s discard %s",
 		       target->dev->name, ctx->name, ctx->gate.ring.capacity,
-		       ctx->gate.region_sectors, stable);
+		       ctx->gate.region_sectors, stable, discard);
 		break;
 	case STATUSTYPE_IMA:
 		DMEMIT_TARGET_NAME_VERSION(ti->type);
 		DMEMIT(",device_name=%s,control_name=%s,capacity=%llu",
 		       target->dev->name, ctx->name, ctx->gate.ring.capacity);
-		DMEMIT(",region_sectors=%llu,stable=%s;", ctx->gate.region_sectors,
-		       stable);
+		DMEMIT(",region_sectors=%llu,stable=%s,discard=%s;",
+		       ctx->gate.region_sectors, stable, discard);
 		break;
 	}
 }
@@ -384,6 +403,19 @@ static void bdr_io_hints(struct dm_target *ti, struct queue_limits *limits)
 
 	if (target->stable == BDR_STABLE_HINT)
 		bdr_compat_limits_stable_writes(limits);
+	/*
+	 * A discard holds up the ring until the device has zeroed it, so it is no
+	 * longer than the device likes them.  Both fields: which of them counts
+	 * depends on the kernel.
+	 */
+	if (target->discard == BDR_DISCARD_ZERO) {
+		unsigned int most = limits->max_write_zeroes_sectors;
+
+		limits->max_hw_discard_sectors =
+			min(limits->max_hw_discard_sectors, most);
+		limits->max_discard_sectors =
+			min(limits->max_discard_sectors, most);
+	}
 }
 
 static struct target_type bdr_target_type = {

@@ -16,12 +16,19 @@ enum bdr_stable {
 	BDR_STABLE_HINT,
 };
 
+/* What a discard becomes on its way down; see bdr_io.c. */
+enum bdr_discard {
+	BDR_DISCARD_ZERO,
+	BDR_DISCARD_PASS,
+};
+
 struct bdr_target {
 	struct dm_target *ti;
 	struct dm_dev *dev;
 	struct bdr_context *ctx;
 	struct bdr_bitmaps spare;	/* for the resize that a resume may be */
 	enum bdr_stable stable;
+	enum bdr_discard discard;
 	unsigned int inflight;		/* captured bios; under ctx->lock */
 };
 

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from common.attach import STABLE_MODES, Attachment, LinuxHost, writes_of_bytes
+from common.attach import DISCARD_MODES, STABLE_MODES, Attachment, LinuxHost, writes_of_bytes
 from common.attach import attach as attach_device
 from common.attach import detach as detach_device
 from common.config import parse_size
@@ -40,6 +40,13 @@ def _buffer_writes(text: str) -> int:
     help="Sectors that one bit of the dirty bitmap stands for.",
 )
 @click.option("--stable", type=click.Choice(STABLE_MODES), default="copy", show_default=True)
+@click.option(
+    "--discard",
+    type=click.Choice(DISCARD_MODES),
+    default="zero",
+    show_default=True,
+    help="zero: discards go down as write-zeroes; pass: as they are.",
+)
 def attach(
     device: str,
     *,
@@ -48,6 +55,7 @@ def attach(
     buffer: str,
     region_sectors: int,
     stable: str,
+    discard: str,
 ) -> None:
     """Capture the writes of DEVICE: creates /dev/mapper/NAME in front of it."""
     wanted = Attachment(
@@ -57,6 +65,7 @@ def attach(
         capacity=_buffer_writes(buffer),
         region_sectors=region_sectors,
         stable=stable,
+        discard=discard,
     )
     attach_device(LinuxHost(), wanted)
     click.echo(

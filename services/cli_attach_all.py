@@ -63,6 +63,7 @@ def _attach(host: Host, volume: Source) -> str:
         capacity=volume.buffer_writes,
         region_sectors=volume.region_sectors,
         stable=volume.stable,
+        discard=volume.discard,
     )
     attach(host, wanted)
     return f"/dev/mapper/{volume.mapper} is {volume.underdev}"

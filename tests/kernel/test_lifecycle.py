@@ -32,7 +32,7 @@ def memory_figures() -> dict[str, int]:
 
 
 def test_table_and_status_say_what_was_asked_for(loop: Loop) -> None:
-    options = "4 region_sectors 256 stable hint"
+    options = "6 region_sectors 256 stable hint discard pass"
     with Bdr("t0", loop.path, capacity=128, options=options) as bdr:
         table = run("dmsetup", "table", bdr.name).split()
         assert table[2:3] + table[4:] == ["bdr", bdr.chardev, "128", *options.split()]
@@ -62,6 +62,7 @@ WRONG_TABLES = [
     ("{lower} name 64 2 region_sectors 100", "region_sectors is not a power of two"),
     ("{lower} name 64 2 region_sectors 4", "region_sectors out of range"),
     ("{lower} name 64 2 stable perhaps", "stable must be copy or hint"),
+    ("{lower} name 64 2 discard perhaps", "discard must be zero or pass"),
     ("{lower} name 64 2 colour blue", "Unknown option"),
     ("{lower} name 64 1 stable", "An option has no value"),
     ("{lower} name 64 0 more", "Invalid number of options"),

@@ -81,7 +81,7 @@ def refusal(host: FakeHost, wanted: Attachment = WANTED) -> str:
 
 def test_attach_free_device_creates_the_target(host: FakeHost) -> None:
     attach(host, WANTED)
-    table = "0 2097152 bdr /dev/vdb bdr-data 16352 4 region_sectors 128 stable copy"
+    table = "0 2097152 bdr /dev/vdb bdr-data 16352 6 region_sectors 128 stable copy discard zero"
     assert host.commands[-1] == f"dmsetup create data --table {table}"
 
 
@@ -152,6 +152,7 @@ def test_attach_impossible_name_refused(host: FakeHost, name: str) -> None:
         Attachment("data", "/dev/vdb", "bdr-data", 64, region_sectors=100),
         Attachment("data", "/dev/vdb", "bdr-data", 64, region_sectors=4),
         Attachment("data", "/dev/vdb", "bdr-data", 64, stable="maybe"),
+        Attachment("data", "/dev/vdb", "bdr-data", 64, discard="maybe"),
     ],
 )
 def test_attach_impossible_numbers_refused(host: FakeHost, wanted: Attachment) -> None:

@@ -45,6 +45,7 @@ WRONG: dict[tuple[str, ...], list[Any]] = {
     ("volume", "db", "buffer_writes"): [0, 7, 1 << 29, "64M"],
     ("volume", "db", "region_sectors"): [100, 4, 1 << 21, "128"],
     ("volume", "db", "stable"): ["never", True],
+    ("volume", "db", "discard"): ["never", True],
     ("volume", "db", "senders"): [0, 65, "2", 1.0],
     ("volume", "db", "scanners"): [0, 17, "2"],
     ("volume", "db", "scan_rate"): [0, "fast", 1 << 10],
