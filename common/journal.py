@@ -51,8 +51,8 @@ BLOCK_BYTES = 4096
 COPIES = 2
 LOG_OFFSET = COPIES * BLOCK_BYTES
 
-_SUPERBLOCK = struct.Struct("<8sI4x16sQ16sQQQQQQ16sQQIII4x64s")
-_HEADER = struct.Struct("<8s16s16sQQQQIIII16sQQ16s24x")
+_SUPERBLOCK = struct.Struct("<8sI4x16sQ16sQQQQQQ16sQQIII4x64sQQQ")
+_HEADER = struct.Struct("<8s16s16sQQQQIIII16sQQ16sQQQ")
 HEADER_ENTRY_BYTES = _HEADER.size
 
 _SUPERBLOCK_CHECKSUM = slice(16, 32)
@@ -142,6 +142,9 @@ class EntryHeader:
     epoch: int
     condition: Condition
     body_checksum: bytes
+    since_s: int = 0
+    at_s: int = 0
+    left_bytes: int = 0
 
     @property
     def end(self) -> Cursor:
@@ -159,6 +162,9 @@ class EntryHeader:
             slot=self.slot,
             epoch=self.epoch,
             condition=self.condition,
+            since_s=self.since_s,
+            at_s=self.at_s,
+            left_bytes=self.left_bytes,
         )
 
 
@@ -246,6 +252,9 @@ def encode_superblock(superblock: Superblock) -> bytes:
         int(superblock.is_closed),
         len(volume),
         volume,
+        record.since_s,
+        record.at_s,
+        record.left_bytes,
     )
     block[_SUPERBLOCK_CHECKSUM] = _checksum(block)
     return bytes(block)
@@ -293,6 +302,9 @@ def _unpack_superblock(block: bytes) -> Superblock | None:
         is_closed,
         volume_bytes,
         volume,
+        since_s,
+        at_s,
+        left_bytes,
     ) = _SUPERBLOCK.unpack_from(block)
     if (
         log_bytes < LOG_BYTES_MIN
@@ -325,6 +337,9 @@ def _unpack_superblock(block: bytes) -> Superblock | None:
             epoch=epoch,
             condition=known_condition,
             clean=True,
+            since_s=since_s,
+            at_s=at_s,
+            left_bytes=left_bytes,
         ),
     )
 
@@ -369,6 +384,9 @@ def encode_entry(
             epoch=record.epoch,
             condition=record.condition,
             body_checksum=b"",
+            since_s=record.since_s,
+            at_s=record.at_s,
+            left_bytes=record.left_bytes,
         ),
     )
     return bytes(meta)
@@ -418,6 +436,9 @@ def _seal(meta: bytearray, payload: Buffer, header: EntryHeader) -> None:
         header.slot,
         header.epoch,
         body_checksum(meta, payload),
+        header.since_s,
+        header.at_s,
+        header.left_bytes,
     )
     meta[_HEADER_CHECKSUM] = _checksum(meta[:HEADER_ENTRY_BYTES])
 
@@ -450,6 +471,9 @@ def decode_entry_header(data: Buffer) -> EntryHeader | None:
         slot,
         epoch,
         body,
+        since_s,
+        at_s,
+        left_bytes,
     ) = _HEADER.unpack(head)
     try:
         return EntryHeader(
@@ -465,6 +489,9 @@ def decode_entry_header(data: Buffer) -> EntryHeader | None:
             epoch=epoch,
             condition=Condition(condition),
             body_checksum=body,
+            since_s=since_s,
+            at_s=at_s,
+            left_bytes=left_bytes,
         )
     except ValueError:
         return None  # no writer of this version makes such a kind or condition

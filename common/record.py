@@ -6,7 +6,8 @@ one is written leaves the other. Each copy bears a generation and a checksum; th
 intact one of the higher generation counts.
 
 Copy: 8 bytes magic, u64 generation, u32 body length, xxh3-128 of generation and
-body (16 bytes), body: msgpack map. Little-endian.
+body (16 bytes), body: msgpack map, which lacks the times and the rest of a scan where
+they are not known. Little-endian.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ NO_STREAM = bytes(STREAM_BYTES)
 JOURNAL_ID_BYTES = 16
 NO_JOURNAL = bytes(JOURNAL_ID_BYTES)
 
+_LATER = ("since_s", "at_s", "left_bytes")
 _HEAD = struct.Struct("<8sQI16s")
 
 
@@ -48,6 +50,12 @@ class ReplicaRecord:
     """The device holds nothing beyond `slot`: set by a clean stop, or by a journal's replay."""
     journal: bytes = NO_JOURNAL
     """Id of the journal that is in use, and so has what is newer than the state file."""
+    since_s: int = 0
+    """Since when the condition holds: seconds since 1970, UTC; 0 if that is not known."""
+    at_s: int = 0
+    """When this was accepted, in the same way: how old the replica is."""
+    left_bytes: int = 0
+    """What its source had left to compare, as it last said, while a scan is needed."""
 
     def at_start(self) -> ReplicaRecord:
         """The record as a starting applier must see it.
@@ -56,13 +64,15 @@ class ReplicaRecord:
         content is a prefix again only when the source has sent all it had.
         """
         if self.condition is Condition.CONSISTENT and not self.clean:
-            return replace(self, condition=Condition.CATCHING_UP)
+            return replace(self, condition=Condition.CATCHING_UP, since_s=0)
         return self
 
 
 def encode_copy(record: ReplicaRecord, generation: int) -> bytes:
     """One copy, padded to `COPY_BYTES`."""
     fields = asdict(record) | {"condition": int(record.condition)}
+    # Came later: where they are not known, the bytes are those of before.
+    fields = {name: value for name, value in fields.items() if value or name not in _LATER}
     body: bytes = msgpack.packb(fields, use_bin_type=True)
     head = _HEAD.pack(MAGIC, generation, len(body), _digest(generation, body))
     return (head + body).ljust(COPY_BYTES, b"\0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from dataclasses import replace
 
 from common import record as format_
 from common.errors import StateError
@@ -66,16 +67,7 @@ class RecordFile:
                 f"but the target has {device_sectors}; is it the right device? If so, delete "
                 "the state file and let the source scan"
             )
-        return ReplicaRecord(
-            volume=volume,
-            device_sectors=device_sectors,
-            stream=record.stream,
-            slot=record.slot,
-            epoch=record.epoch,
-            condition=record.condition,
-            clean=record.clean,
-            journal=record.journal,
-        )
+        return replace(record, device_sectors=device_sectors)
 
     def _settle(self) -> None:
         """Makes what a killed process left durable, and forgets what is cached of it.

@@ -55,11 +55,15 @@ from common.wire import (
     Mark,
     Message,
     Ping,
+    Progress,
     Refused,
     RefusedReason,
     Rewind,
+    Standing,
     Welcome,
 )
+
+_NEEDS_SCAN = (Condition.INCONSISTENT, Condition.UNKNOWN)
 
 Peer = bytes
 """Who sent a control message: the ROUTER's routing id."""
@@ -72,6 +76,8 @@ class Tick:
     """Time is now `now_s`; comes before other events."""
 
     now_s: float
+    utc_s: int = 0
+    """Seconds since 1970, for people to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +202,7 @@ class Replica:
         self._last_job = 0
         self._durable_job = 0
         self._now_s = 0.0
+        self._utc_s = 0
         self._heard_s = math.inf  # counts from the first Tick: its source may come back
         self._story: deque[str] = deque(maxlen=32)
 
@@ -248,8 +255,8 @@ class Replica:
         """
         actions: list[Action] = []
         match event:
-            case Tick(now_s):
-                self._now_s = now_s
+            case Tick(now_s, utc_s):
+                self._now_s, self._utc_s = now_s, utc_s
                 self._heard_s = min(self._heard_s, now_s)
             case MessageArrived(peer, message):
                 self._story.append(str(message)[:200])
@@ -287,6 +294,9 @@ class Replica:
         session = self._session
         if isinstance(message, Hello):
             self._on_hello(peer, message, actions)
+        elif isinstance(message, Progress):
+            if session is not None and session.peer == peer and self.serves(message.epoch):
+                self._on_progress(peer, message, actions)
         elif isinstance(message, Ping):
             is_mine = session is not None and session.peer == peer
             if session is not None and is_mine and not session.is_open:
@@ -300,6 +310,14 @@ class Replica:
             else:
                 self._heard_s = self._now_s
                 self._acknowledge(session, actions)
+
+    def _on_progress(self, peer: Peer, progress: Progress, actions: list[Action]) -> None:
+        record = self.record
+        if record.condition in _NEEDS_SCAN and progress.left_bytes != record.left_bytes:
+            actions.append(self._job(replace(record, left_bytes=progress.left_bytes)))
+        record = self.record
+        standing = Standing(record.epoch, record.condition, record.since_s, record.at_s)
+        actions.append(Send(peer, standing))
 
     def _on_hello(self, peer: Peer, hello: Hello, actions: list[Action]) -> None:
         record, session = self.record, self._session
@@ -487,6 +505,10 @@ class Replica:
         headers: Buffer = b"",
         payload: Buffer = b"",
     ) -> Apply:
+        if record.condition is not self.record.condition:
+            record = replace(record, since_s=self._utc_s)
+        left_bytes = record.left_bytes if record.condition in _NEEDS_SCAN else 0
+        record = replace(record, at_s=self._utc_s, left_bytes=left_bytes)
         self.record = record
         self._last_job += 1
         return Apply(self._last_job, extents, headers, payload, record)

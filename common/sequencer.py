@@ -50,7 +50,7 @@ from enum import Enum, auto
 
 from common.capture import CaptureInfo, CaptureStatus
 from common.errors import BdrError, InternalError, RefusedError, StaleCaptureError
-from common.ring import WRITE_SLOTS_MAX, Mode
+from common.ring import SECTOR_BYTES, WRITE_SLOTS_MAX, Mode
 from common.wire import (
     BATCH_SLOTS_MAX,
     PROTOCOL,
@@ -62,8 +62,10 @@ from common.wire import (
     Mark,
     Message,
     Ping,
+    Progress,
     Refused,
     Rewind,
+    Standing,
     Welcome,
 )
 
@@ -286,6 +288,8 @@ class Sequencer:
         self.epoch = 0
         self.generation = 0
         """Changes when batches in flight may be lost, and when regions may be marked anew."""
+        self.standing: Standing | None = None
+        """What the target remembers of its replica, as it last said."""
         self._volume = volume
         self._info = info
         self._status = status
@@ -447,6 +451,7 @@ class Sequencer:
             elif now_s >= self._ping_at_s:
                 self._ping_at_s = now_s + self.settings.ping_s
                 actions.append(Send(Ping(self.epoch)))
+                actions.append(Send(Progress(self.epoch, self._left_bytes())))
 
     def _on_message(self, message: Message, actions: list[Action]) -> None:
         self._heard_s = self._now_s
@@ -455,6 +460,8 @@ class Sequencer:
                 self._on_welcome(message, actions)
             case Refused() if message.attempt == self._attempt:
                 self._on_refused(message, actions)
+            case Standing() if self.phase is Phase.STREAMING and message.epoch == self.epoch:
+                self.standing = message
             case Ack() if self.phase is Phase.STREAMING and message.epoch == self.epoch:
                 self._on_ack(message, actions)
             case Rewind() if self.phase is Phase.STREAMING and message.epoch == self.epoch:
@@ -614,6 +621,11 @@ class Sequencer:
             case _:
                 return  # the target knows this source: nothing had to be assumed
         actions.append(Announce("assume-clean", {"assumption": said}))
+
+    def _left_bytes(self) -> int:
+        """What is marked, and so will be compared."""
+        marked = self._status.active_regions + self._status.resync_regions
+        return marked * self._info.region_sectors * SECTOR_BYTES
 
     def _should_resume(self, status: CaptureStatus) -> bool:
         if status.mode is Mode.STREAM:

@@ -294,6 +294,26 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """Source to target, with each PING: how much is left to be compared; 0 for nothing."""
+
+    epoch: int
+    left_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Target to source, the answer to PROGRESS: what it remembers of its replica."""
+
+    epoch: int
+    condition: Condition
+    since_s: int
+    """Since when the condition holds: seconds since 1970, UTC; 0 if that is not known."""
+    at_s: int
+    """When its last change was accepted, in the same way."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
     """Target to source, cumulative; also the answer to a PING."""
 
@@ -334,11 +354,24 @@ class Digests:
     """Empty, or why there are none."""
 
 
-Message = Hello | Welcome | Refused | Ping | Ack | Rewind | Checksums | Digests
+Message = (
+    Hello | Welcome | Refused | Ping | Progress | Standing | Ack | Rewind | Checksums | Digests
+)
 
 _MESSAGES: dict[str, type[Message]] = {
     kind.__name__.lower(): kind
-    for kind in (Hello, Welcome, Refused, Ping, Ack, Rewind, Checksums, Digests)
+    for kind in (
+        Hello,
+        Welcome,
+        Refused,
+        Ping,
+        Progress,
+        Standing,
+        Ack,
+        Rewind,
+        Checksums,
+        Digests,
+    )
 }
 _M = TypeVar("_M")
 

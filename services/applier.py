@@ -113,7 +113,7 @@ class Applier:
             raise self._worker.error
 
     def _on_tick(self, now_s: float) -> None:
-        self._tell(replica.Tick(now_s))
+        self._tell(replica.Tick(now_s, int(time.time())))
         self._reporter.tick(now_s, (self._replica.is_fed, self._replica.record.condition))
 
     def _values(self) -> metrics.Values:
@@ -125,6 +125,9 @@ class Applier:
             "stream": record.stream.hex(),
             "slot": record.slot,
             "epoch": record.epoch,
+            "since_s": record.since_s,
+            "at_s": record.at_s,
+            "left_bytes": record.left_bytes,
             "device_sectors": record.device_sectors,
             "jobs": self._durable_jobs,
             "bytes": self._durable_bytes,

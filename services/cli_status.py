@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,7 @@ def lines(status: Status) -> list[str]:
     else:
         shown.append(f"  source      {_link(status)}")
     shown.append(f"  replica     {replica(status)}")
+    shown += [f"              {line}" for line in standing(status)]
     supervisor = status.get("supervisor") or {}
     for stage in status["stages"]:
         shown.append(f"  {stage['name']:<20}{stage_line(stage, supervisor)}")
@@ -234,6 +236,26 @@ def replica(status: Status) -> str:
             f", journal {size(found['journal_bytes'] or 0)} of {size(found['journal_size_bytes'])}"
         )
     return text
+
+
+def standing(status: Status) -> list[str]:
+    """Since when; while a scan is needed how much of it is left, else of when the replica is."""
+    found = status["replica"]
+    since = f"since {moment(found['since'])}" if found.get("since") else ""
+    if found["condition"] in ("INCONSISTENT", "UNKNOWN"):
+        left = found.get("left_bytes")
+        words = [f"resync under way {since}".rstrip()] if since else []
+        words += [] if left is None else [f"{size(left)} left to compare"]
+        return [", ".join(words)] if words else []
+    if not since or not found.get("of"):
+        return []
+    place = f"slot {found['slot']} of stream {str(found['stream'])[:8]}"
+    return [f"{since}; {place}, of {moment(found['of'])}"]
+
+
+def moment(iso: str) -> str:
+    """A time as people read it."""
+    return datetime.fromisoformat(iso).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def stage_line(stage: Status, supervisor: Mapping[str, str]) -> str:

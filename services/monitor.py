@@ -39,7 +39,7 @@ from common.capture import Capture, CaptureStatus, Role, open_capture
 from common.errors import BdrError, PermanentError
 from common.health import SourceFacts, Stage, StageState, TargetFacts
 from common.lag import LagMeter
-from common.layout import PAYLOAD_BYTES, Mode
+from common.layout import PAYLOAD_BYTES, SECTOR_BYTES, Mode
 from services import log, metrics, options, sockets
 from services.events import Detector, Event, Hooks
 from services.loop import Loop
@@ -352,7 +352,13 @@ class Monitor:
                 "losses": _count(reader["disconnects"]) if reader else 0,
                 **self._links(),
             },
-            "replica": {"condition": reader["condition"] if reader else None},
+            "replica": {
+                "condition": reader["condition"] if reader else None,
+                **_standing(reader),
+                "slot": ring.tail if ring else None,
+                "stream": self._ring.capture.info.stream.hex() if self._ring.capture else None,
+                "left_bytes": _left_bytes(ring, self._ring.capture),
+            },
             "resync": self._resync_part(fresh, reader),
         }
 
@@ -389,6 +395,8 @@ class Monitor:
             },
             "replica": {
                 "condition": applier["condition"] if applier else None,
+                **_standing(applier),
+                "left_bytes": applier["left_bytes"] if applier else None,
                 "slot": applier["slot"] if applier else None,
                 "stream": applier["stream"] if applier else None,
                 "last_ack_age_seconds": (
@@ -435,6 +443,7 @@ class Monitor:
         )
 
 
+_YEAR_3000_S = 32_503_680_000
 _GOOD_NEWS = ("connection-restored", "consistent", "rpo-restored", "stage-back", "resync-end")
 
 
@@ -479,6 +488,26 @@ def _pid(known: _Known) -> int | None:
 
 def _values(known: _Known) -> dict[str, metrics.Value]:
     return dict(known.report.values) if known.report else {}
+
+
+def _standing(values: metrics.Values | None) -> dict[str, str | None]:
+    """Since when the condition holds, and of when the replica is, where that is known."""
+    found = values or {}
+    return {"since": _time(found.get("since_s")), "of": _time(found.get("at_s"))}
+
+
+def _time(value: metrics.Value) -> str | None:
+    if not isinstance(value, int) or not 0 < value < _YEAR_3000_S:
+        return None
+    return datetime.fromtimestamp(value, UTC).isoformat()
+
+
+def _left_bytes(status: CaptureStatus | None, capture: Capture | None) -> int | None:
+    """What is marked to be compared."""
+    if status is None or capture is None:
+        return None
+    marked = status.active_regions + status.resync_regions
+    return marked * capture.info.region_sectors * SECTOR_BYTES
 
 
 def _ring_part(status: CaptureStatus, capture: Capture | None) -> dict[str, Any]:

@@ -141,9 +141,14 @@ class Reader:
 
     def _values(self) -> metrics.Values:
         machine = self.sequencer
+        standing = machine.standing
+        if standing is not None and standing.condition is not machine.condition:
+            standing = None  # the target is about to say the new one
         return {
             "phase": machine.phase.name,
             "condition": machine.condition.name,
+            "since_s": standing.since_s if standing else 0,
+            "at_s": standing.at_s if standing else 0,
             "epoch": machine.epoch,
             "tail": machine.tail,
             "cursor": machine.cursor,

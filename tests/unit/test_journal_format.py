@@ -60,6 +60,23 @@ FROZEN_SKIP = (
     "180b35b2190b9e237e0e81b67dfd5958"
 )
 
+TIMED = replace(SUPERBLOCK.record, since_s=1_790_000_000, at_s=1_790_000_060, left_bytes=5 << 30)
+FROZEN_TIMED_SUPERBLOCK = (
+    "4244524a524e4c000100000000000000a0ce77ce335053156428aa5660ff96460807060504030201"
+    "000102030405060708090a0b0c0d0e0f000000400000000009000000000000000070563412000000"
+    "452300000000000050230000000000000000008000000000101112131415161718191a1b1c1d1e1f"
+    "efcdab00000000000c0000000000000001000000000000000500000000000000766f6c2d31000000"
+    "00000000000000000000000000000000000000000000000000000000000000000000000000000000"
+    "00000000000000000000000000000000803bb16a00000000bc3bb16a000000000000004001"
+)
+FROZEN_TIMED_ENTRY = (
+    "424452454e545259b98eada3684b329d80e4172efa937cc8000102030405060708090a0b0c0d0e0f"
+    "09000000000000004523000000000000007056341200000044230000000000000100000002000000"
+    "0300000001000000101112131415161718191a1b1c1d1e1fefcdab00000000000c00000000000000"
+    "96a1b5c8263c3fafa4a40825fd7cecd6803bb16a00000000bc3bb16a000000000000004001000000"
+    "0000000000000f000800000000000f"
+)
+
 
 def entry(slots: int = 2, **changes: object) -> tuple[bytes, bytes]:
     """Meta and payload of an entry of so many slots."""
@@ -88,6 +105,15 @@ def test_entry_of_version_1_has_its_frozen_bytes() -> None:
     meta, _ = entry()
     assert len(meta) == BLOCK_BYTES
     assert meta.rstrip(b"\0").hex() == FROZEN_ENTRY
+
+
+def test_superblock_and_entry_with_times_have_their_frozen_bytes() -> None:
+    superblock = replace(SUPERBLOCK, record=TIMED)
+    block = journal.encode_superblock(superblock)
+    assert block.rstrip(b"\0").hex() == FROZEN_TIMED_SUPERBLOCK
+    assert journal.inspect_superblock(block) == (Copy.INTACT, superblock)
+    meta, _ = entry(record=TIMED)
+    assert meta.rstrip(b"\0").hex() == FROZEN_TIMED_ENTRY
 
 
 def test_skip_of_version_1_has_its_frozen_bytes() -> None:
@@ -120,6 +146,9 @@ def test_skip_of_version_1_has_its_frozen_bytes() -> None:
             slot=U64,
             epoch=U64,
             condition=st.sampled_from(Condition),
+            since_s=U64,
+            at_s=U64,
+            left_bytes=U64,
         ),
     )
 )
@@ -137,6 +166,9 @@ def test_superblock_round_trip(superblock: Superblock) -> None:
         slot=U64,
         epoch=U64,
         condition=st.sampled_from(Condition),
+        since_s=U64,
+        at_s=U64,
+        left_bytes=U64,
     ),
     slots=st.integers(0, 1024),
     durable=U64,
@@ -153,6 +185,7 @@ def test_entry_round_trip(record: ReplicaRecord, slots: int, durable: int) -> No
 
 def test_record_has_no_field_that_the_journal_forgets() -> None:
     kept = {"volume", "device_sectors", "stream", "slot", "epoch", "condition"}
+    kept |= {"since_s", "at_s", "left_bytes"}
     implied = {"clean", "journal"}
     assert {field.name for field in fields(ReplicaRecord)} == kept | implied
 

@@ -34,11 +34,32 @@ FROZEN = (
     "6f63684da9636f6e646974696f6e01a5636c65616ec2a76a6f75726e616cc410"
 )
 
+TIMED = replace(
+    RECORD,
+    condition=Condition.INCONSISTENT,
+    since_s=1_790_000_000,
+    at_s=1_790_000_060,
+    left_bytes=5 << 30,
+)
+FROZEN_TIMED = (
+    "42445252454330310201000000000000a9000000eb2357e6671048bf9f21681cafeb0a588ba6"
+    "766f6c756d65a3766f6cae6465766963655f736563746f7273cf0000010000000000a6737472"
+    "65616dc410000102030405060708090a0b0c0d0e0fa4736c6f74cf8000000000000005a56570"
+    "6f63684da9636f6e646974696f6e02a5636c65616ec2a76a6f75726e616cc410000000000000"
+    "00000000000000000000a773696e63655f73ce6ab13b80a461745f73ce6ab13bbcaa6c656674"
+    "5f6279746573cf0000000140"
+)
+
 
 def test_copy_of_version_1_has_its_frozen_bytes() -> None:
     copy = encode_copy(RECORD, 258)
     assert copy.rstrip(b"\0").hex() == FROZEN
     assert decode_copy(bytes.fromhex(FROZEN).ljust(COPY_BYTES, b"\0")) == (258, RECORD)
+
+
+def test_copy_with_times_has_its_frozen_bytes() -> None:
+    assert encode_copy(TIMED, 258).rstrip(b"\0").hex() == FROZEN_TIMED
+    assert decode_copy(bytes.fromhex(FROZEN_TIMED).ljust(COPY_BYTES, b"\0")) == (258, TIMED)
 
 
 @given(
@@ -51,6 +72,9 @@ def test_copy_of_version_1_has_its_frozen_bytes() -> None:
         epoch=st.integers(0, (1 << 64) - 1),
         condition=st.sampled_from(Condition),
         clean=st.booleans(),
+        since_s=st.integers(0, (1 << 64) - 1),
+        at_s=st.integers(0, (1 << 64) - 1),
+        left_bytes=st.integers(0, (1 << 64) - 1),
     ),
     st.integers(0, (1 << 64) - 1),
 )

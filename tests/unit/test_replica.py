@@ -22,9 +22,11 @@ from common.wire import (
     Mark,
     Message,
     Ping,
+    Progress,
     Refused,
     RefusedReason,
     Rewind,
+    Standing,
     Welcome,
 )
 
@@ -460,3 +462,56 @@ def test_closing_job_says_that_nothing_lies_beyond() -> None:
     job = machine.closing_job()
     assert job.record == replace(RECORD, epoch=4, slot=51, clean=True)
     assert not bring(machine, make_batch(2, 51))
+
+
+# What is remembered for people.
+
+
+def inconsistent(utc_s: int = 1000) -> r.Replica:
+    """A session whose replica was declared inconsistent then."""
+    machine = open_session()
+    machine.handle(r.Tick(101.0, utc_s))
+    bring(machine, make_mark(1, 50, Mark.RESYNC))
+    return machine
+
+
+def test_condition_bears_the_time_since_when_it_holds() -> None:
+    machine = inconsistent(1000)
+    assert (machine.record.since_s, machine.record.at_s) == (1000, 1000)
+    machine.handle(r.Tick(102.0, 1060))
+    bring(machine, make_batch(2, 50))
+    assert (machine.record.since_s, machine.record.at_s) == (1000, 1060)
+    machine.handle(r.Tick(103.0, 1070))
+    bring(machine, make_mark(3, 51, Mark.CONSISTENT))
+    assert (machine.record.since_s, machine.record.at_s) == (1070, 1070)
+
+
+def test_what_is_left_of_a_scan_is_remembered_and_the_source_is_told_since_when() -> None:
+    machine = inconsistent(1000)
+    machine.handle(r.Tick(102.0, 1060))
+    actions = say(machine, Progress(4, 77 << 20))
+    (job,) = jobs(actions)
+    assert (job.record.left_bytes, len(job.extents)) == (77 << 20, 0)
+    assert messages(actions) == [Standing(4, Condition.INCONSISTENT, 1000, 1060)]
+    assert jobs(say(machine, Progress(4, 77 << 20))) == []
+    (done,) = bring(machine, make_mark(2, 50, Mark.CONSISTENT))
+    assert done.record.left_bytes == 0
+
+
+def test_consistent_replica_needs_no_job_for_what_its_source_says() -> None:
+    machine = open_session()
+    actions = say(machine, Progress(4, 5))
+    assert jobs(actions) == []
+    assert messages(actions) == [Standing(4, Condition.CONSISTENT, 0, 0)]
+
+
+@pytest.mark.parametrize(("peer", "epoch"), [(b"other", 4), (PEER, 3)])
+def test_progress_of_another_session_is_dropped(peer: bytes, epoch: int) -> None:
+    machine = inconsistent()
+    assert say(machine, Progress(epoch, 5), peer) == []
+
+
+def test_replica_that_was_not_stopped_cleanly_does_not_know_since_when() -> None:
+    record = replace(RECORD, clean=False, since_s=1000, at_s=1060)
+    found = r.Replica(record=record).record
+    assert (found.condition, found.since_s, found.at_s) == (Condition.CATCHING_UP, 0, 1060)

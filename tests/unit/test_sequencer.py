@@ -21,6 +21,7 @@ from common.wire import (
     Hello,
     Mark,
     Ping,
+    Progress,
     Refused,
     RefusedReason,
     Rewind,
@@ -367,7 +368,7 @@ def test_what_became_of_the_word_that_both_are_equal_is_told_once(
 
 def test_ping_is_sent_while_streaming() -> None:
     machine = streaming()
-    assert messages(machine.handle(s.Tick(1.0))) == [Ping(7)]
+    assert messages(machine.handle(s.Tick(1.0))) == [Ping(7), Progress(7, 0)]
     assert messages(machine.handle(s.Tick(1.2))) == []
 
 

@@ -10,7 +10,7 @@ import pytest
 from common import sequencer as s
 from common.errors import PERMANENT_EXIT_CODES, InternalError, StaleCaptureError
 from common.ring import Mode
-from common.wire import Condition, Mark
+from common.wire import Condition, Mark, Progress, Standing
 from tests.unit.test_sequencer import STATUS, ack, dispatch, new_sequencer, streaming, welcome
 
 DIRTY = replace(STATUS, resync_regions=3)
@@ -101,6 +101,19 @@ def test_failed_writes_are_merged_when_no_scan_is_under_way() -> None:
     generation = machine.generation
     assert of_kind(machine.handle(s.CaptureSeen(failed)), s.Resume)
     assert machine.generation > generation
+
+
+def test_target_is_told_what_is_left_and_tells_since_when() -> None:
+    machine = streaming(condition=Condition.INCONSISTENT)
+    machine.handle(s.CaptureSeen(replace(STATUS, active_regions=1, resync_regions=2)))
+    sent = [action.message for action in machine.handle(s.Tick(1.0)) if isinstance(action, s.Send)]
+    assert sent[1:] == [Progress(7, 3 * 65536)]
+    assert machine.standing is None
+    standing = Standing(7, Condition.INCONSISTENT, 1000, 1060)
+    machine.handle(s.MessageArrived(replace(standing, epoch=6)))
+    assert machine.standing is None
+    machine.handle(s.MessageArrived(standing))
+    assert machine.standing == standing
 
 
 @pytest.mark.parametrize("sectors", [STATUS.device_sectors + 8, STATUS.device_sectors - 8])

@@ -25,9 +25,11 @@ from common.wire import (
     Mark,
     Message,
     Ping,
+    Progress,
     Refused,
     RefusedReason,
     Rewind,
+    Standing,
     Welcome,
 )
 
@@ -60,6 +62,8 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     ),
     st.builds(Refused, attempt=U64, reason=st.sampled_from(RefusedReason), text=TEXT),
     st.builds(Ping, epoch=U64),
+    st.builds(Progress, epoch=U64, left_bytes=U64),
+    st.builds(Standing, epoch=U64, condition=st.sampled_from(Condition), since_s=U64, at_s=U64),
     st.builds(Ack, epoch=U64, accepted=U64, durable=U64),
     st.builds(Rewind, epoch=U64, text=TEXT),
     st.builds(Checksums, request=U64, epoch=U64, block_sectors=U64, ranges=st.binary(max_size=200)),
@@ -119,6 +123,15 @@ FROZEN_MESSAGES: list[tuple[Message, str]] = [
     (
         Ping(7),
         "82a474797065a470696e67a565706f636807",
+    ),
+    (
+        Progress(7, 5 << 30),
+        "83a474797065a870726f6772657373a565706f636807aa6c6566745f6279746573cf0000000140000000",
+    ),
+    (
+        Standing(7, Condition.INCONSISTENT, 1_790_000_000, 1_790_000_060),
+        "85a474797065a87374616e64696e67a565706f636807a9636f6e646974696f6e02a773696e63"
+        "655f73ce6ab13b80a461745f73ce6ab13bbc",
     ),
     (
         Ack(7, 300, 299),
