@@ -1,27 +1,71 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Registers the module with DKMS, builds and installs it for the running kernel.
-#   deploy/module-install.sh VERSION
+# Registers the module with DKMS, builds and installs it; or takes it away again.
+#   deploy/module-install.sh VERSION [--remove]
+#
+#   BDR_KERNEL=RELEASE    for this kernel instead of the running one
+#   BDR_KERNEL_DIR=DIR    its headers, if they are not where they belong
+#   BDR_DKMS_ROOT=DIR     everything below this directory: touches nothing of the host
 set -eu
 version=${1:?version}
+action=${2:-}
 cd "$(dirname "$0")/.."
-[ "$(id -u)" = 0 ] || {
-	echo "module-install: not root" >&2
+
+fail() {
+	echo "module-install: $*" >&2
 	exit 1
 }
-command -v dkms >/dev/null || {
-	echo "module-install: no dkms here; run: apt-get install dkms linux-headers-$(uname -r)" >&2
-	exit 1
+
+[ "$(id -u)" = 0 ] || fail "not root"
+kernel=${BDR_KERNEL:-$(uname -r)}
+command -v dkms >/dev/null ||
+	fail "no dkms here; run: apt-get install dkms linux-headers-$kernel"
+
+root=${BDR_DKMS_ROOT:-}
+sources=$root/usr/src
+trees=
+[ -z "$root" ] ||
+	trees="--dkmstree $root/var/lib/dkms --sourcetree $sources --installtree $root/lib/modules"
+
+call() { # call VERB ARGUMENTS...
+	verb=$1
+	shift
+	# The options are a list of words on purpose.
+	# shellcheck disable=SC2086
+	dkms "$verb" $trees "$@"
 }
-source=/usr/src/bdr-$version
-if dkms status "bdr/$version" | grep -q .; then
-	dkms remove "bdr/$version" --all
-fi
-rm -rf "$source"
-mkdir -p "$source"
-cp kern/*.c kern/*.h kern/Kbuild "$source/"
-sed "s/@VERSION@/$version/" kern/dkms.conf >"$source/dkms.conf"
-dkms add "bdr/$version"
-dkms build "bdr/$version"
-dkms install "bdr/$version"
-echo "module-install: bdr $version is installed; load it with: modprobe bdr"
+
+change() { # the same for verbs that would run depmod, which knows no other root
+	call "$@" ${root:+--no-depmod}
+}
+
+remove() {
+	if call status "bdr/$version" | grep -q .; then
+		change remove "bdr/$version" --all
+	fi
+	rm -rf "$sources/bdr-$version"
+}
+
+case $action in
+--remove)
+	remove
+	echo "module-install: bdr $version is removed"
+	exit
+	;;
+'') ;;
+*) fail "unknown option $action" ;;
+esac
+
+headers=${BDR_KERNEL_DIR:-/lib/modules/$kernel/build}
+[ -e "$headers/Makefile" ] ||
+	fail "no headers of $kernel in $headers; run: apt-get install linux-headers-$kernel"
+[ -z "$root" ] || mkdir -p "$root/var/lib/dkms" "$root/lib/modules/$kernel"
+
+remove
+mkdir -p "$sources/bdr-$version"
+cp kern/*.c kern/*.h kern/Kbuild "$sources/bdr-$version/"
+sed "s/@VERSION@/$version/" kern/dkms.conf >"$sources/bdr-$version/dkms.conf"
+call add "bdr/$version"
+call build "bdr/$version" -k "$kernel" --kernelsourcedir "$headers"
+change install "bdr/$version" -k "$kernel" --kernelsourcedir "$headers"
+echo "module-install: bdr $version is installed for $kernel; load it with: modprobe bdr"

@@ -26,6 +26,10 @@ module: ## the kernel module for the running kernel
 module-install: ## the kernel module by DKMS, rebuilt with every new kernel
 	@deploy/module-install.sh $(MODULE_VERSION)
 
+.PHONY: module-uninstall
+module-uninstall: ## takes the module away from DKMS
+	@deploy/module-install.sh $(MODULE_VERSION) --remove
+
 $(VM)/.packages: deploy/vm-packages.sh | $(BUILD)/.setup
 	@deploy/vm-packages.sh $(VENV)
 	@mkdir -p $(@D) && touch $@
@@ -58,6 +62,11 @@ test-kasan: $(VM_READY) ## the same tests on a KASAN and lockdep kernel (builds 
 	@$(MAKE) -s -C kern KDIR=$(abspath $(KASAN_DIR)) OUT=$(abspath $(VM)/module-kasan)
 	@$(VM_RUN) --kdir $(KASAN_DIR) --disk fast=1G --timeout 3600 --memory 4G -- \
 		env BDR_MODULE=$(VM)/module-kasan/bdr.ko $(VM_PYTEST) -o timeout=900 $(TESTS)
+
+.PHONY: test-dkms
+test-dkms: $(VM_KERNEL)/release ## the module through DKMS, in a directory of its own
+	@deploy/packages.sh dkms kmod
+	@tests/kernel/dkms.sh $(MODULE_VERSION) $(abspath $(VM_KERNEL)) $(abspath $(VM)/dkms)
 
 .PHONY: demo-vm
 demo-vm: $(VM_READY) ## the demonstration on the kernel module, in a virtual machine
