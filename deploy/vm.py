@@ -68,6 +68,7 @@ class MachineError(Exception):
 
 def main() -> int:
     arguments = _parse()
+    signal.signal(signal.SIGTERM, _terminate)
     run_dir = VM_DIR / f"run-{os.getpid()}"
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.mkdir(parents=True)
@@ -85,6 +86,12 @@ def main() -> int:
         shutil.rmtree(run_dir)
 
 
+def _terminate(*_: object) -> None:
+    """A machine does not outlive who asked for it; timeout(1) asks twice."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="deploy.vm", description=__doc__.splitlines()[0])
     parser.add_argument("--kernel", type=Path, default=VM_DIR / "kernel", help="from kernel.sh")
@@ -93,6 +100,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--disk", action="append", default=[], metavar="NAME=SIZE")
     parser.add_argument("--disk-cache", default="unsafe", help="QEMU's cache mode of the disks")
+    parser.add_argument(
+        "--instruction-clock",
+        action="store_true",
+        help="an emulated processor's clock counts instructions, 1 ns each, not the host's time",
+    )
     parser.add_argument("--append", action="append", default=[], help="a kernel parameter")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for everything")
     parser.add_argument("command", nargs="+")
@@ -143,6 +155,8 @@ def _words(
     words += ["--rwdir", str(BUILD)]
     if emulated:
         words.append("--disable-kvm")
+        if arguments.instruction_clock:
+            words.append("--qemu-opts=-icount shift=0,sleep=on")
     # An oops ends the machine; nobody would look at it.
     for parameter in ("oops=panic", "panic=-1", *arguments.append):
         words += ["--append", parameter]
