@@ -10,6 +10,7 @@ names the file, the key, the value that was found and what is allowed.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -378,6 +379,19 @@ def check_volume(name: str, tree: dict[str, Any], host: dict[str, Any]) -> Confi
                 for problem in error.problems
             ]
         ) from None
+
+
+def as_toml(title: str, table: BaseModel) -> str:
+    """A table as it stands in a file, with every value in force."""
+    lines = [f"[{title}]"]
+    for key, value in table.model_dump().items():
+        # JSON's strings, numbers, booleans and lists are TOML's.
+        lines.append(
+            f"# {key}: not set"
+            if value is None
+            else f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:

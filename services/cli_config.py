@@ -47,27 +47,6 @@ def show(config_path: str, volume: str | None) -> None:
     """Prints every value in force, defaults included, of VOLUME or of everything."""
     found = config.load(config_path)
     if volume is None:
-        _table("[host]", found.host.model_dump())
+        click.echo(config.as_toml("host", found.host))
     for name in [cli_options.chosen(found, volume)] if volume else found.volume:
-        _table(f"[volume.{name}]", found.volume[name].model_dump())
-
-
-def _table(title: str, values: dict[str, object]) -> None:
-    click.echo(title)
-    for key, value in values.items():
-        if value is None:
-            click.echo(f"# {key}: not set")
-        else:
-            click.echo(f"{key} = {_toml(value)}")
-    click.echo()
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    return str(value)
+        click.echo(config.as_toml(f"volume.{name}", found.volume[name]))

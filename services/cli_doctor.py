@@ -62,7 +62,7 @@ def findings(found: Config | None, config_error: str | None) -> Iterator[Finding
     yield _clock()
     if config_error is not None:
         for line in config_error.splitlines():
-            yield Finding("bdr.toml", False, line, "bdr config check", must=False)
+            yield Finding("bdr.toml", False, line, "edit it, then: bdr config check", must=True)
     if found is not None:
         yield from _directories(found)
         yield from _volumes(found)
@@ -102,7 +102,7 @@ def _kernel(*, must: bool) -> Iterator[Finding]:
     is_loaded = Path(f"/sys/module/{MODULE}").exists()
     is_built = any(Path(f"/lib/modules/{release}").rglob(f"{MODULE}.ko*"))
     state = "loaded" if is_loaded else "installed, not loaded" if is_built else "not installed"
-    mend = f"modprobe {MODULE}" if is_built else "dkms install bdr, see docs/installation.md"
+    mend = f"modprobe {MODULE}" if is_built else "make module-install, in BDR's checkout"
     yield Finding("kernel module", is_loaded, state, mend, must=must)
     lockdown = _read("/sys/kernel/security/lockdown")
     is_locked = "[integrity]" in lockdown or "[confidentiality]" in lockdown
@@ -225,11 +225,14 @@ def main(config_path: str) -> None:
     Ends with 1 if something that is needed here is missing. What only the kernel
     module or only the nbdkit plugin needs counts if a volume in bdr.toml uses it.
     """
-    found, error = None, None
-    try:
-        found = config.load(config_path)
-    except BdrError as problem:
-        error = str(problem)
+    found, error, note = None, None, None
+    if os.path.exists(config_path):
+        try:
+            found = config.load(config_path)
+        except BdrError as problem:
+            error = str(problem)
+    else:
+        note = f"{config_path} is not there; `bdr client` and `bdr server` need none"
     is_missing = False
     for finding in findings(found, error):
         bad = "MISSING" if finding.must else "missing"
@@ -238,4 +241,6 @@ def main(config_path: str) -> None:
             is_missing |= finding.must
             if finding.mend:
                 click.echo(f"{'':<27} -> {finding.mend}")
+    if note:
+        click.echo(f"note     {'bdr.toml':<18} {note}")
     sys.exit(is_missing)

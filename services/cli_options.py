@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +14,9 @@ from click.shell_completion import CompletionItem
 from common import config
 from common.config import Config
 from common.errors import BdrError, UsageError
+
+SIDE_FILE = "side.toml"
+"""In the run directory of a `bdr client` or `bdr server`: its options, as a configuration."""
 
 _Command = Callable[..., Any]
 
@@ -27,6 +32,39 @@ def config_path(command: _Command) -> _Command:
         type=click.Path(),
         help="The configuration file; also in $BDR_CONFIG.",
     )(command)
+
+
+def load(config_path: str) -> Config:
+    """The configuration of a command that asks what runs.
+
+    Raises:
+        UsageError: it is missing or wrong; sides in the foreground are pointed out.
+    """
+    try:
+        return config.load(config_path)
+    except BdrError as error:
+        sides = sorted(Path("/run").glob(f"*/{SIDE_FILE}"))
+        if os.path.exists(config_path) or not sides:
+            raise
+        raise UsageError(
+            f"{error}\na `bdr client` or `bdr server` runs here: add --run-dir "
+            + " or --run-dir ".join(str(path.parent) for path in sides)
+        ) from error
+
+
+def side_config(run_dir: str) -> Config:
+    """What a `bdr client` or `bdr server` was told, from its run directory.
+
+    Raises:
+        UsageError: none runs there.
+    """
+    path = Path(run_dir) / SIDE_FILE
+    if not path.exists():
+        raise UsageError(
+            f"run directory {run_dir}: found no {SIDE_FILE} there; wanted the directory that a "
+            "running `bdr client` or `bdr server` has named"
+        )
+    return config.load(path)
 
 
 def complete_volume(

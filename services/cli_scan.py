@@ -43,7 +43,11 @@ def _source(command: _Command) -> _Command:
     """The volume, from bdr.toml, or all of it from options."""
     options = [
         cli_options.config_path,
-        click.option("--run-dir", help="Instead of bdr.toml: the directory of its sockets,"),
+        click.option(
+            "--run-dir",
+            help="Instead of bdr.toml: the run directory of a `bdr client`; or, together with "
+            "the options below, that of the volume's sockets,",
+        ),
         click.option("--chardev", help="its capture,"),
         click.option("--underdev", help="the device below, if the capture does not say,"),
         click.option("--address", help="the target's address,"),
@@ -68,9 +72,11 @@ def _place(
     given = (run_dir, chardev, address)
     if run_dir and chardev and address:
         return SourcePlace(volume or "bdr", chardev, underdev, address, port, run_dir)
+    if run_dir and not any((chardev, address)):
+        return place_of(cli_options.side_config(run_dir), volume)
     if any(given):
-        raise click.UsageError("--run-dir, --chardev and --address belong together")
-    return place_of(config.load(config_path), volume)
+        raise click.UsageError("--chardev and --address belong together, and with --run-dir")
+    return place_of(cli_options.load(config_path), volume)
 
 
 class _Bar:

@@ -31,7 +31,7 @@ from common.capture import Role, open_capture
 from common.config import Config, Source, Target
 from common.errors import BdrError, DeviceError
 from common.programs import STOP_WAIT_S, from_config
-from services import log
+from services import cli_options, log
 from services.supervision import Supervision, make_directory
 
 POLL_S = 0.5
@@ -72,8 +72,8 @@ def _shared(command: _Command) -> _Command:
         click.option(
             "--run-dir",
             type=click.Path(file_okay=False),
-            help="Run directory, for `bdr status --run-dir`; a private one by default. "
-            "Removed at the end.",
+            help="Run directory, for `bdr status --run-dir` and the like; a private one by "
+            "default. Removed at the end.",
         ),
         click.option(
             "--log-format",
@@ -272,12 +272,20 @@ def _run(found: Config, run_dir: str | None) -> None:
             found, python=sys.executable, programs_dir=str(supervision.programs_dir), counts={}
         )
         supervision.write(programs, log_dir=None)
+        _write_side(found, supervision.run_dir)
         if found.host.log_level != "warning":
             shown = shlex.join(["bdr", "status", "--run-dir", str(supervision.run_dir)])
             click.echo(f"bdr: running in the foreground; in another terminal: {shown}", err=True)
         _Foreground(supervision).run()
     finally:
         shutil.rmtree(supervision.run_dir, ignore_errors=True)
+
+
+def _write_side(found: Config, run_dir: Path) -> None:
+    """Leaves what this side is for commands that get `--run-dir`."""
+    tables = [config.as_toml("host", found.host)]
+    tables += [config.as_toml(f"volume.{name}", volume) for name, volume in found.volume.items()]
+    (run_dir / cli_options.SIDE_FILE).write_text("\n".join(tables))
 
 
 class _Foreground:

@@ -18,8 +18,7 @@ from typing import Any
 import click
 import zmq
 
-from common import config
-from common.errors import BdrError
+from common.errors import BdrError, UsageError
 from services import cli_options
 from services.monitor_client import NoAnswerError, Subscriber
 from services.supervision import Supervision
@@ -42,7 +41,7 @@ def places(*, config_path: str, run_dir: str | None, volume: str | None) -> list
     """The volumes to be asked for, from a run directory or from bdr.toml.
 
     Raises:
-        UsageError: the configuration is wrong, or has no such volume.
+        UsageError: the configuration is wrong, or has no such volume, or none at all.
     """
     if run_dir is not None:
         found = [
@@ -51,8 +50,16 @@ def places(*, config_path: str, run_dir: str | None, volume: str | None) -> list
         ]
         if volume is not None:
             found = [place for place in found if place.volume == volume]
+        if not found:
+            what = "no volume" if volume is None else f"no volume {volume!r}"
+            raise UsageError(
+                f"run directory {run_dir}: found {what} there; wanted the directory that a "
+                "running `bdr client` or `bdr server` has named"
+            )
         return found
-    configuration = config.load(config_path)
+    configuration = cli_options.load(config_path)
+    if not configuration.volume:
+        raise UsageError(f"{config_path}: found no volume in it; wanted one at least")
     names = [cli_options.chosen(configuration, volume)] if volume else list(configuration.volume)
     return [Place(name, configuration.run_dir_of(name)) for name in names]
 
@@ -121,13 +128,10 @@ def main(
     """
     try:
         found = places(config_path=config_path, run_dir=run_dir, volume=volume)
-        host_dir = run_dir or config.load(config_path).host.run_dir
+        host_dir = run_dir or cli_options.load(config_path).host.run_dir
     except BdrError as error:
-        click.echo(f"bdr: {error}", err=True)
-        sys.exit(WORST)
-    if not found:
-        where = run_dir or config_path
-        click.echo(f"bdr: {where}: no volume {volume or ''} here".rstrip(), err=True)
+        for line in str(error).splitlines():
+            click.echo(f"bdr: {line}", err=True)
         sys.exit(WORST)
     states, silence = processes(host_dir)
     statuses = [dict(ask(place, timeout)) for place in found]

@@ -194,8 +194,6 @@ def _keys() -> Iterator[int | None]:
 def main(config_path: str, run_dir: str | None, volume: str | None) -> None:
     """Shows VOLUME, or every volume of this host, live. q or Ctrl-C quits."""
     found = cli_status.places(config_path=config_path, run_dir=run_dir, volume=volume)
-    if not found:
-        raise click.ClickException("no volume here")
     views = [View(place) for place in found]
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:

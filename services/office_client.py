@@ -13,7 +13,6 @@ from common.config import Config, Source
 from common.errors import BdrError, UsageError
 from services import cli_options, options, sockets
 from services.loop import Socket
-from services.sockets import RunDirectory
 
 ANSWER_S = 5.0
 """A reader answers what it knows within this."""
@@ -67,7 +66,7 @@ class OfficeClient:
         self._place = place
         self._context: zmq.Context[Socket] = zmq.Context()
         self._office = sockets.ticket_client(self._context)
-        self._office.connect(RunDirectory(place.run_dir).endpoint("requests"))
+        self._office.connect(sockets.endpoint(place.run_dir, "requests"))
         self._control = sockets.control_client(self._context)
         self._control.connect(options.tcp(place.address, place.port + 1))
         self._number = 0

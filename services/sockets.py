@@ -145,8 +145,23 @@ def bind(server: Socket, endpoint: str) -> None:
         ) from error
 
 
+def endpoint(run_dir: str | Path, name: str) -> str:
+    """The ZeroMQ address of an ipc socket in a volume's run directory.
+
+    Raises:
+        AddressError: the path is longer than a Unix socket's may be.
+    """
+    path = os.path.abspath(Path(run_dir) / f"{name}.sock")
+    if len(os.fsencode(path)) > _IPC_PATH_BYTES_MAX:
+        raise AddressError(
+            f"socket path {path}: found {len(path)} characters, wanted at most "
+            f"{_IPC_PATH_BYTES_MAX}; choose a shorter --run-dir"
+        )
+    return f"ipc://{path}"
+
+
 class RunDirectory:
-    """The directory of a volume's ipc sockets on this host, mode 0700."""
+    """The directory of a volume's ipc sockets on this host, mode 0700; made if need be."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -159,18 +174,8 @@ class RunDirectory:
             ) from error
 
     def endpoint(self, name: str) -> str:
-        """The ZeroMQ address of an ipc socket.
-
-        Raises:
-            AddressError: the path is longer than a Unix socket's may be.
-        """
-        path = os.path.abspath(self.path / f"{name}.sock")
-        if len(os.fsencode(path)) > _IPC_PATH_BYTES_MAX:
-            raise AddressError(
-                f"socket path {path}: found {len(path)} characters, wanted at most "
-                f"{_IPC_PATH_BYTES_MAX}; choose a shorter --run-dir"
-            )
-        return f"ipc://{path}"
+        """See `endpoint`, of this directory."""
+        return endpoint(self.path, name)
 
     def claim(self, stage: str) -> int:
         """Locks the stage for this process: a second bind would silently steal its sockets.

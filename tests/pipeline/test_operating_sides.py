@@ -118,6 +118,31 @@ def test_client_and_server_replicate_and_leave_nothing_behind(
         assert not side.run_dir.exists()
 
 
+def test_commands_find_a_side_by_its_run_directory(
+    sides: tuple[Side, Side], volume: Volume, directory: Path
+) -> None:
+    run_dir = str(sides[0].run_dir)
+    volume.client.write(4096, b"written".ljust(4096))
+    for command in ("status", "wait", "verify", "resync"):
+        done = bdr(command, "--run-dir", run_dir)
+        assert done.returncode == 0, (command, done)
+    done = bdr("verify", "--run-dir", run_dir, "--json")
+    assert json.loads(done.stdout)["is_equal"]
+
+    # Where none runs, nothing is well, and nothing is made.
+    nowhere = directory / "nowhere"
+    for command in ("status", "wait", "top", "verify", "resync"):
+        done = bdr(command, "--run-dir", str(nowhere))
+        assert done.returncode in (2, 64), (command, done)
+        assert f"run directory {nowhere}: found no" in done.stderr
+        assert "a running `bdr client`" in done.stderr
+    words = ["--chardev", volume.ring, "--address", "127.0.0.1", "--port", str(volume.port)]
+    done = bdr("verify", "--run-dir", str(nowhere), *words)
+    assert done.returncode == 2
+    assert "no reader answers" in done.stderr
+    assert not nowhere.exists()
+
+
 def test_a_killed_client_leaves_no_process_behind(
     sides: tuple[Side, Side],
 ) -> None:
