@@ -69,6 +69,9 @@ from common.wire import (
     Welcome,
 )
 
+RESYNC_SLOTS = 256
+"""What a resync batch has at most, as a rule: 1 MiB."""
+
 # Events: what happened.
 
 
@@ -253,6 +256,10 @@ class SequencerSettings:
     overflow_max_s: float = 16.0
     resync_batches: int = 32
     """Most resync batches in flight, each of at most 1 MiB: a scan's part of the window."""
+    resync_share: float = 0.25
+    """And no more of them than fit into this share of the ring, but one."""
+    resync_below: float = 0.5
+    """None is added while more than this share of the ring is in use."""
 
     def __post_init__(self) -> None:
         if not WRITE_SLOTS_MAX <= self.batch_slots <= BATCH_SLOTS_MAX:
@@ -373,13 +380,29 @@ class Sequencer:
         return self._is_scan_wanted
 
     @property
+    def resync_limit(self) -> int:
+        """Resync batches in flight that are enough: live writes wait behind them.
+
+        What the ring gathers meanwhile must fit into it, or a scan over a slow link would
+        make the overflow that the next scan has to repair.
+        """
+        share = self.settings.resync_share * self._info.capacity / RESYNC_SLOTS
+        return max(1, min(self.settings.resync_batches, int(share)))
+
+    @property
     def resync_room(self) -> int:
         """Resync batches that may be numbered now."""
-        if not self.may_scan or self._due_mark():
+        used = max(self._status.head, self.cursor) - self.tail
+        if (
+            not self.may_scan
+            or self._due_mark()
+            or used > self.settings.resync_below * self._info.capacity
+        ):
             return 0
+        # Those of one ticket go together.
+        limit = self.resync_limit if self._resync_in_flight else self.settings.resync_batches
         return min(
-            self.settings.resync_batches - self._resync_in_flight,
-            self.settings.window_batches - len(self._in_flight),
+            limit - self._resync_in_flight, self.settings.window_batches - len(self._in_flight)
         )
 
     # The way in.

@@ -577,10 +577,12 @@ class TicketOffice:
             self._plan()
         pieces: list[Piece] = []
         sectors = 0
+        # As much as its batches may carry, should all of it differ.
+        most = min(self.settings.ticket_sectors, machine.resync_limit * PIECE_SECTORS)
         while (
             self._planned
             and len(pieces) < self.settings.pieces
-            and sectors + self._planned[0][1] <= self.settings.ticket_sectors
+            and sectors + self._planned[0][1] <= most
         ):
             pieces.append(self._planned.popleft())
             sectors += pieces[-1][1]

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import Self
 
 _READ_BYTES = 1 << 16
@@ -18,12 +17,15 @@ class BadLink:
 
     Attributes:
         delay_s: added to every piece of up to 64 KiB.
+        rate: bytes a second, of all connections and both ways together; 0 for no limit.
     """
 
     address = "127.0.0.2"
 
     def __init__(self, *ports: int) -> None:
         self.delay_s = 0.0
+        self.rate = 0.0
+        self._free_at_s = 0.0
         self._ports = ports
         self._writers: set[asyncio.StreamWriter] = set()
         self._is_cut = False
@@ -55,12 +57,7 @@ class BadLink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
 
@@ -120,6 +117,10 @@ class BadLink:
             await self._flows.wait()
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)
+            if self.rate:
+                now_s = self._loop.time()
+                self._free_at_s = max(now_s, self._free_at_s) + len(data) / self.rate
+                await asyncio.sleep(self._free_at_s - now_s)
             writer.write(data)
             await writer.drain()
         writer.transport.abort()

@@ -11,7 +11,7 @@ from common import sequencer as s
 from common.errors import PERMANENT_EXIT_CODES, InternalError, StaleCaptureError
 from common.ring import Mode
 from common.wire import Condition, Mark, Progress, Standing
-from tests.unit.test_sequencer import STATUS, ack, dispatch, new_sequencer, streaming, welcome
+from tests.unit.test_sequencer import INFO, STATUS, ack, dispatch, new_sequencer, streaming, welcome
 
 DIRTY = replace(STATUS, resync_regions=3)
 
@@ -81,6 +81,34 @@ def test_more_resync_batches_than_there_is_room_for_is_an_internal_error() -> No
     machine = streaming(DIRTY, condition=Condition.INCONSISTENT)
     with pytest.raises(InternalError):
         machine.handle(s.ResyncReady(machine.resync_room + 1))
+
+
+@pytest.mark.parametrize(
+    ("capacity", "limit"), [(64, 1), (1024, 1), (8192, 8), (16384, 16), (1 << 20, 32)]
+)
+def test_resync_batches_in_flight_are_few_where_the_ring_is_small(
+    capacity: int, limit: int
+) -> None:
+    info = replace(INFO, capacity=capacity)
+    status = replace(DIRTY, head=STATUS.tail)
+    machine = s.Sequencer(volume="v", info=info, status=status)
+    machine.handle(s.LinkUp())
+    welcome(machine, status.tail, Condition.INCONSISTENT)
+    machine.handle(s.CaptureSeen(status))
+    assert machine.resync_limit == limit
+    # One ticket always goes as a whole.
+    assert machine.resync_room == 32
+    machine.handle(s.ResyncReady(1))
+    assert machine.resync_room == limit - 1
+
+
+def test_no_resync_batch_is_added_while_the_ring_is_half_full() -> None:
+    machine = streaming(DIRTY, condition=Condition.INCONSISTENT)
+    half = STATUS.tail + INFO.capacity // 2
+    machine.handle(s.CaptureSeen(replace(DIRTY, head=half)))
+    assert machine.resync_room > 0
+    machine.handle(s.CaptureSeen(replace(DIRTY, head=half + 1)))
+    assert machine.resync_room == 0
 
 
 def test_scanner_lost_greets_again_only_if_its_batches_have_not_arrived() -> None:
