@@ -66,13 +66,15 @@ def _check_tools(*tools: str) -> None:
 
 
 @contextlib.contextmanager
-def captured(backing: str, directory: Path) -> Iterator[DmSource | NbdSource]:
+def captured(
+    backing: str, directory: Path, *, writes: int = RING_WRITES
+) -> Iterator[DmSource | NbdSource]:
     """A captured device over `backing`: by the module where it can be loaded, else by nbdkit."""
     why_not = load_module()
     if why_not is None:
         say("capture: the kernel module, device-mapper target `bdr`")
         name = f"bdr-demo-{os.getpid()}"
-        with dm_source(backing, name=name, writes=RING_WRITES) as source:
+        with dm_source(backing, name=name, writes=writes) as source:
             yield source
         return
     say(f"capture: nbdkit plugin, nbdfuse and a loop device; no kernel module: {why_not}")
@@ -82,7 +84,7 @@ def captured(backing: str, directory: Path) -> Iterator[DmSource | NbdSource]:
             "--device /dev/fuse)"
         )
     _check_tools("nbdkit", "nbdfuse")
-    with nbd_source(backing, directory, writes=RING_WRITES) as nbd:
+    with nbd_source(backing, directory, writes=writes) as nbd:
         yield nbd
 
 

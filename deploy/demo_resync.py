@@ -23,13 +23,11 @@ from common.capture import Capture, Role, open_capture
 from common.ring import Mode
 from common.tickets import Reported
 from deploy.command import SetupError, run, wait_for
-from deploy.demo import free_port, say, tell
-from deploy.nbd_source import nbd_source
+from deploy.demo import SETTLE_TIMEOUT_S, backing_devices, captured, free_port, say, tell
 from deploy.stack import Stack, source_programs, target_programs
-from services.office_client import OfficeClient, SourcePlace
+from services.office_client import NoPeerError, OfficeClient, SourcePlace
 
 VOLUME = "demo"
-DEVICE_BYTES = 1 << 30
 DATA_BYTES = 192 << 20
 RING_WRITES = 8192
 _MIB = 1 << 20
@@ -47,6 +45,7 @@ class Writer:
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        self._size = os.lseek(self._fd, 0, os.SEEK_END)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -57,7 +56,7 @@ class Writer:
         with self._lock:
             for _ in range(count):
                 size = chosen.choice((4096, 4096, 8192, 65536))
-                at = chosen.randrange((DEVICE_BYTES - size) // 4096) * 4096
+                at = chosen.randrange((self._size - size) // 4096) * 4096
                 os.pwrite(self._fd, chosen.randbytes(size), at)
                 self.changed += size
             os.fdatasync(self._fd)
@@ -78,13 +77,14 @@ def wait_consistent(client: OfficeClient, capture: Capture, *, what: str) -> Rep
     """Waits for the scan, and says how far it is meanwhile."""
     last_s = time.monotonic()
     began_s = last_s
+    wait_for(lambda: _answers(client), what="the reader", timeout_s=SETTLE_TIMEOUT_S)
     while True:
         report = client.report()
         if report.condition == "CONSISTENT" and not report.dirty_regions:
             return report
         now_s = time.monotonic()
-        if now_s - began_s > 120:
-            raise SetupError(f"{what}: not within 120 s: {report}")
+        if now_s - began_s > SETTLE_TIMEOUT_S:
+            raise SetupError(f"{what}: not within {SETTLE_TIMEOUT_S:g} s: {report}")
         if now_s - last_s >= 1:
             last_s = now_s
             left = report.dirty_regions * report.region_bytes // _MIB
@@ -93,31 +93,38 @@ def wait_consistent(client: OfficeClient, capture: Capture, *, what: str) -> Rep
         time.sleep(0.05)
 
 
+def _answers(client: OfficeClient) -> bool:
+    """A reader that has just been started takes its time."""
+    with contextlib.suppress(NoPeerError):
+        return bool(client.report())
+    return False
+
+
 def demonstrate(stack: contextlib.ExitStack) -> list[str]:
     """The whole story; returns what differs at its end."""
     directory = Path(tempfile.mkdtemp(prefix="bdr-demo-"))
     stack.callback(shutil.rmtree, directory)
-    source_file, replica_file = directory / "source.img", directory / "replica.img"
-    for path in (source_file, replica_file):
-        with path.open("wb") as file:
-            file.truncate(DEVICE_BYTES)
+    source_backing, replica_backing = backing_devices(directory)
     chosen = random.Random(1)
-    with source_file.open("r+b") as file:
-        for _ in range(DATA_BYTES // _MIB):
-            file.seek(chosen.randrange(DEVICE_BYTES // _MIB) * _MIB)
+    with open(source_backing, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        places = {chosen.randrange(size // _MIB) for _ in range(DATA_BYTES // _MIB)}
+        for place in sorted(places):
+            file.seek(place * _MIB)
             file.write(chosen.randbytes(_MIB))
-    used = source_file.stat().st_blocks * 512
-    say(f"source {DEVICE_BYTES // _MIB} MiB, {used // _MIB} MiB of data; the replica is blank")
+        file.flush()
+        os.fsync(file.fileno())
+    say(f"source {size // _MIB} MiB, {len(places)} MiB of data; the replica is blank")
 
     with contextlib.ExitStack() as running:
-        source = running.enter_context(nbd_source(str(source_file), directory, writes=RING_WRITES))
+        source = running.enter_context(captured(source_backing, directory, writes=RING_WRITES))
         port = free_port()
         run_dir = directory / "run" / VOLUME
         programs = running.enter_context(Stack(directory / "run"))
         programs.add(
             target_programs(
                 VOLUME,
-                target=str(replica_file),
+                target=replica_backing,
                 state=directory / "replica.state",
                 address="127.0.0.1",
                 port=port,
@@ -150,7 +157,9 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
             f"written meanwhile {writer.changed // _MIB} MiB"
         )
         wait_for(
-            lambda: capture.status().tail == capture.status().head, what="the ring", timeout_s=60
+            lambda: capture.status().tail == capture.status().head,
+            what="the ring",
+            timeout_s=SETTLE_TIMEOUT_S,
         )
 
         miss_writes(programs, capture, client, writer)
@@ -160,12 +169,14 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
         run("blockdev", "--flushbufs", source.device)
         wait_consistent(client, capture, what="the last writes")
         wait_for(
-            lambda: capture.status().tail == capture.status().head, what="the ring", timeout_s=60
+            lambda: capture.status().tail == capture.status().head,
+            what="the ring",
+            timeout_s=SETTLE_TIMEOUT_S,
         )
         found += verify(place)
     say("comparing both devices byte by byte")
     compared = subprocess.run(
-        ["cmp", str(source_file), str(replica_file)], check=False, capture_output=True, text=True
+        ["cmp", source_backing, replica_backing], check=False, capture_output=True, text=True
     )
     if compared.returncode:
         found.append(f"cmp: {(compared.stdout + compared.stderr).strip()}")
@@ -181,17 +192,22 @@ def miss_writes(programs: Stack, capture: Capture, client: OfficeClient, writer:
     for _ in range(20):
         writer.write(50)
     status = capture.status()
-    size = client.report().region_bytes
+    report = client.report()
+    size = report.region_bytes
     say(
         f"overflowed: {status.head - status.tail} slots in the ring, {status.missed_writes} "
         f"writes missed it, in {status.active_regions} regions: "
         f"{status.active_regions * size // _MIB} MiB, "
-        f"{status.active_regions * size / DEVICE_BYTES:.1%} of the device"
+        f"{status.active_regions / report.regions:.1%} of the device"
     )
     began_s, before = time.monotonic(), client.report()
     programs.start(f"{VOLUME}-applier")
     say("the target is back")
-    wait_for(lambda: capture.status().mode is Mode.STREAM, what="the drained ring", timeout_s=60)
+    wait_for(
+        lambda: capture.status().mode is Mode.STREAM,
+        what="the drained ring",
+        timeout_s=SETTLE_TIMEOUT_S,
+    )
     report = wait_consistent(client, capture, what="resync")
     say(
         f"replica consistent after {time.monotonic() - began_s:.1f} s: compared "
