@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from types import TracebackType
 from typing import Self
 
 from deploy.command import SetupError, run
@@ -45,12 +44,7 @@ class Namespaces:
             raise
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for name in self._names:
             with contextlib.suppress(SetupError):
                 run("ip", "netns", "delete", name)

@@ -246,7 +246,7 @@ def _nothing() -> None:
 
 
 @click.command()
-@options.volume
+@options.stage("applier")
 @click.option(
     "--target", required=True, type=click.Path(), help="The backup device, or a file of its size."
 )
@@ -270,7 +270,6 @@ def _nothing() -> None:
     type=click.Path(file_okay=False),
     help="Directory of this volume's sockets on this host, for reports to its monitor.",
 )
-@options.verbosity
 def main(
     volume: str,
     target: str,
@@ -280,12 +279,8 @@ def main(
     address: str,
     port: int,
     run_dir: str | None,
-    verbose: bool,
-    debug: bool,
-    noprint: bool,
 ) -> None:
     """Keeps the target device of VOLUME equal to its source."""
-    log.configure(stage="applier", volume=volume, verbose=verbose, debug=debug, quiet=noprint)
 
     def build() -> Applier:
         memory.keep_big_buffers(KEPT_BYTES)

@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,9 +30,9 @@ import click
 from common import config
 from common.capture import Role, open_capture
 from common.config import Config, Source, Target
-from common.errors import BdrError, DeviceError
+from common.errors import BdrError, DeviceError, UsageError
 from common.programs import STOP_WAIT_S, from_config
-from services import cli_options, log
+from services import cli_options, log, options
 from services.supervision import Supervision, make_directory
 
 POLL_S = 0.5
@@ -107,14 +108,7 @@ def _shared(command: _Command) -> _Command:
 )
 @click.option("--underdev", help="The device below; checked against what the capture says.")
 @click.option("--senders", type=int, default=1, show_default=True, help="Connections in parallel.")
-@click.option(
-    "--noreplication",
-    "--no-replication",
-    "--assume-clean",
-    "assume_clean",
-    is_flag=True,
-    help="Source and target are equal already: no scan at first contact.",
-)
+@options.assume_clean
 @_shared
 def client(
     address: str,
@@ -210,7 +204,13 @@ def server(
 def _config(tree: dict[str, Any], shared: dict[str, Any], *, state_dir: str | None) -> Config:
     level = "debug" if shared["debug"] else "warning" if shared["noprint"] else "info"
     tree |= {key: shared[key] for key in ("rpo_seconds", "metrics_address", "metrics_port")}
-    tree["on_event"] = shlex.split(shared["on_event"]) if shared["on_event"] else None
+    try:
+        tree["on_event"] = shlex.split(shared["on_event"]) if shared["on_event"] else None
+    except ValueError as error:
+        raise UsageError(
+            f"--on-event: found {shared['on_event']!r}: {str(error).lower()}; wanted a command, "
+            "quoted as for a shell"
+        ) from error
     host: dict[str, Any] = {"log_format": shared["log_format"], "log_level": level}
     host["run_dir"] = os.path.abspath(shared["run_dir"]) if shared["run_dir"] else _private_dir()
     if state_dir is not None:
@@ -222,7 +222,7 @@ def _config(tree: dict[str, Any], shared: dict[str, Any], *, state_dir: str | No
 
 def _private_dir() -> str:
     parent = next((path for path in ("/run", "/tmp") if os.access(path, os.W_OK)), None)
-    return tempfile.mktemp(prefix="bdr-", dir=parent)  # noqa: S306: made with mode 0700 below
+    return tempfile.mktemp(prefix="bdr-", dir=parent)  # made below, with mode 0700
 
 
 def _check_source(found: Config) -> None:
@@ -239,6 +239,14 @@ def _check_source(found: Config) -> None:
             )
     finally:
         capture.close()
+    try:
+        socket.getaddrinfo(volume.address, volume.port)
+    except OSError as error:
+        click.echo(
+            f"bdr: --address: {volume.address}: {error.strerror}; wanted a host's name or address: "
+            "trying on, in case it is known later",
+            err=True,
+        )
 
 
 def _is_same(one: str, other: str) -> bool:

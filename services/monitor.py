@@ -528,7 +528,7 @@ def _ring_part(status: CaptureStatus, capture: Capture | None) -> dict[str, Any]
 
 
 @click.command()
-@options.volume
+@options.stage("monitor")
 @options.run_dir
 @click.option(
     "--role",
@@ -560,7 +560,6 @@ def _ring_part(status: CaptureStatus, capture: Capture | None) -> dict[str, Any]
     help="Serve Prometheus' /metrics on this port; none by default.",
 )
 @click.option("--on-event", help="Command to run on events, as one word; quote it as for a shell.")
-@options.verbosity
 def main(
     volume: str,
     run_dir: str,
@@ -571,12 +570,8 @@ def main(
     metrics_address: str,
     metrics_port: int | None,
     on_event: str | None,
-    verbose: bool,
-    debug: bool,
-    noprint: bool,
 ) -> None:
     """Gathers what VOLUME's processes report, judges its health, and serves both."""
-    log.configure(stage="monitor", volume=volume, verbose=verbose, debug=debug, quiet=noprint)
 
     def build() -> Monitor:
         if role == "source" and chardev is None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from services import log
 from services.loop import Loop
 
 _Command = Callable[..., Any]
+_PARAMETERS = "__click_params__"
 CRASH_PAUSE_S = 1.0
 
 
@@ -69,6 +71,45 @@ def target_address(command: _Command) -> _Command:
     return click.option("--address", required=True, help="The target host's name or address.")(
         command
     )
+
+
+def source_stage(name: str) -> Callable[[_Command], _Command]:
+    """Options of every process on a source: `stage`, --chardev, --address, --port, --run-dir."""
+
+    def decorate(command: _Command) -> _Command:
+        return stage(name)(chardev(target_address(run_dir(command))))
+
+    return decorate
+
+
+def stage(name: str) -> Callable[[_Command], _Command]:
+    """--volume, and --verbose, --debug and --noprint, which set up the log before anything."""
+
+    def decorate(command: _Command) -> _Command:
+        @functools.wraps(command, updated=())
+        def configured(
+            *, volume: str, verbose: bool, debug: bool, noprint: bool, **rest: object
+        ) -> None:
+            log.configure(stage=name, volume=volume, verbose=verbose, debug=debug, quiet=noprint)
+            command(volume=volume, **rest)
+
+        # What a decorator adds stands above what is there: those of the log come last.
+        vars(verbosity(configured))[_PARAMETERS] += vars(command).get(_PARAMETERS, [])
+        return volume(configured)
+
+    return decorate
+
+
+def assume_clean(command: _Command) -> _Command:
+    """--noreplication, and its other names."""
+    return click.option(
+        "--noreplication",
+        "--no-replication",
+        "--assume-clean",
+        "assume_clean",
+        is_flag=True,
+        help="Source and target are equal already: no scan at first contact.",
+    )(command)
 
 
 def verbosity(command: _Command) -> _Command:

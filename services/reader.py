@@ -146,7 +146,8 @@ class Reader:
             standing = None  # the target is about to say the new one
         return {
             "phase": machine.phase.name,
-            "condition": machine.condition.name,
+            # Before the first WELCOME nobody knows.
+            "condition": machine.condition.name if machine.epoch else None,
             "since_s": standing.since_s if standing else 0,
             "at_s": standing.at_s if standing else 0,
             "epoch": machine.epoch,
@@ -316,24 +317,13 @@ def _nothing() -> None:
 
 
 @click.command()
-@options.volume
-@options.chardev
-@options.target_address
-@options.run_dir
-@click.option(
-    "--noreplication",
-    "--no-replication",
-    "--assume-clean",
-    "assume_clean",
-    is_flag=True,
-    help="Source and target are equal already: no scan at first contact.",
-)
+@options.source_stage("reader")
+@options.assume_clean
 @click.option(
     "--scan-rate",
     type=click.IntRange(1),
     help="Bytes of the device a second that scanners may compare; without it no limit.",
 )
-@options.verbosity
 def main(
     volume: str,
     chardev: str,
@@ -342,12 +332,8 @@ def main(
     run_dir: str,
     assume_clean: bool,
     scan_rate: int | None,
-    verbose: bool,
-    debug: bool,
-    noprint: bool,
 ) -> None:
     """Drains the ring of VOLUME and has its senders ship it to the target."""
-    log.configure(stage="reader", volume=volume, verbose=verbose, debug=debug, quiet=noprint)
 
     def build() -> Reader:
         run_directory = RunDirectory(run_dir)

@@ -309,16 +309,12 @@ def _nothing() -> None:
 
 
 @click.command()
-@options.volume
-@options.chardev
-@options.target_address
-@options.run_dir
+@options.source_stage("scanner")
 @click.option(
     "--underdev",
     type=click.Path(),
     help="The device below the capture; what the capture says without.",
 )
-@options.verbosity
 def main(
     volume: str,
     chardev: str,
@@ -326,12 +322,8 @@ def main(
     port: int,
     run_dir: str,
     underdev: str | None,
-    verbose: bool,
-    debug: bool,
-    noprint: bool,
 ) -> None:
     """Compares VOLUME with its replica where it must, and repairs the replica."""
-    log.configure(stage="scanner", volume=volume, verbose=verbose, debug=debug, quiet=noprint)
 
     def build() -> Scanner:
         capture = open_capture(chardev, Role.OBSERVER)

@@ -144,23 +144,15 @@ def _nothing() -> None:
 
 
 @click.command()
-@options.volume
-@options.chardev
-@options.target_address
-@options.run_dir
-@options.verbosity
+@options.source_stage("sender")
 def main(
     volume: str,
     chardev: str,
     address: str,
     port: int,
     run_dir: str,
-    verbose: bool,
-    debug: bool,
-    noprint: bool,
 ) -> None:
     """Ships batches of VOLUME to the target; run as many as the link can use."""
-    log.configure(stage="sender", volume=volume, verbose=verbose, debug=debug, quiet=noprint)
 
     def build() -> Sender:
         return Sender(

@@ -241,7 +241,7 @@ def make_directory(path: Path, *, mode: int) -> None:
     except OSError as error:
         raise UsageError(
             f"directory {path}: {error.strerror}; wanted one that this user can make: run as "
-            "root, or name another in [host]"
+            "root, or name another"
         ) from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise UsageError(

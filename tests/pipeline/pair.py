@@ -14,7 +14,6 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, Self
 
 from common.capture import Capture, CaptureStatus, Role, open_capture
@@ -123,12 +122,7 @@ class Pair:
             self.nbd = nbd
             yield ring, client
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open.close()
 
     # Stages.
