@@ -160,7 +160,7 @@ def test_a_killed_client_leaves_no_process_behind(
         (("--senders", "0"), 64, "--senders: found 0; wanted a whole number from 1 to 64"),
         (("--volume", "a b"), 64, "found the name 'a b'"),
         (("--rpo-seconds", "0"), 64, "--rpo-seconds: found 0.0; wanted a number of seconds"),
-        (("--on-event", "x 'y"), 64, "--on-event: found \"x 'y\": no closing quotation"),
+        (("--on-event", "x 'y"), 64, '--on-event: found "x \'y": no closing quotation'),
         (("--address", ""), 64, "--address: found ''; wanted a host name or address"),
         (("--chardev", "/nonexistent"), 67, "capture /nonexistent: No such file"),
         (("--underdev", "/nonexistent"), 66, "underdev /nonexistent: No such file"),
