@@ -2,3 +2,7 @@
 .PHONY: bench-scan
 bench-scan: plugin ## a scan of equal devices against cmp; an overflow with 1 % dirty
 	@$(PYTHON) -m tests.bench.scan
+
+.PHONY: bench-overload
+bench-overload: plugin ## writes faster than the link: overflows, then convergence
+	@$(PYTHON) -m tests.bench.overload
