@@ -327,8 +327,8 @@ class Replica:
         elif hello.device_sectors > record.device_sectors:
             text = (
                 f"found a source of {hello.device_sectors} sectors, wanted at most "
-                f"{record.device_sectors}, the size of the target device; enlarge the target, then restart "
-                "its applier and this source's reader"
+                f"{record.device_sectors}, the size of the target device; enlarge the target, "
+                "then restart its applier and this source's reader"
             )
             self._refuse(peer, hello.attempt, RefusedReason.SIZE, text, actions)
         elif hello.stream == record.stream and hello.head < record.slot:
