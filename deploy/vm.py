@@ -87,8 +87,7 @@ def main() -> int:
 
 
 def _terminate(*_: object) -> None:
-    """A machine does not outlive who asked for it; timeout(1) asks twice."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """A machine does not outlive who asked for it."""
     sys.exit(128 + signal.SIGTERM)
 
 
@@ -228,6 +227,8 @@ def _show(output: Path, shown: int) -> int:
 
 def _end(machine: subprocess.Popen[bytes]) -> None:
     """Lets the machine power off, then ends what is left of its process group."""
+    # Not to be interrupted: timeout(1) asks twice, and its time may be up just now.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         machine.wait(20)
     except subprocess.TimeoutExpired:
