@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from common.attach import Attachment, LinuxHost, attach, attached, detach
 from common.errors import DeviceError
+from services.cli import main
 from tests.kernel.devices import ROOT, Bdr, Direct, Loop, run
 
 SETUP = ROOT / "deploy/setup.sh"
@@ -102,6 +104,43 @@ def test_detach_of_an_open_device_is_refused_and_changes_nothing(bdr: Bdr) -> No
     with Direct(bdr.path), pytest.raises(DeviceError, match="busy"):
         detach(LinuxHost(), "t0")
     assert bdr.status().mode == "STREAM"
+
+
+def test_all_of_the_configuration_are_attached_and_detached(loop: Loop, tmp_path: Path) -> None:
+    toml = tmp_path / "bdr.toml"
+    toml.write_text(
+        '[volume.db]\nrole = "source"\naddress = "127.0.0.1"\nchardev = "/dev/db-ring"\n'
+        f'underdev = "{loop.path}"\nmapper = "db"\nbuffer_writes = 512\n'
+        '[volume.other]\nrole = "source"\naddress = "127.0.0.1"\nchardev = "/dev/x-ring"\n'
+        'underdev = "/dev/nosuch"\nmapper = "other"\nport = 9000\n'
+    )
+
+    def bdr(*words: str) -> tuple[int, list[str]]:
+        done = CliRunner().invoke(main, [*words, "--config", str(toml)])
+        return done.exit_code, done.output.splitlines()
+
+    missing = "bdr: other: /dev/nosuch: no block device; give the device that holds the data"
+    assert bdr("attach-all") == (66, [f"db: /dev/mapper/db is {loop.path}", missing])
+    assert run("dmsetup", "table", "db").split()[4:6] == ["db-ring", "512"]
+    assert bdr("attach-all") == (66, ["db: /dev/mapper/db is attached already", missing])
+
+    gone = "other: /dev/mapper/other is not attached"
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    run("mkfs.ext4", "-q", "/dev/mapper/db")
+    run("mount", "/dev/mapper/db", mounted)
+    try:
+        for force in ([], ["--force"]):
+            said = f"bdr: db: /dev/mapper/db: mounted at {mounted}; unmount it first"
+            assert bdr("detach-all", *force) == (66, [said, gone])
+    finally:
+        run("umount", mounted)
+    code, lines = bdr("detach-all")
+    assert code == 66
+    assert "the replica lacks" in lines[0]
+    assert bdr("detach-all", "--force") == (0, ["db: /dev/mapper/db is detached", gone])
+    assert bdr("detach-all") == (0, ["db: /dev/mapper/db is not attached", gone])
+    run("fsck.ext4", "-nf", loop.path)
 
 
 def test_commands_end_with_the_error_s_exit_code(loop: Loop) -> None:
