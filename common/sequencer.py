@@ -646,9 +646,10 @@ class Sequencer:
         actions.append(Announce("assume-clean", {"assumption": said}))
 
     def _left_bytes(self) -> int:
-        """What is marked, and so will be compared."""
+        """What is marked, and so will be compared; a region may be marked in both bitmaps."""
         marked = self._status.active_regions + self._status.resync_regions
-        return marked * self._info.region_sectors * SECTOR_BYTES
+        sectors = min(marked * self._info.region_sectors, self._info.device_sectors)
+        return sectors * SECTOR_BYTES
 
     def _should_resume(self, status: CaptureStatus) -> bool:
         if status.mode is Mode.STREAM:

@@ -503,11 +503,11 @@ def _time(value: metrics.Value) -> str | None:
 
 
 def _left_bytes(status: CaptureStatus | None, capture: Capture | None) -> int | None:
-    """What is marked to be compared."""
+    """What is marked to be compared; a region may be marked in both bitmaps."""
     if status is None or capture is None:
         return None
     marked = status.active_regions + status.resync_regions
-    return marked * capture.info.region_sectors * SECTOR_BYTES
+    return min(marked * capture.info.region_sectors, status.device_sectors) * SECTOR_BYTES
 
 
 def _ring_part(status: CaptureStatus, capture: Capture | None) -> dict[str, Any]:

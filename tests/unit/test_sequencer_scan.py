@@ -136,6 +136,10 @@ def test_target_is_told_what_is_left_and_tells_since_when() -> None:
     machine.handle(s.CaptureSeen(replace(STATUS, active_regions=1, resync_regions=2)))
     sent = [action.message for action in machine.handle(s.Tick(1.0)) if isinstance(action, s.Send)]
     assert sent[1:] == [Progress(7, 3 * 65536)]
+    both = replace(STATUS, active_regions=INFO.regions, resync_regions=INFO.regions)
+    machine.handle(s.CaptureSeen(both))
+    sent = [action.message for action in machine.handle(s.Tick(2.0)) if isinstance(action, s.Send)]
+    assert sent[1:] == [Progress(7, INFO.device_sectors * 512)]
     assert machine.standing is None
     standing = Standing(7, Condition.INCONSISTENT, 1000, 1060)
     machine.handle(s.MessageArrived(replace(standing, epoch=6)))
