@@ -129,26 +129,31 @@ def _volume(view: View, now_s: float) -> Iterator[RenderableType]:
     for reason in status["reasons"]:
         yield Text(f"  ! {reason}", "yellow")
     if status["role"] == "source":
-        yield Text(f"  behind        {cli_status.behind(status)}")
+        yield _line(f"  behind        {cli_status.behind(status)}")
     for rate, values in view.rates.items():
-        yield Text(f"  {rate:<13} {cli_status.size(values[-1]):>10}/s  {sparkline(list(values))}")
+        yield _line(f"  {rate:<13} {cli_status.size(values[-1]):>10}/s  {sparkline(list(values))}")
     yield from _gauges(status)
     yield _stages(status)
+
+
+def _line(text: str) -> Text:
+    """One line whatever the terminal's width: a bar that is wrapped is none."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _gauges(status: Status) -> Iterator[RenderableType]:
     ring, replica = status["ring"], status["replica"]
     if ring and ring["capacity"]:
-        yield Text(f"  ring          {gauge(ring['used'] / ring['capacity'])}  "
+        yield _line(f"  ring          {gauge(ring['used'] / ring['capacity'])}  "
                    f"{ring['used']} of {ring['capacity']} slots")  # fmt: skip
         if ring["mode"] == "OVERFLOW":
             yield Text("  ring          OVERFLOWING: writes are only marked", "bold red")
         if ring["dirty_regions"]:
             done = 1 - ring["dirty_regions"] / ring["regions"]
-            yield Text(f"  resync        {gauge(done)}  {ring['dirty_regions']} regions left")
+            yield _line(f"  resync        {gauge(done)}  {ring['dirty_regions']} regions left")
     if replica.get("journal_size_bytes"):
         used = replica["journal_bytes"] or 0
-        yield Text(f"  journal       {gauge(used / replica['journal_size_bytes'])}  "
+        yield _line(f"  journal       {gauge(used / replica['journal_size_bytes'])}  "
                    f"{cli_status.size(used)}")  # fmt: skip
 
 
