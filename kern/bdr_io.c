@@ -4,17 +4,19 @@
  *
  *	map		admit: slots, or marks and an unlogged reference
  *			copy the data into the slots
- *			send down a bio over the slots' pages
+ *			send it down over the slots' pages
  *	completion	publish the slots, or mark and drop the reference
  *			let the writes go that waited for this one
  *
- * Why a bio over the slots' pages (stable copy, the default): the pages of a
+ * Why over the slots' pages (stable copy, the default): the pages of a
  * write may change while it is in flight (O_DIRECT buffers, guests, mmap), and
  * then what was copied and what the disk fetched differ.  What goes down is
  * therefore the copy.  The slots cannot change before they are published, which
- * is after the disk has completed.  It costs one bio, no further copy.  With
- * stable hint the original bio goes down, and the page cache is asked to keep
- * its pages still; that does not bind O_DIRECT.
+ * is after the disk has completed.  It costs no further copy.  Slots that lie
+ * together in memory, which is the rule, are one segment: dm's clone is pointed at
+ * it.  Slots that do not, as at the wrap of the ring, take a bio of their own.
+ * With stable hint the application's pages go down, and the page cache is asked
+ * to keep them still; that does not bind O_DIRECT.
  *
  * Why overlapping writes wait: two writes of the same sectors in flight at once
  * have no order on disk, so slot order would be a guess.  A logged write that
@@ -138,6 +140,39 @@ static void bdr_copy_endio(struct bio *copy)
 	bio_endio(bio);
 }
 
+/* Whether the data in the ring is one segment, which io->vec then describes. */
+static bool bdr_io_gather(struct bdr_io *io)
+{
+	const struct bdr_context *ctx = io->target->ctx;
+	struct page **pages = ctx->memory.pages + ctx->memory.header_pages;
+	u64 bytes = io->write.sectors << SECTOR_SHIFT;
+	u64 at = bdr_ring_index(&ctx->gate.ring, io->pass.first) *
+		 BDR_PAYLOAD_BYTES;
+	unsigned long first = at >> PAGE_SHIFT;
+	unsigned long last = (at + bytes - 1) >> PAGE_SHIFT;
+	unsigned long pfn = page_to_pfn(pages[first]);
+	unsigned long i;
+
+	if (last >= ctx->memory.payload_pages)
+		return false;
+	for (i = first + 1; i <= last; i++)
+		if (page_to_pfn(pages[i]) != pfn + i - first)
+			return false;
+	bvec_set_page(&io->vec, pages[first], bytes, offset_in_page(at));
+	return true;
+}
+
+/*
+ * Points the clone at the ring.  Its vector is the original's, which stays as it
+ * is: a clone reads through its own pointer and frees no vector.
+ */
+static void bdr_io_redirect(struct bdr_io *io, struct bio *bio)
+{
+	bio->bi_io_vec = &io->vec;
+	bio->bi_iter.bi_idx = 0;
+	bio->bi_iter.bi_bvec_done = 0;
+}
+
 /* A bio with the data of `bio` that lies in the ring.  Never fails: a mempool. */
 static struct bio *bdr_io_copy(const struct bdr_io *io, struct bio *bio)
 {
@@ -208,6 +243,10 @@ static int bdr_io_start(struct bdr_io *io, struct bio *bio, unsigned int arrival
 	bdr_io_fill(io, bio);
 	if (io->write.op != BDR_OP_WRITE || target->stable != BDR_STABLE_COPY)
 		return DM_MAPIO_REMAPPED;
+	if (bdr_io_gather(io)) {
+		bdr_io_redirect(io, bio);
+		return DM_MAPIO_REMAPPED;
+	}
 	dm_submit_bio_remap(bio, bdr_io_copy(io, bio));
 	return DM_MAPIO_SUBMITTED;
 }
@@ -227,6 +266,15 @@ int bdr_io_map(struct dm_target *ti, struct bio *bio)
 	if (!bdr_io_describe(io, bio))
 		return op_is_write(bio_op(bio)) && bio_sectors(bio) ?
 		       DM_MAPIO_KILL : DM_MAPIO_REMAPPED;
+	/*
+	 * Not by dm_set_target_max_io_len(), which also cuts at max_sectors of the
+	 * device below: 255 of them are no whole slots.
+	 */
+	if (io->write.op == BDR_OP_WRITE &&
+	    io->write.sectors > target->write_sectors_max) {
+		dm_accept_partial_bio(bio, target->write_sectors_max);
+		io->write.sectors = target->write_sectors_max;
+	}
 	if (bio_op(bio) == REQ_OP_DISCARD && target->discard == BDR_DISCARD_ZERO)
 		bio->bi_opf = REQ_OP_WRITE_ZEROES | (bio->bi_opf & ~REQ_OP_MASK);
 	return bdr_io_start(io, bio, 1);
@@ -288,10 +336,10 @@ int bdr_io_end(struct dm_target *ti, struct bio *bio, blk_status_t *error)
 		}
 	}
 	/*
-	 * Last touch of target and context: who removes them waits under the
-	 * lock for the count to be 0.
+	 * Last touch of target and context: who removes them queues and looks
+	 * under the lock, which is also why the look at the queue is enough.
 	 */
-	if (!--target->inflight)
+	if (!--target->inflight && waitqueue_active(&ctx->drain_wait))
 		wake_up_all(&ctx->drain_wait);
 	spin_unlock_irqrestore(&ctx->lock, flags);
 	return DM_ENDIO_DONE;

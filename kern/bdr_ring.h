@@ -163,7 +163,11 @@ static inline void bdr_ring_fill(const struct bdr_ring *ring, __u64 first,
 
 		if (span > bytes)
 			span = bytes;
-		memcpy(to, from, span);
+		/* A length known here becomes the processor's own block copy. */
+		if (span == BDR_PAYLOAD_BYTES)
+			memcpy(to, from, BDR_PAYLOAD_BYTES);
+		else
+			memcpy(to, from, span);
 		from += span;
 		offset += span;
 		bytes -= span;
@@ -195,10 +199,11 @@ static inline __u64 bdr_header(__u64 sector, __u64 sectors, enum bdr_op op,
 static inline void bdr_ring_publish(const struct bdr_ring *ring, __u64 first,
 				    __u64 slots, const struct bdr_write *write)
 {
-	__u64 i = slots;
+	__u64 i = slots, last = first + slots - 1;
+	__u64 index = bdr_ring_index(ring, last);
+	__u64 phase = bdr_ring_phase(ring, last);
 
 	while (i--) {
-		__u64 slot = first + i;
 		__u64 done = i * BDR_SLOT_SECTORS;
 		__u64 sectors = 1;
 
@@ -211,11 +216,15 @@ static inline void bdr_ring_publish(const struct bdr_ring *ring, __u64 first,
 		 * this header sees the payload that bdr_ring_fill() stored, and
 		 * the headers of the later slots of the same write.
 		 */
-		bdr_store_release(&ring->headers[bdr_ring_index(ring, slot)],
+		bdr_store_release(&ring->headers[index],
 				  bdr_header(write->sector + done, sectors,
 					     write->op, write->fua,
-					     i == slots - 1,
-					     bdr_ring_phase(ring, slot)));
+					     i == slots - 1, phase));
+		/* Down by one slot, across the end of a lap, without dividing. */
+		if (!index--) {
+			index = ring->capacity - 1;
+			phase ^= 1;
+		}
 	}
 }
 

@@ -218,7 +218,7 @@ static void bdr_target_destroy(struct bdr_target *target)
 }
 
 /* Pieces of a write are at most an eighth of the ring, and whole slots. */
-static u32 bdr_max_io_sectors(u64 capacity)
+static u32 bdr_write_sectors_max(u64 capacity)
 {
 	u64 slots = clamp_t(u64, capacity / 8, 1, BDR_WRITE_SLOTS_MAX);
 
@@ -258,9 +258,7 @@ static int bdr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 		r = -EINVAL;
 		goto fail;
 	}
-	r = dm_set_target_max_io_len(ti, bdr_max_io_sectors(arguments.capacity));
-	if (r)
-		goto fail;
+	target->write_sectors_max = bdr_write_sectors_max(arguments.capacity);
 	r = bdr_bitmaps_alloc(&target->spare, ti->len, arguments.region_sectors);
 	if (r) {
 		ti->error = "Cannot allocate the bitmaps";

@@ -29,6 +29,7 @@ struct bdr_target {
 	struct bdr_bitmaps spare;	/* for the resize that a resume may be */
 	enum bdr_stable stable;
 	enum bdr_discard discard;
+	u32 write_sectors_max;		/* a longer write is taken in pieces */
 	unsigned int inflight;		/* captured bios; under ctx->lock */
 };
 
@@ -49,6 +50,8 @@ struct bdr_io {
 	struct rb_node node;
 	u64 subtree_last;
 	struct bio_list waiters;	/* bios that overlap this one */
+
+	struct bio_vec vec;		/* the slots' pages, if they lie together */
 };
 
 int bdr_io_map(struct dm_target *ti, struct bio *bio);

@@ -53,8 +53,13 @@ test-kernel: $(VM_READY) ## the module's tests, in a virtual machine
 
 .PHONY: bench-kernel
 bench-kernel: $(VM_READY) ## what the module costs the application, in a virtual machine
-	@$(VM_RUN) --kernel $(VM_KERNEL) --disk fast=1G --disk-cache none --timeout 1800 -- \
+	@$(VM_RUN) --kernel $(VM_KERNEL) --disk fast=1G --disk-cache none --memory 4G --timeout 1800 -- \
 		$(PYTHON) -m tests.kernel.bench
+
+.PHONY: bench-kernel-instructions
+bench-kernel-instructions: $(VM_READY) ## the same in instructions, whatever else the host does
+	@$(VM_RUN) --kernel $(VM_KERNEL) --cpus 1 --instruction-clock --timeout 1800 -- \
+		tests/kernel/cost.sh $(VM)/module/bdr.ko
 
 .PHONY: test-kasan
 test-kasan: $(VM_READY) ## the same tests on a KASAN and lockdep kernel (builds it: 15 minutes)
