@@ -64,6 +64,7 @@ class TargetDevice:
             self.sectors = os.lseek(self._fd, 0, os.SEEK_END) // SECTOR_BYTES
             if not self.sectors:
                 raise DeviceError(f"target {path}: found a size of 0; wanted the source's size")
+            self._settle()
         except BaseException:
             os.close(self._fd)
             raise
@@ -128,6 +129,15 @@ class TargetDevice:
     def close(self) -> None:
         """Gives the device free."""
         os.close(self._fd)
+
+    def _settle(self) -> None:
+        """Makes what a process of before left durable, and forgets what is cached.
+
+        Pages that once failed to be written count as clean from then on. A scan that read
+        them would find equal what the disk does not have.
+        """
+        self.sync()
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _check_file(self) -> None:
         info = os.fstat(self._fd)

@@ -69,6 +69,14 @@ class Disk:
             self.synced[at : at + SECTOR_BYTES] = self.content[at : at + SECTOR_BYTES]
         self.unsynced.clear()
 
+    def settle(self) -> None:
+        """As a process does that opens it: what is cached is the disk's from then on."""
+        for sector in self.unsynced:
+            at = sector * SECTOR_BYTES
+            self.synced[at : at + SECTOR_BYTES] = self.content[at : at + SECTOR_BYTES]
+        self.unsynced.clear()
+        self.content[:] = self.synced
+
     def drop_cache(self) -> None:
         """Reads come from the disk again; what is unsynced stays cached."""
         cached = {sector: versions[-1] for sector, versions in self.unsynced.items()}

@@ -146,6 +146,7 @@ class DirectStore:
         return {"device": self.device, "record": self._record_disk}
 
     def recover(self) -> ReplicaRecord:
+        self.device.settle()
         return self._record_file.load(len(self.device.content) // 512)
 
     def fits(self, job: Apply) -> bool:
@@ -234,6 +235,7 @@ class JournalStore:
 
     def recover(self) -> ReplicaRecord:
         """As `services.journal_store.open_journal`."""
+        self.device.settle()
         file: Any = JournalFile(self._log_disk)
         device: Any = Device(self.device)
         record_file: Any = self._record_file

@@ -13,9 +13,9 @@ import pytest
 from common import comparer, replica
 from common.comparer import Comparer, Stage
 from common.errors import BdrError
-from common.replica import Replica
 from common.sequencer import Sequencer
 from common.tickets import TicketOffice
+from tests.simulation.disk import Disk
 from tests.simulation.scan_parts import Scanner, Target
 from tests.simulation.scanning import ScanWorld
 from tests.simulation.source import BrokenRuleError
@@ -69,10 +69,6 @@ def consistent_at_once() -> AbstractContextManager[Any]:
         return broken
 
     return mock.patch.object(Sequencer, "_on_capture", make(Sequencer._on_capture))
-
-
-def checksums_of_what_is_not_durable() -> AbstractContextManager[Any]:
-    return mock.patch.object(Replica, "durable_job", property(lambda self: self.last_job))
 
 
 def checksums_of_what_is_only_in_the_journal() -> AbstractContextManager[Any]:
@@ -129,6 +125,10 @@ def acknowledged_before_the_sync() -> AbstractContextManager[Any]:
     return mock.patch.object(Target, "work", work)
 
 
+def cache_of_a_failed_disk_believed() -> AbstractContextManager[Any]:
+    return mock.patch.object(Disk, "settle")
+
+
 PLANTED: dict[Callable[[], AbstractContextManager[Any]], int] = {
     no_exclusions: 1,
     cleared_before_it_is_acknowledged: 1,
@@ -136,12 +136,12 @@ PLANTED: dict[Callable[[], AbstractContextManager[Any]], int] = {
     tickets_in_front_of_a_gap: 22,
     marks_of_resume_not_noticed: 2,
     consistent_at_once: 93,
-    checksums_of_what_is_not_durable: 24,
     checksums_of_what_is_only_in_the_journal: 117,
     tickets_survive_a_new_epoch: 121,
     unreadable_counts_as_equal: 3,
     buffer_used_while_a_thread_reads_into_it: 2,
     acknowledged_before_the_sync: 0,
+    cache_of_a_failed_disk_believed: 1168,
 }
 """Each bug, and a seed that found it once: where it no longer does, others are tried."""
 
