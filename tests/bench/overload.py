@@ -20,8 +20,8 @@ from tests.pipeline.overload import Load, over_a_link
 from tests.pipeline.pair import MIB
 from tests.pipeline.scanned import ScannedPair
 
-SIZE = 256 * MIB
-WRITES = 4096
+SIZE = 32 * MIB
+WRITES = 1024
 LOOK_S = 0.05
 
 
@@ -43,7 +43,7 @@ def look_on(pair: ScannedPair, seconds: float) -> tuple[list[float], float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--link-mib-s", type=float, default=16)
+    parser.add_argument("--link-mib-s", type=float, default=4)
     parser.add_argument("--overload-s", type=float, default=60)
     options = parser.parse_args()
     link = options.link_mib_s * MIB
@@ -76,7 +76,11 @@ def main() -> None:
                             f"{pair.status().overflows - before} overflows more"
                         )
                         break
-                    print(f"writes at {part:.0%} of the link: not consistent within 120 s")
+                    status = pair.status()
+                    print(
+                        f"writes at {part:.0%} of the link: not consistent within 120 s, "
+                        f"{status.overflows - before} overflows more, now {status}"
+                    )
             finally:
                 load.stop()
             pair.wait_consistent()

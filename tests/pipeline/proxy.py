@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Self
 
 _READ_BYTES = 1 << 16
+_BURST_S = 0.25
 
 
 class BadLink:
@@ -119,8 +120,10 @@ class BadLink:
                 await asyncio.sleep(self.delay_s)
             if self.rate:
                 now_s = self._loop.time()
-                self._free_at_s = max(now_s, self._free_at_s) + len(data) / self.rate
-                await asyncio.sleep(self._free_at_s - now_s)
+                # What was not used is kept for a moment: this thread may be late.
+                free_at_s = max(now_s - _BURST_S, self._free_at_s)
+                self._free_at_s = free_at_s + len(data) / self.rate
+                await asyncio.sleep(max(0.0, self._free_at_s - now_s))
             writer.write(data)
             await writer.drain()
         writer.transport.abort()
