@@ -66,7 +66,8 @@ test-kasan: $(VM_READY) ## the same tests on a KASAN and lockdep kernel (builds 
 	@deploy/kasan-kernel.sh $(KASAN_SOURCE) $(KASAN_DIR)
 	@$(MAKE) -s -C kern KDIR=$(abspath $(KASAN_DIR)) OUT=$(abspath $(VM)/module-kasan)
 	@$(VM_RUN) --kdir $(KASAN_DIR) --disk fast=1G --timeout 3600 --memory 4G -- \
-		env BDR_MODULE=$(VM)/module-kasan/bdr.ko $(VM_PYTEST) -o timeout=900 $(TESTS)
+		env BDR_MODULE=$(VM)/module-kasan/bdr.ko $(VM_PYTEST) -o timeout=900 $(TESTS) \
+		$(if $(filter tests/kernel,$(TESTS)),tests/kernel/injected_faults.py)
 
 .PHONY: test-dkms
 test-dkms: $(VM_KERNEL)/release ## the module through DKMS, in a directory of its own
@@ -79,3 +80,9 @@ demo-vm: $(VM_READY) ## the demonstration on the kernel module, in a virtual mac
 		env BDR_MODULE=$(VM)/module/bdr.ko BDR_DEMO_SOURCE=/dev/vda BDR_DEMO_REPLICA=/dev/vdb \
 		BDR_DEMO_NAMESPACES=1 BDR_DEMO_FILES=800 BDR_DEMO_TIMEOUT_S=600 \
 		$(PYTHON) -m deploy.demo
+
+.PHONY: demo-resync-vm
+demo-resync-vm: $(VM_READY) ## a blank target, and an overflow, on the kernel module, in a virtual machine
+	@$(VM_RUN) --kernel $(VM_KERNEL) --disk source=256M --disk replica=256M --timeout 1500 -- \
+		env BDR_MODULE=$(VM)/module/bdr.ko BDR_DEMO_SOURCE=/dev/vda BDR_DEMO_REPLICA=/dev/vdb \
+		BDR_DEMO_TIMEOUT_S=600 $(PYTHON) -m deploy.demo_resync
