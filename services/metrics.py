@@ -31,6 +31,7 @@ from typing import Any
 import msgpack
 import zmq
 
+from services import sockets
 from services.loop import Loop
 
 ENDPOINT = "metrics"
@@ -39,7 +40,6 @@ ENDPOINT = "metrics"
 VERSION = 1
 EVERY_S = 1.0
 REPORT_BYTES_MAX = 64 * 1024
-HWM = 4
 _GOODBYE_MS = 200
 
 Value = int | float | str | bool | None
@@ -125,13 +125,7 @@ class Reporter:
         self._key: Hashable = None
         self._socket = None
         if endpoint is not None:
-            self._socket = loop.context.socket(zmq.PUSH)
-            self._socket.set(zmq.SNDHWM, HWM)
-            self._socket.set(zmq.LINGER, 0)
-            # Without a monitor nothing queues up: what it would get later is old.
-            self._socket.set(zmq.IMMEDIATE, 1)
-            self._socket.set(zmq.RECONNECT_IVL, 100)
-            self._socket.set(zmq.RECONNECT_IVL_MAX, 1000)
+            self._socket = sockets.report_pusher(loop.context)
             self._socket.connect(endpoint)
 
     def tick(self, now_s: float, key: Hashable = None) -> None:

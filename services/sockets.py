@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import zmq
@@ -25,6 +26,7 @@ from services.loop import Socket
 DATA_RCVHWM = 256
 DATA_SNDHWM = 8
 CONTROL_HWM = 64
+REPORT_HWM = 4
 DESCRIPTOR_HWM = 2
 """Few, so that a slow sender is not handed a share that waits behind it."""
 
@@ -32,87 +34,102 @@ _CURVE_OVERHEAD_BYTES = 64
 _IPC_PATH_BYTES_MAX = 107
 
 
+_Options = Mapping[zmq.SocketOption, int]
+
+_NOTICE_DEAD_PEERS: _Options = {
+    zmq.HEARTBEAT_IVL: 2000,
+    zmq.HEARTBEAT_TIMEOUT: 10000,
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 30,
+    zmq.IPV6: 1,
+}
+_FROM_NETWORK: _Options = {
+    zmq.LINGER: 0,
+    zmq.BACKLOG: 1024,
+    zmq.HANDSHAKE_IVL: 5000,
+    **_NOTICE_DEAD_PEERS,
+}
+_OVER_NETWORK: _Options = {
+    zmq.LINGER: 0,
+    zmq.IMMEDIATE: 1,
+    zmq.RECONNECT_IVL: 100,
+    zmq.RECONNECT_IVL_MAX: 3000,
+    zmq.CONNECT_TIMEOUT: 5000,
+    zmq.HANDSHAKE_IVL: 5000,
+    **_NOTICE_DEAD_PEERS,
+}
+_WITHIN_HOST: _Options = {
+    zmq.LINGER: 0,
+    zmq.RECONNECT_IVL: 100,
+    zmq.RECONNECT_IVL_MAX: 1000,
+}
+_CONTROL: _Options = {
+    zmq.SNDHWM: CONTROL_HWM,
+    zmq.RCVHWM: CONTROL_HWM,
+    zmq.MAXMSGSIZE: CONTROL_BYTES_MAX + _CURVE_OVERHEAD_BYTES,
+}
+
+
 def data_receiver(context: zmq.Context[Socket]) -> Socket:
     """The applier's PULL socket for batches."""
-    receiver = context.socket(zmq.PULL)
-    receiver.set(zmq.RCVHWM, DATA_RCVHWM)
-    receiver.set(zmq.MAXMSGSIZE, BATCH_FRAME_BYTES_MAX + _CURVE_OVERHEAD_BYTES)
-    _accept_from_network(receiver)
-    return receiver
+    most = {zmq.RCVHWM: DATA_RCVHWM, zmq.MAXMSGSIZE: BATCH_FRAME_BYTES_MAX + _CURVE_OVERHEAD_BYTES}
+    return _made(context, zmq.PULL, _FROM_NETWORK, most)
 
 
 def data_sender(context: zmq.Context[Socket]) -> Socket:
     """A sender's PUSH socket for batches."""
-    sender = context.socket(zmq.PUSH)
-    sender.set(zmq.SNDHWM, DATA_SNDHWM)
-    sender.set(zmq.IMMEDIATE, 1)
-    _dial_over_network(sender)
-    return sender
+    return _made(context, zmq.PUSH, _OVER_NETWORK, {zmq.SNDHWM: DATA_SNDHWM})
 
 
 def control_server(context: zmq.Context[Socket]) -> Socket:
     """The applier's ROUTER socket."""
-    server = context.socket(zmq.ROUTER)
-    server.set(zmq.SNDHWM, CONTROL_HWM)
-    server.set(zmq.RCVHWM, CONTROL_HWM)
-    server.set(zmq.MAXMSGSIZE, CONTROL_BYTES_MAX + _CURVE_OVERHEAD_BYTES)
-    server.set(zmq.ROUTER_MANDATORY, 1)
-    _accept_from_network(server)
-    return server
+    return _made(context, zmq.ROUTER, _FROM_NETWORK, _CONTROL, {zmq.ROUTER_MANDATORY: 1})
 
 
 def control_client(context: zmq.Context[Socket]) -> Socket:
     """The reader's DEALER socket."""
-    client = context.socket(zmq.DEALER)
-    client.set(zmq.SNDHWM, CONTROL_HWM)
-    client.set(zmq.RCVHWM, CONTROL_HWM)
-    client.set(zmq.MAXMSGSIZE, CONTROL_BYTES_MAX + _CURVE_OVERHEAD_BYTES)
-    client.set(zmq.IMMEDIATE, 1)
-    _dial_over_network(client)
-    return client
+    return _made(context, zmq.DEALER, _OVER_NETWORK, _CONTROL)
 
 
 def descriptor_pusher(context: zmq.Context[Socket]) -> Socket:
     """The reader's PUSH socket towards the senders."""
-    pusher = context.socket(zmq.PUSH)
-    pusher.set(zmq.SNDHWM, DESCRIPTOR_HWM)
-    pusher.set(zmq.LINGER, 0)
-    return pusher
+    return _made(context, zmq.PUSH, _WITHIN_HOST, {zmq.SNDHWM: DESCRIPTOR_HWM})
 
 
 def descriptor_puller(context: zmq.Context[Socket]) -> Socket:
     """A sender's PULL socket from the reader."""
-    puller = context.socket(zmq.PULL)
-    puller.set(zmq.RCVHWM, DESCRIPTOR_HWM)
-    puller.set(zmq.LINGER, 0)
-    puller.set(zmq.RECONNECT_IVL, 100)
-    puller.set(zmq.RECONNECT_IVL_MAX, 1000)
-    return puller
+    return _made(context, zmq.PULL, _WITHIN_HOST, {zmq.RCVHWM: DESCRIPTOR_HWM})
 
 
 def event_publisher(context: zmq.Context[Socket]) -> Socket:
     """The reader's PUB socket for events."""
-    publisher = context.socket(zmq.PUB)
-    publisher.set(zmq.SNDHWM, 1000)
-    publisher.set(zmq.LINGER, 0)
-    return publisher
+    return _made(context, zmq.PUB, _WITHIN_HOST, {zmq.SNDHWM: 1000})
 
 
 def ticket_server(context: zmq.Context[Socket]) -> Socket:
     """The reader's ROUTER socket for scanners, or for those who ask on a user's behalf."""
-    server = context.socket(zmq.ROUTER)
-    server.set(zmq.LINGER, 0)
-    return server
+    return _made(context, zmq.ROUTER, _WITHIN_HOST)
 
 
 def ticket_client(context: zmq.Context[Socket]) -> Socket:
     """A scanner's DEALER socket to the reader of its host."""
-    client = context.socket(zmq.DEALER)
-    client.set(zmq.LINGER, 0)
-    client.set(zmq.IMMEDIATE, 1)
-    client.set(zmq.RECONNECT_IVL, 100)
-    client.set(zmq.RECONNECT_IVL_MAX, 1000)
-    return client
+    return _made(context, zmq.DEALER, _WITHIN_HOST, {zmq.IMMEDIATE: 1})
+
+
+def report_pusher(context: zmq.Context[Socket]) -> Socket:
+    """A process's PUSH socket to its monitor.
+
+    Without a monitor nothing queues up: what it would get later is old.
+    """
+    return _made(context, zmq.PUSH, _WITHIN_HOST, {zmq.SNDHWM: REPORT_HWM, zmq.IMMEDIATE: 1})
+
+
+def _made(context: zmq.Context[Socket], kind: int, *options: _Options) -> Socket:
+    made = context.socket(kind)
+    for each in options:
+        for option, value in each.items():
+            made.set(option, value)
+    return made
 
 
 def is_readable(socket: Socket) -> bool:
@@ -197,27 +214,3 @@ class RunDirectory:
                 "stop the other"
             ) from error
         return fd
-
-
-def _accept_from_network(server: Socket) -> None:
-    server.set(zmq.LINGER, 0)
-    server.set(zmq.BACKLOG, 1024)
-    server.set(zmq.HANDSHAKE_IVL, 5000)
-    _notice_dead_peers(server)
-
-
-def _dial_over_network(client: Socket) -> None:
-    client.set(zmq.LINGER, 0)
-    client.set(zmq.RECONNECT_IVL, 100)
-    client.set(zmq.RECONNECT_IVL_MAX, 3000)
-    client.set(zmq.CONNECT_TIMEOUT, 5000)
-    client.set(zmq.HANDSHAKE_IVL, 5000)
-    _notice_dead_peers(client)
-
-
-def _notice_dead_peers(either: Socket) -> None:
-    either.set(zmq.HEARTBEAT_IVL, 2000)
-    either.set(zmq.HEARTBEAT_TIMEOUT, 10000)
-    either.set(zmq.TCP_KEEPALIVE, 1)
-    either.set(zmq.TCP_KEEPALIVE_IDLE, 30)
-    either.set(zmq.IPV6, 1)
