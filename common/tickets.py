@@ -436,8 +436,10 @@ class TicketOffice:
                 self._settle(piece, actions)
         if any(isinstance(action, Clear) for action in actions):
             return actions  # else the bits would be read that are about to be cleared
+        # One that waits for its place is somebody's: over a slow link that may take long.
+        committed = {id(w.ticket) for w in self._waiting.values() if isinstance(w.request, Commit)}
         for ticket in list(self._open.values()):
-            if now_s - ticket.opened_s > self.settings.ticket_s:
+            if now_s - ticket.opened_s > self.settings.ticket_s and id(ticket) not in committed:
                 self._close(ticket)
                 self._take_back(ticket.pieces)
                 actions.append(Reply(ticket.peer, Dropped(ticket.number)))

@@ -137,7 +137,7 @@ PLANTED: dict[Callable[[], AbstractContextManager[Any]], int] = {
     marks_of_resume_not_noticed: 2,
     consistent_at_once: 93,
     checksums_of_what_is_only_in_the_journal: 117,
-    tickets_survive_a_new_epoch: 121,
+    tickets_survive_a_new_epoch: 141,
     unreadable_counts_as_equal: 3,
     buffer_used_while_a_thread_reads_into_it: 2,
     acknowledged_before_the_sync: 0,

@@ -280,6 +280,23 @@ def test_ticket_of_a_frozen_scanner_is_handed_to_another() -> None:
     assert desk.commit(work, batches=1) == [t.Dropped(work.ticket)]
 
 
+def test_ticket_that_waits_for_its_place_is_not_taken_away() -> None:
+    """Over a slow link the repairs in front of it may take longer than a ticket may."""
+    desk = Desk(set(range(0, REGIONS, 2)))
+    most = desk.machine.settings.resync_batches
+    desk.commit(desk.ask(1), batches=most)
+    desk.bits[Bitmap.RESYNC].add(1)
+    desk.look()
+    work = desk.ask(2)
+    assert desk.commit(work, batches=1) == []
+    desk.now_s += 31
+    assert desk.step() == []
+    desk.ack(most)
+    (answer,) = desk.step()
+    assert isinstance(answer, t.Committed)
+    assert answer.ticket == work.ticket
+
+
 def test_pieces_that_were_not_judged_are_handed_out_again() -> None:
     desk = Desk({0, 1, 40})
     work = desk.ask(1)
