@@ -66,7 +66,8 @@ test-kasan: $(VM_READY) ## the same tests on a KASAN and lockdep kernel (builds 
 	@deploy/kasan-kernel.sh $(KASAN_SOURCE) $(KASAN_DIR)
 	@$(MAKE) -s -C kern KDIR=$(abspath $(KASAN_DIR)) OUT=$(abspath $(VM)/module-kasan)
 	@$(VM_RUN) --kdir $(KASAN_DIR) --disk fast=1G --timeout 3600 --memory 4G -- \
-		env BDR_MODULE=$(VM)/module-kasan/bdr.ko $(VM_PYTEST) -o timeout=900 $(TESTS)
+		env BDR_MODULE=$(VM)/module-kasan/bdr.ko $(VM_PYTEST) -o timeout=900 $(TESTS) \
+		$(if $(filter tests/kernel,$(TESTS)),tests/kernel/injected_faults.py)
 
 .PHONY: test-dkms
 test-dkms: $(VM_KERNEL)/release ## the module through DKMS, in a directory of its own
