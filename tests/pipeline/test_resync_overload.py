@@ -21,8 +21,8 @@ PAUSES_S = 0 + 1 + 2
 def test_overload_does_not_flap_and_heals_when_the_load_falls_below_the_link_rate(
     directory: Path,
 ) -> None:
-    with over_a_link(directory, size=32 * MIB, writes=512, link_rate=8 * MIB) as (pair, _):
-        load = Load(pair, rate=64 * MIB)
+    with over_a_link(directory, size=16 * MIB, writes=512, link_rate=2 * MIB) as (pair, _):
+        load = Load(pair, rate=32 * MIB)
         try:
             wait_for(lambda: pair.status().overflows > 0, what="overflow", timeout_s=DEADLINE_S)
             began_s = time.monotonic()
@@ -33,7 +33,7 @@ def test_overload_does_not_flap_and_heals_when_the_load_falls_below_the_link_rat
             )
             assert time.monotonic() - began_s > PAUSES_S - 0.5
             # Under load still, but less than the link takes.
-            load.rate = 1 * MIB
+            load.rate = MIB / 2
             pair.wait_logged("v-reader", "event=condition condition=INCONSISTENT")
             wait_for(
                 lambda: (
