@@ -12,8 +12,8 @@ from deploy.command import wait_for
 from tests.pipeline.overload import Load, over_a_link
 from tests.pipeline.pair import DEADLINE_S, MIB
 
-OVERFLOWS = 4
-PAUSES_S = 0 + 1 + 2
+OVERFLOWS = 5
+PAUSES_S = 0 + 1 + 2 + 4
 """What lies between the beginnings of so many, at least: common/sequencer.py."""
 
 
@@ -31,7 +31,7 @@ def test_overload_does_not_flap_and_heals_when_the_load_falls_below_the_link_rat
                 what=f"{OVERFLOWS} overflows",
                 timeout_s=DEADLINE_S,
             )
-            assert time.monotonic() - began_s > PAUSES_S - 0.5
+            assert time.monotonic() - began_s > PAUSES_S - 1
             # Under load still, but less than the link takes.
             load.rate = MIB / 2
             pair.wait_logged("v-reader", "event=condition condition=INCONSISTENT")
