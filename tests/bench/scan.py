@@ -59,7 +59,7 @@ def main() -> None:
     directory = Path(tempfile.mkdtemp(prefix="bdr-", dir="/dev/shm"))
     try:
         with ScannedPair(
-            directory, size=size, writes=1024, applier_options=["--journal", "none"]
+            directory, size=size, writes=65536, applier_options=["--journal", "none"]
         ) as pair:
             fill(pair)
             pair.start()
