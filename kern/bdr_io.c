@@ -169,8 +169,11 @@ static bool bdr_io_gather(struct bdr_io *io)
 static void bdr_io_redirect(struct bdr_io *io, struct bio *bio)
 {
 	bio->bi_io_vec = &io->vec;
-	bio->bi_iter.bi_idx = 0;
-	bio->bi_iter.bi_bvec_done = 0;
+	/* From the beginning of it: index and offset, whatever their names, are 0. */
+	bio->bi_iter = (struct bvec_iter) {
+		.bi_sector = bio->bi_iter.bi_sector,
+		.bi_size = bio->bi_iter.bi_size,
+	};
 }
 
 /* A bio with the data of `bio` that lies in the ring.  Never fails: a mempool. */
