@@ -34,7 +34,7 @@ import numpy as np
 
 from common import scan, tickets, wire
 from common.errors import BdrError, InternalError, StaleCaptureError
-from common.ring import SECTOR_BYTES
+from common.ring import PAYLOAD_BYTES, SECTOR_BYTES
 from common.scan import BLOCK_SECTORS, Flags, Piece
 
 # Events: what happened.
@@ -158,6 +158,36 @@ class SendBatch:
     number: int
     first: int
     parts: list[Part]
+
+    def build(self, buffer: memoryview, stream: bytes) -> tuple[wire.BatchHeader, bytes, bytes]:
+        """Its header, its slots' headers and its payload.
+
+        Args:
+            buffer: what `buffer` is the number of.
+            stream: of the capture.
+        """
+        headers, payload = scan.build_batch(
+            [
+                scan.Repair(
+                    part.sector,
+                    buffer[part.offset : part.offset + part.length],
+                    part.blocks,
+                    part.excluded,
+                )
+                for part in self.parts
+            ]
+        )
+        count = len(payload) // PAYLOAD_BYTES
+        header = wire.BatchHeader(
+            wire.BatchKind.RESYNC,
+            wire.Mark.NONE,
+            stream,
+            self.epoch,
+            self.number,
+            self.first,
+            count,
+        )
+        return header, headers, payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,11 +382,7 @@ class Comparer:
 
     def _begin(self, work: tickets.Work, actions: list[Action]) -> None:
         if work.stream != self._stream:
-            text = (
-                f"the reader's capture has stream {work.stream.hex()}, and this one's had "
-                f"{self._stream.hex()}: it was made anew; beginning anew too"
-            )
-            actions.append(Stop(StaleCaptureError(text)))
+            actions.append(Stop(StaleCaptureError.of_stream(work.stream, self._stream)))
             return
         job = self._jobs.get(work.ask)
         if job is None or job.stage is not Stage.ASKING:

@@ -11,6 +11,8 @@ Every message says what was found, what was wanted, and what to do.
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class BdrError(Exception):
     """Root of every error that BDR raises on purpose."""
@@ -83,6 +85,14 @@ class StaleCaptureError(RetryableError):
 
     The process ends with its exit code, is started anew, and takes it as it is now.
     """
+
+    @classmethod
+    def of_stream(cls, readers: bytes, own: bytes) -> Self:
+        """The reader's capture has another stream than the one that is mapped here."""
+        return cls(
+            f"the reader's capture has stream {readers.hex()}, and this one's had {own.hex()}: "
+            "it was made anew; beginning anew too"
+        )
 
 
 class RemoteError(BdrError):

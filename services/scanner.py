@@ -28,7 +28,6 @@ from common.capture import Capture, Role, open_capture
 from common.comparer import Comparer
 from common.errors import WireError
 from common.ring import PAYLOAD_BYTES, SECTOR_BYTES
-from common.scan import Repair
 from common.sourcedev import SourceDevice
 from services import log, metrics, options, sockets
 from services.loop import Loop
@@ -234,27 +233,7 @@ class Scanner:
                 assert_never(action)
 
     def _build(self, batch: comparer.SendBatch) -> None:
-        buffer = self._buffers[batch.buffer]
-        headers, payload = scan.build_batch(
-            [
-                Repair(
-                    part.sector,
-                    buffer[part.offset : part.offset + part.length],
-                    part.blocks,
-                    part.excluded,
-                )
-                for part in batch.parts
-            ]
-        )
-        header = wire.BatchHeader(
-            wire.BatchKind.RESYNC,
-            wire.Mark.NONE,
-            self._stream,
-            batch.epoch,
-            batch.number,
-            batch.first,
-            len(payload) // PAYLOAD_BYTES,
-        )
+        header, headers, payload = batch.build(self._buffers[batch.buffer], self._stream)
         top = wire.encode_batch(header, headers, payload)
         self._outgoing.append([top, headers, payload])
         self._repaired_bytes += len(payload)

@@ -113,10 +113,7 @@ class Sender:
         stream = self._capture.info.stream
         if header.stream != stream:
             # The memory that is mapped here is not what the reader means.
-            raise StaleCaptureError(
-                f"the reader's capture has stream {header.stream.hex()}, and this one's had "
-                f"{stream.hex()}: it was made anew; beginning anew too"
-            )
+            raise StaleCaptureError.of_stream(header.stream, stream)
         first, count = header.first, header.count
         headers = self._capture.header_bytes(first, count)
         payload = self._capture.payload(first, count)

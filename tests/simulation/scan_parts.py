@@ -166,27 +166,8 @@ class Scanner:
         )
 
     def send(self, batch: comparer.SendBatch) -> None:
-        buffer = self.buffers[batch.buffer]
-        headers, payload = scan.build_batch(
-            [
-                scan.Repair(
-                    part.sector,
-                    bytes(buffer[part.offset : part.offset + part.length]),
-                    part.blocks,
-                    part.excluded,
-                )
-                for part in batch.parts
-            ]
-        )
-        header = wire.BatchHeader(
-            wire.BatchKind.RESYNC,
-            wire.Mark.NONE,
-            STREAM,
-            batch.epoch,
-            batch.number,
-            batch.first,
-            len(headers) // 8,
-        )
+        buffer = memoryview(self.buffers[batch.buffer])
+        header, headers, payload = batch.build(buffer, STREAM)
         top = wire.encode_batch(header, headers, payload)
         self.world.data.append(Flying(header, top, [headers, payload], self))
 
