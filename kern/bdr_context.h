@@ -76,7 +76,7 @@ struct bdr_context {
 
 	spinlock_t lock ____cacheline_aligned_in_smp;
 	struct bdr_gate gate;
-	struct rb_root_cached inflight;	/* logged writes not yet completed */
+	struct rb_root_cached inflight;	/* captured writes not yet completed */
 	u64 cursor;			/* slot that the consumer waits for */
 	u64 news;			/* counts changes of mode and size */
 	u64 news_seen;			/* as of the consumer's last STATUS */

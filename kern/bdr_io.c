@@ -23,7 +23,8 @@
  * overlaps one in flight takes its slots only when that one has completed.  The
  * wait is for a completion, never for the consumer, and the submitter does not
  * sleep: the bio is parked at its blocker.  Writes that take no slots need not
- * wait: their regions are read again by the resync.
+ * wait, since their regions are read again by the resync, but are waited for: a
+ * scan may have read such a region before a slot that came in beside it is shown.
  *
  *	W1 admitted (slots 5,6)   W2 overlaps: parked at W1
  *	W1 completes: publish 5,6   W2 admitted (slot 7)
@@ -48,7 +49,7 @@
 #include "bdr_target.h"
 
 /*----------------------------------------------------------------
- * Logged writes in flight, by sector
+ * Captured writes in flight, by sector
  *--------------------------------------------------------------
  */
 
@@ -234,7 +235,7 @@ static int bdr_io_start(struct bdr_io *io, struct bio *bio, unsigned int arrival
 		ctx->news++;
 		bdr_context_wake(ctx);
 	}
-	if (io->pass.logged && io->write.sectors)
+	if (io->write.sectors)
 		bdr_inflight_insert(io, &ctx->inflight);
 	spin_unlock_irqrestore(&ctx->lock, flags);
 
@@ -326,17 +327,15 @@ int bdr_io_end(struct dm_target *ti, struct bio *bio, blk_status_t *error)
 	}
 
 	spin_lock_irqsave(&ctx->lock, flags);
-	if (!logged) {
-		if (bdr_gate_leave_locked(&ctx->gate, &io->pass, &io->write))
-			wake_up_all(&ctx->drain_wait);
-	} else {
+	if (logged)
 		ctx->failed += !!*error;
-		if (io->write.sectors)
-			bdr_inflight_remove(io, &ctx->inflight);
-		if (!bio_list_empty(&io->waiters)) {
-			bio_list_merge(&ctx->deferred, &io->waiters);
-			queue_work(ctx->workqueue, &ctx->deferred_work);
-		}
+	else if (bdr_gate_leave_locked(&ctx->gate, &io->pass, &io->write))
+		wake_up_all(&ctx->drain_wait);
+	if (io->write.sectors)
+		bdr_inflight_remove(io, &ctx->inflight);
+	if (!bio_list_empty(&io->waiters)) {
+		bio_list_merge(&ctx->deferred, &io->waiters);
+		queue_work(ctx->workqueue, &ctx->deferred_work);
 	}
 	/*
 	 * Last touch of target and context: who removes them queues and looks

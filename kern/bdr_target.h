@@ -46,7 +46,7 @@ struct bdr_io {
 	struct bdr_write write;
 	struct bdr_pass pass;
 
-	/* A node of ctx->inflight while logged. */
+	/* A node of ctx->inflight, if it has sectors. */
 	struct rb_node node;
 	u64 subtree_last;
 	struct bio_list waiters;	/* bios that overlap this one */

@@ -66,8 +66,8 @@ test-kasan: $(VM_READY) ## the same tests on a KASAN and lockdep kernel (builds 
 	@deploy/kasan-kernel.sh $(KASAN_SOURCE) $(KASAN_DIR)
 	@$(MAKE) -s -C kern KDIR=$(abspath $(KASAN_DIR)) OUT=$(abspath $(VM)/module-kasan)
 	@$(VM_RUN) --kdir $(KASAN_DIR) --disk fast=1G --timeout 3600 --memory 4G -- \
-		env BDR_MODULE=$(VM)/module-kasan/bdr.ko $(VM_PYTEST) -o timeout=900 $(TESTS) \
-		$(if $(filter tests/kernel,$(TESTS)),tests/kernel/injected_faults.py)
+		env BDR_MODULE=$(VM)/module-kasan/bdr.ko $(VM_PYTEST) -o timeout=900 \
+		-o 'python_files=test_*.py injected_faults.py' $(TESTS)
 
 .PHONY: test-dkms
 test-dkms: $(VM_KERNEL)/release ## the module through DKMS, in a directory of its own

@@ -6,8 +6,10 @@ from __future__ import annotations
 import mmap
 import os
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -44,6 +46,13 @@ def wait_for(fact: Callable[[], bool], what: str, timeout_s: float = 30) -> None
     while not fact():
         assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what}"
         time.sleep(0.01)
+
+
+def start(call: Callable[[], object]) -> threading.Thread:
+    """Has a thread of its own make the call; an error in it fails the test."""
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread
 
 
 def have_module(name: str) -> bool:
@@ -116,6 +125,15 @@ class Mapped:
         run("dmsetup", "load", self.name, "--table", table)
         run("dmsetup", "resume", self.name)
         self.table = table
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Holds every bio that comes in until the block ends."""
+        run("dmsetup", "suspend", "--noflush", "--nolockfs", self.name)
+        try:
+            yield
+        finally:
+            run("dmsetup", "resume", self.name)
 
 
 @dataclass(frozen=True)
@@ -200,3 +218,9 @@ class Direct:
             with memoryview(buffer)[:count] as view:
                 assert os.preadv(self.fd, [view], offset) == count
             return buffer[:count]
+
+
+def write(path: str, data: bytes, offset: int) -> None:
+    """Writes `data`, a whole number of sectors, past the page cache."""
+    with Direct(path) as disk:
+        disk.write(data, offset)

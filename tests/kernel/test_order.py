@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from common.ring import Op, decode, slots_at
-from tests.kernel.devices import Bdr, Direct, Loop, Mapped, have_module
+from tests.kernel.devices import Bdr, Direct, Loop, Mapped, have_module, start, wait_for, write
 from tests.kernel.mirror import Mirror
 
 _SUPER = struct.Struct("<QQQI")
@@ -83,32 +83,21 @@ def test_dependent_writes_have_slots_in_the_order_of_dm_log_writes(
 
 def test_head_of_line_write_holds_back_what_completed_after_it(loop: Loop, tmp_path: Path) -> None:
     """The prefix ends at the slot whose write is still in flight, and status names it."""
-    if not have_module("dm-delay"):
-        pytest.skip("this kernel has no dm-delay")
     with (
-        Mapped(
-            "mixed",
-            f"0 1024 delay {loop.path} 0 0 {loop.path} 0 500\n1024 1024 linear {loop.path} 1024",
-        ) as mixed,
+        Mapped("held", f"0 1024 linear {loop.path} 0") as held,
+        Mapped("mixed", f"0 1024 linear {held.path} 0\n1024 1024 linear {loop.path} 1024") as mixed,
         Bdr("t0", mixed.path, capacity=64) as bdr,
         Mirror(bdr, tmp_path / "replica") as mirror,
     ):
-
-        def slow() -> None:
-            with Direct(bdr.path) as disk:
-                disk.write(b"s" * 4096, 0)
-
-        thread = threading.Thread(target=slow)
-        thread.start()
-        while mirror.capture.status().head == 0:
-            pass
-        with Direct(bdr.path) as disk:
+        with held.suspended():
+            first = start(lambda: write(bdr.path, b"h" * 4096, 0))
+            wait_for(lambda: bdr.status().head == 1, "the first write in flight")
             for number in range(3):
-                disk.write(b"f" * 4096, (1024 + number * 8) * 512)
-        status = mirror.capture.status()
-        assert (status.head, status.unpublished) == (4, 0)
-        assert mirror.step() == 0
-        thread.join()
+                write(bdr.path, b"o" * 4096, (1024 + number * 8) * 512)
+            status = mirror.capture.status()
+            assert (status.head, status.unpublished) == (4, 0)
+            assert mirror.step() == 0
+        first.join()
         assert mirror.capture.status().unpublished == 4
         assert mirror.step() == 4
         assert mirror.differing() == []

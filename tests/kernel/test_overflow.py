@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.capture import Bitmap, Role
-from common.capture_dm import DmCapture
+from common.capture import Bitmap
 from common.ring import Mode
-from tests.kernel.devices import ROOT, Bdr, Direct, Loop, Mapped, have_module, run, wait_for
+from tests.kernel.devices import ROOT, Bdr, Direct, Loop, Mapped, run, start, wait_for, write
 from tests.kernel.mirror import Mirror
 
 REGION = 65536
@@ -131,66 +129,79 @@ def test_write_that_missed_the_ring_is_marked_again_when_it_completes(
     loop: Loop, tmp_path: Path
 ) -> None:
     """A RESUME merges while a write of the next OVERFLOW is in flight."""
-    if not have_module("dm-delay"):
-        pytest.skip("this kernel has no dm-delay")
     with (
-        Mapped("slow", f"0 65536 delay {loop.path} 0 0 {loop.path} 0 400") as slow,
-        Bdr("t0", slow.path, capacity=64) as bdr,
+        Mapped("a", f"0 65536 linear {loop.path} 0") as a,
+        Mapped("b", f"0 65536 linear {loop.path} 65536") as b,
+        Mapped("both", f"0 65536 linear {a.path} 0\n65536 65536 linear {b.path} 0") as both,
+        Bdr("t0", both.path, capacity=64) as bdr,
         Mirror(bdr, tmp_path / "replica") as mirror,
     ):
-
-        def write(region: int) -> threading.Thread:
-            def body() -> None:
-                with Direct(bdr.path) as disk:
-                    disk.write(b"w" * 4096, region * REGION)
-
-            thread = threading.Thread(target=body)
-            thread.start()
-            return thread
-
+        in_b = 65536 * 512 // REGION
         bdr.message("overflow")
-        first = write(1)
-        wait_for(lambda: mirror.capture.status().unlogged == 1, "write 1 in flight")
-        resumed = threading.Thread(target=mirror.resume)
-        resumed.start()
-        wait_for(lambda: mirror.capture.status().mode is Mode.STREAM, "RESUME has begun")
-        assert resumed.is_alive()
-        bdr.message("overflow")
-        second = write(2)
-        wait_for(lambda: mirror.capture.status().unlogged == 2, "write 2 in flight")
-        resumed.join()
-        assert first.join(10) is None
-        # Both bits were merged; a scan reads now, too early for write 2, and clears.
-        assert np.flatnonzero(mirror.bits(Bitmap.RESYNC)).tolist() == [1, 2]
-        mirror.capture.clear_bitmap(first=0, count=3)
+        with b.suspended():
+            with a.suspended():
+                first = start(lambda: write(bdr.path, b"1" * 4096, REGION))
+                wait_for(lambda: bdr.status().unlogged == 1, "write 1 in flight")
+                resumed = start(mirror.resume)
+                wait_for(lambda: bdr.status().mode == "STREAM", "RESUME has begun")
+                bdr.message("overflow")
+                second = start(lambda: write(bdr.path, b"2" * 4096, in_b * REGION))
+                wait_for(lambda: bdr.status().unlogged == 2, "write 2 in flight")
+                assert resumed.is_alive()
+            first.join()
+            resumed.join()
+            # Both bits were merged; a scan reads now, too early for write 2, and clears.
+            assert np.flatnonzero(mirror.bits(Bitmap.RESYNC)).tolist() == [1, in_b]
+            mirror.capture.clear_bitmap(first=0, count=in_b + 1)
         second.join()
-        assert np.flatnonzero(mirror.bits(Bitmap.ACTIVE)).tolist() == [2]
+        assert np.flatnonzero(mirror.bits(Bitmap.ACTIVE)).tolist() == [in_b]
+
+
+def test_write_over_one_without_a_slot_takes_its_slot_when_that_has_completed(
+    loop: Loop, tmp_path: Path
+) -> None:
+    """Both are in flight at once after a RESUME has begun; the scan reads only then."""
+    with (
+        Mapped("lower", f"0 65536 linear {loop.path} 0") as lower,
+        Bdr("t0", lower.path, capacity=64) as bdr,
+        Mirror(bdr, tmp_path / "replica") as mirror,
+    ):
+        bdr.message("overflow")
+        with lower.suspended():
+            first = start(lambda: write(bdr.path, b"1" * 4096, REGION))
+            wait_for(lambda: bdr.status().unlogged == 1, "write 1 in flight")
+            resumed = start(mirror.resume)
+            wait_for(lambda: bdr.status().mode == "STREAM", "RESUME has begun")
+            second = start(lambda: write(bdr.path, b"2" * 4096, REGION))
+            wait_for(lambda: bdr.status().serialised + bdr.status().head > 0, "write 2")
+            assert bdr.status().head == 0
+        for thread in (first, resumed, second):
+            thread.join()
+        mirror.repair()
+        mirror.drain()
+        assert bdr.status().head == 1
+        assert mirror.differing() == []
 
 
 def test_killed_resume_leaves_marks_for_the_next_one(loop: Loop, tmp_path: Path) -> None:
-    if not have_module("dm-delay"):
-        pytest.skip("this kernel has no dm-delay")
     with (
-        Mapped("slow", f"0 65536 delay {loop.path} 0 0 {loop.path} 0 3000") as slow,
-        Bdr("t0", slow.path, capacity=64) as bdr,
+        Mapped("lower", f"0 65536 linear {loop.path} 0") as lower,
+        Bdr("t0", lower.path, capacity=64) as bdr,
     ):
         bdr.message("overflow")
-        writer = subprocess.Popen(
-            ["dd", "if=/dev/urandom", f"of={bdr.path}", "bs=4k", "count=1", "oflag=direct"],
-            stderr=subprocess.DEVNULL,
-        )
-        observer = DmCapture(bdr.device, Role.OBSERVER)
-        wait_for(lambda: observer.status().unlogged == 1, "a write in flight")
-        code = (
-            "import fcntl,os; fd=os.open(%r, os.O_RDWR); fcntl.ioctl(fd, 0x8008B703, bytearray(8))"
-        )
-        resume = subprocess.Popen([sys.executable, "-S", "-c", code % bdr.device], cwd=ROOT)
-        wait_for(lambda: observer.status().mode is Mode.STREAM, "RESUME has begun")
-        assert writer.poll() is None
-        os.kill(resume.pid, signal.SIGKILL)
-        assert resume.wait(10) == -signal.SIGKILL
-        assert writer.wait(30) == 0
-        observer.close()
+        with lower.suspended():
+            writer = start(lambda: write(bdr.path, os.urandom(4096), 0))
+            wait_for(lambda: bdr.status().unlogged == 1, "a write in flight")
+            code = (
+                "import fcntl,os; fd=os.open(%r, os.O_RDWR); "
+                "fcntl.ioctl(fd, 0x8008B703, bytearray(8))"
+            )
+            resume = subprocess.Popen([sys.executable, "-S", "-c", code % bdr.device], cwd=ROOT)
+            wait_for(lambda: bdr.status().mode == "STREAM", "RESUME has begun")
+            os.kill(resume.pid, signal.SIGKILL)
+            assert resume.wait(10) == -signal.SIGKILL
+            assert bdr.status().unlogged == 1
+        writer.join()
         with Mirror(bdr, tmp_path / "replica") as mirror:
             assert mirror.capture.status().gap == 0
             assert np.flatnonzero(mirror.bits(Bitmap.ACTIVE)).tolist() == [0]

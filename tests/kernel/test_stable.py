@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.devices import TOOLS, Bdr, Direct, Mapped, have_module, run, sectors_of
+from tests.kernel.devices import TOOLS, Bdr, Direct, Mapped, run, sectors_of, start, wait_for, write
 from tests.kernel.mirror import Mirror
 
 
@@ -67,23 +68,21 @@ def test_writes_of_the_same_blocks_at_once_are_put_in_the_order_of_the_disk(
 
 
 def test_overlapping_write_waits_for_the_first_and_others_do_not(disk: str, tmp_path: Path) -> None:
-    """Under a delay of 2 s: A, then B over A, then C elsewhere: C's slot precedes B's."""
-    if not have_module("dm-delay"):
-        pytest.skip("this kernel has no dm-delay")
+    """A, then B over a part of A, then C elsewhere: C's slot precedes B's."""
     with (
-        Mapped("slow", f"0 65536 delay {disk} 0 0 {disk} 0 2000") as slow,
-        Bdr("t0", slow.path, capacity=64) as bdr,
+        Mapped("lower", f"0 65536 linear {disk} 0") as lower,
+        Bdr("t0", lower.path, capacity=64) as bdr,
         Mirror(bdr, tmp_path / "replica") as mirror,
     ):
-        script = (
-            f"dd if=/dev/zero of={bdr.path} bs=8k count=1 oflag=direct conv=notrunc & "
-            "sleep 0.1; "
-            f"dd if=/dev/urandom of={bdr.path} bs=4k seek=1 count=1 oflag=direct conv=notrunc & "
-            "sleep 0.1; "
-            f"dd if=/dev/zero of={bdr.path} bs=4k seek=9 count=1 oflag=direct conv=notrunc & "
-            "wait"
-        )
-        run("sh", "-c", script)
+        with lower.suspended():
+            writers = [start(lambda: write(bdr.path, b"A" * 8192, 0))]
+            wait_for(lambda: bdr.status().head == 2, "A in flight")
+            writers.append(start(lambda: write(bdr.path, b"B" * 4096, 4096)))
+            wait_for(lambda: bdr.status().serialised == 1, "B waits")
+            writers.append(start(lambda: write(bdr.path, b"C" * 4096, 9 * 4096)))
+            wait_for(lambda: bdr.status().head == 3, "C in flight")
+        for writer in writers:
+            writer.join()
         mirror.drain()
         status = bdr.status()
         assert status.serialised == 1
@@ -94,27 +93,24 @@ def test_overlapping_write_waits_for_the_first_and_others_do_not(disk: str, tmp_
 
 
 def test_suspend_waits_for_a_write_that_waits(disk: str, tmp_path: Path) -> None:
-    if not have_module("dm-delay"):
-        pytest.skip("this kernel has no dm-delay")
     with (
-        Mapped("slow", f"0 65536 delay {disk} 0 0 {disk} 0 200") as slow,
-        Bdr("t0", slow.path, capacity=64) as bdr,
+        Mapped("lower", f"0 65536 linear {disk} 0") as lower,
+        Bdr("t0", lower.path, capacity=64) as bdr,
         Mirror(bdr, tmp_path / "replica") as mirror,
     ):
-        writers = [
-            subprocess.Popen(
-                ["dd", "if=/dev/urandom", f"of={bdr.path}", "bs=4k", "count=1", "oflag=direct",
-                 "conv=notrunc"], stderr=subprocess.DEVNULL,
-            )
-            for _ in range(4)
-        ]  # fmt: skip
-        while bdr.status().head == 0:
-            pass
-        run("dmsetup", "suspend", bdr.name)
+        with lower.suspended():
+            writers = [start(lambda: write(bdr.path, os.urandom(4096), 0)) for _ in range(4)]
+            wait_for(lambda: bdr.status().serialised == 3, "3 writes wait for the first")
+            suspend = subprocess.Popen(["dmsetup", "suspend", "--nolockfs", bdr.name])
+            stack = Path(f"/proc/{suspend.pid}/stack")
+            wait_for(lambda: "dm_suspend" in stack.read_text(), "a suspend under way")
+            assert bdr.status().unpublished == 0
+        assert suspend.wait(30) == 0
         suspended = bdr.status()
-        assert suspended.unpublished == suspended.head
+        assert (suspended.unpublished, suspended.head) == (4, 4)
         run("dmsetup", "resume", bdr.name)
-        assert [writer.wait(30) for writer in writers] == [0] * 4
+        for writer in writers:
+            writer.join()
         mirror.drain()
         assert mirror.capture.status().head == 4
         assert mirror.differing() == []
