@@ -452,7 +452,7 @@ def decode_message(data: Buffer) -> Message:
 def _build(kind: type[_M], raw: dict[Any, Any]) -> _M:
     wanted = {field.name: field.type for field in fields(_any(kind))}
     if raw.keys() != wanted.keys():
-        raise WireError(f"{kind.__name__}: found fields {_short(sorted(map(str, raw)))}")
+        raise WireError(f"{kind.__name__}: found fields {_short(', '.join(map(str, raw)))}")
     for name, type_name in wanted.items():
         if not _CHECKS[str(type_name)](raw[name]):
             raise WireError(f"{kind.__name__}: field {name} is {_short(raw[name])}")
@@ -518,5 +518,6 @@ def _first(value: object) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    """For a message. Of a container only its kind: it may be nested too deep for `repr`."""
+    text = type(value).__name__ if isinstance(value, list | dict) else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

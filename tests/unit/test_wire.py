@@ -211,6 +211,8 @@ def decode_or_wire_error(decode: Any, data: Any) -> Any:
 @example(b"")
 @example(b"\xc1")
 @example(b"\x91" * 2000)
+@example(b"\x81\xa4type" + b"\x91" * 1010 + b"\xc0")
+@example(b"\x82\xa4type\xa4ping\xa5epoch" + b"\x91" * 1010 + b"\xc0")
 @example(b"\x81\xa4type\x91\xa5hello")
 @example(b"\x81\x91\x01\x02")
 @example(bytes(msgpack.packb({"type": "ping", "epoch": True})))
