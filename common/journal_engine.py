@@ -168,12 +168,17 @@ class JournalEngine:
     """One run of a journal.
 
     Args:
+        disk: for the journal's side.
+        checkpoint_disk: the same for the device's side, which syncs at the same time.
         superblock: what `open_run` or `begin_run` returned.
     """
 
-    def __init__(self, *, disk: Disk, device: Device, superblock: Superblock) -> None:
+    def __init__(
+        self, *, disk: Disk, checkpoint_disk: Disk, device: Device, superblock: Superblock
+    ) -> None:
         start = superblock.checkpoint
         self._disk = disk
+        self._checkpoint_disk = checkpoint_disk
         self._device = device
         self._log_bytes = superblock.log_bytes
         # Written by the journal's thread.
@@ -306,10 +311,12 @@ class JournalEngine:
             self._record = job.record
             self._applied = end
             return
-        step = read_step(self._disk.read, superblock=self._superblock, at=at, before=self._record)
+        step = read_step(
+            self._checkpoint_disk.read, superblock=self._superblock, at=at, before=self._record
+        )
         if VERDICTS[step.found] is not Verdict.TAKE or step.header is None:
             raise JournalRefusedError(
-                self._disk.path,
+                self._checkpoint_disk.path,
                 f"{step.found.value} at sequence {at.sequence}, position {at.position}",
                 "the entry that was written there",
             )
@@ -333,8 +340,8 @@ class JournalEngine:
             record=replace(record, clean=True),
             is_closed=is_closed,
         )
-        self._disk.write(after.offset, [journal.encode_superblock(after)])
-        self._disk.sync()
+        self._checkpoint_disk.write(after.offset, [journal.encode_superblock(after)])
+        self._checkpoint_disk.sync()
         self._superblock = after
         self._tail = before.checkpoint.position
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import fcntl
 import os
@@ -138,6 +139,16 @@ class JournalFile:
             os.fdatasync(self._fd)
         except OSError as error:
             raise self._failed("fdatasync", error) from error
+
+    def twin(self) -> JournalFile:
+        """The same file by a descriptor of its own, for another thread.
+
+        Linux tells of a write-back that failed once a descriptor: of two threads that sync
+        by one of them, only one would learn that what was written did not reach the disk.
+        """
+        twin = copy.copy(self)
+        twin._fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)
+        return twin
 
     def close(self) -> None:
         """Gives it free."""

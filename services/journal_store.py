@@ -46,12 +46,12 @@ class JournalStore:
         self,
         *,
         engine: JournalEngine,
-        file: JournalFile,
+        files: tuple[JournalFile, JournalFile],
         device: TargetDevice,
         record_file: RecordFile,
     ) -> None:
         self._engine = engine
-        self._file = file
+        self._files = files
         self._device = device
         self._record_file = record_file
         self._checkpoint_bytes = engine.superblock.log_bytes // CHECKPOINTS_A_LAP
@@ -124,7 +124,8 @@ class JournalStore:
                 record = self._engine.close()
                 self._record_file.save(replace(record, clean=True, journal=NO_JOURNAL))
         finally:
-            self._file.close()
+            for file in self._files:
+                file.close()
             self._device.close()
             self._record_file.close()
 
@@ -223,6 +224,7 @@ def open_journal(
         raise UsageError(f"--journal-size: found {size_bytes}, wanted at least {SIZE_BYTES_MIN}")
     remembered = record_file.load(volume=volume, device_sectors=device.sectors)
     file = JournalFile(path)
+    twin = file.twin()
     try:
         file.settle()
         found = journal_recovery.recover(
@@ -232,13 +234,15 @@ def open_journal(
             volume=volume,
             device_sectors=device.sectors,
         )
-        engine, record = _open(file, found, remembered, size_bytes, device, record_file)
-        log_end = LOG_OFFSET + engine.superblock.log_bytes
-        file.cut(log_end)
+        superblock, record = _open(file, found, remembered, size_bytes, device, record_file)
+        file.cut(LOG_OFFSET + superblock.log_bytes)
     except BaseException:
+        twin.close()
         file.close()
         raise
-    return JournalStore(engine=engine, file=file, device=device, record_file=record_file), record
+    engine = JournalEngine(disk=file, checkpoint_disk=twin, device=device, superblock=superblock)
+    store = JournalStore(engine=engine, files=(file, twin), device=device, record_file=record_file)
+    return store, record
 
 
 def _open(
@@ -248,7 +252,7 @@ def _open(
     size_bytes: int | None,
     device: TargetDevice,
     record_file: RecordFile,
-) -> tuple[JournalEngine, ReplicaRecord]:
+) -> tuple[journal.Superblock, ReplicaRecord]:
     _check_truth(file.path, found, remembered)
     log_bytes = _allocate(file, found, size_bytes)
     if remembered.journal == NO_JOURNAL:
@@ -274,7 +278,7 @@ def _open(
         assert found is not None
         record = replace(found.record, clean=True, journal=found.superblock.journal)
         superblock = _replay(file, device, found, log_bytes)
-    return JournalEngine(disk=file, device=device, superblock=superblock), record
+    return superblock, record
 
 
 def _replay(

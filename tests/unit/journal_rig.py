@@ -142,7 +142,12 @@ class Target:
 
     def start(self, superblock: Superblock) -> None:
         """Runs an engine behind this superblock."""
-        self.engine = JournalEngine(disk=self.journal, device=self.device, superblock=superblock)
+        self.engine = JournalEngine(
+            disk=self.journal,
+            checkpoint_disk=self.journal,
+            device=self.device,
+            superblock=superblock,
+        )
 
     def add(self, *jobs: Apply) -> None:
         """Appends and commits."""
