@@ -31,6 +31,8 @@ QUEUED_BYTES_MAX = 96 << 20
 """More than any window; beyond it, a source that ignores its window is not read."""
 KEPT_BYTES = 48 << 20
 """Freed receive buffers that are kept for the next batches."""
+QUEUED_JOBS_MAX = 1024
+"""The same for jobs, some of which have no bytes."""
 ROUND_BATCHES = 16
 """Batches taken before control messages get their turn."""
 
@@ -151,7 +153,7 @@ class Applier:
             self._queued_bytes -= done_bytes
             self._durable_bytes += done_bytes
             self._durable_jobs += 1
-        if self._queued_bytes <= QUEUED_BYTES_MAX:
+        if not self._is_queue_full():
             self.loop.register(self._data, self._on_data)
         self._tell(replica.Durable(durable))
         self._checksummer.on_durable(durable)
@@ -195,8 +197,11 @@ class Applier:
                 self._count_bad(error)
                 continue
             self._tell(replica.BatchArrived(batch))
-        if self._queued_bytes > QUEUED_BYTES_MAX:
+        if self._is_queue_full():
             self.loop.unregister(self._data)
+
+    def _is_queue_full(self) -> bool:
+        return self._queued_bytes > QUEUED_BYTES_MAX or len(self._queued) > QUEUED_JOBS_MAX
 
     def _receive_frames(self) -> list[wire.Buffer]:
         """One message; of a longer one than a batch only so much is kept."""

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from common.blockdev import TargetDevice
 from common.errors import BdrError, InternalError
+from common.layout import PAYLOAD_BYTES
 from common.record import ReplicaRecord
 from common.recordfile import RecordFile
 from common.replica import Apply
@@ -154,7 +155,8 @@ class StoreWorker:
         group_bytes = 0
         while True:
             self._store.write(job)
-            group_bytes += len(job.payload)
+            # Also those without payload come to an end.
+            group_bytes += max(len(job.payload), PAYLOAD_BYTES)
             if group_bytes >= GROUP_BYTES_MAX:
                 return job
             try:
