@@ -86,6 +86,7 @@ class Reader:
         self._must_release = False
         self._look_at_s = 0.0
         self._waits_for_sender = False
+        self._listens = False
         self._announced: dict[str, int] = {}
         self._reporter = Reporter(
             self.loop,
@@ -106,7 +107,6 @@ class Reader:
             down=lambda: self._tell(sequencer.LinkDown()),
         )
         self.loop.register(self._control, self._on_control)
-        self.loop.register(capture.fileno(), self._on_wakeup)
         sockets.bind(self._descriptors, run_directory.endpoint("descriptors"))
         sockets.bind(self._events, run_directory.endpoint("events"))
         self.loop.watch_link(
@@ -249,12 +249,25 @@ class Reader:
 
     def _arm(self, *, waits: bool) -> None:
         """Releases what may be, and asks to be woken for the next slot if nothing else will."""
+        self._listen(waits)
         wanted = (self.sequencer.tail, self.sequencer.cursor)
         if wanted == self._armed or not (waits or self._must_release):
             return
         self._capture.release(tail=wanted[0], cursor=wanted[1])
         self._armed = wanted
         self._must_release = False
+
+    def _listen(self, waits: bool) -> None:
+        """Whether the capture may wake us: a slot that may not go yet would do it for ever.
+
+        Without, a look every `TICK_MS` finds what else there is to know.
+        """
+        if waits != self._listens:
+            self._listens = waits
+            if waits:
+                self.loop.register(self._capture.fileno(), self._on_wakeup)
+            else:
+                self.loop.unregister(self._capture.fileno())
 
     def _wait_for_sender(self, waits: bool) -> None:
         if waits != self._waits_for_sender:
