@@ -22,10 +22,12 @@ newer; what is dispatched in between is left out of the batch; what is dispatche
 after COMMIT stands behind it in the order.
 
 One thing must hold for that: what the ring has missed must be newer than any slot that
-is dispatched while the ticket is open, else a slot of before the gap would have its
-sector left out, and the missed write, which the read has, would be lost. So no ticket is
-opened before the cursor has passed the head that the ring had when regions were last
-marked or merged. The same goes for failed writes, whose NOPs cover their sectors too.
+the target does not have yet when it makes its digests. Else a slot of before the gap would
+have its sector left out, and the missed write, which the read has, would be lost; or the
+target's old block would be equal to what was missed, and the slot would come after that.
+So no ticket is opened before the target has everything up to the head that the ring had
+when regions were last marked or merged. The same goes for failed writes, whose NOPs cover
+their sectors too.
 
 Regions are cleared when the target has acknowledged everything dispatched before
 the COMMIT of their last piece, the repairs among it: an equal piece may owe that to
@@ -338,14 +340,19 @@ class TicketOffice:
         self._generation = -1
         self._is_scanner_lost = False
         self._must_forget = False
-        self._hold = 0
         self._hold_slot = 0
+        self._hold: int | None = None
+        """Tickets wait for this batch to be durable; None while the cursor is not yet at
+        `_hold_slot`."""
         self._next_ticket = 1
         self._next_region = 0
         self._planned: deque[Piece] = deque()
         self._open: dict[int, _Ticket] = {}
         self._waiting: dict[tuple[Peer, str, int], _Waiting] = {}
         self._done: deque[_Done] = deque()
+        self._is_all_out = False
+        """Whether a look at the whole bitmap has found nothing to hand out; until something is
+        taken back. What is marked anew comes with a loss."""
         self._out = np.zeros(info.regions, np.bool_)
         """Regions that are planned, in a ticket, or not durable yet."""
         self._partly: dict[int, dict[int, int]] = {}
@@ -431,6 +438,8 @@ class TicketOffice:
         self._now_s = now_s
         actions: list[Action] = []
         self._notice_loss(actions)
+        if self._hold is None and self._machine.cursor >= self._hold_slot:
+            self._hold = self._machine.dispatched
         while self._done and self._done[0].barrier <= self._machine.durable:
             for piece in self._done.popleft().pieces:
                 self._settle(piece, actions)
@@ -463,7 +472,7 @@ class TicketOffice:
             actions.append(Reply(ticket.peer, Dropped(ticket.number)))
         self._generation = machine.generation
         self._must_forget = False
-        self._hold = machine.dispatched
+        self._hold = None
         self._hold_slot = max(machine.status.head, machine.cursor)
         self._open.clear()
         self._waiting = {
@@ -478,6 +487,7 @@ class TicketOffice:
         self._partly.clear()
         self._unreadable.clear()
         self._out[:] = False
+        self._is_all_out = False
         self._next_region = 0
         if self._is_scanner_lost:
             self._is_scanner_lost = False
@@ -492,6 +502,7 @@ class TicketOffice:
 
     def _take_back(self, pieces: Sequence[Piece]) -> None:
         """They are nobody's: a later look at the bitmap finds them again."""
+        self._is_all_out = False
         for piece in pieces:
             for region in self._regions_of(piece):
                 self._out[region] = False
@@ -525,6 +536,8 @@ class TicketOffice:
     def _plan(self) -> None:
         """Looks for the next part of the bitmap that has work."""
         info, window = self._info, self.settings.window_regions
+        if self._is_all_out:
+            return
         for _ in range(-(-info.regions // window) + 1):
             if self._planned:
                 return
@@ -542,6 +555,7 @@ class TicketOffice:
                 )
             )
             self._next_region = first + count if first + count < info.regions else 0
+        self._is_all_out = not self._planned
 
     # Requests.
 
@@ -563,8 +577,8 @@ class TicketOffice:
         if (
             machine.phase is not Phase.STREAMING
             or not machine.status.resync_regions
+            or self._hold is None
             or machine.durable < self._hold
-            or machine.cursor < self._hold_slot
             or len(self._open) >= self.settings.open_tickets
         ):
             return False
@@ -674,6 +688,7 @@ class TicketOffice:
         for region, (at_s, _) in list(self._unreadable.items()):
             if self._now_s >= at_s:
                 del self._unreadable[region]
+                self._is_all_out = False
                 self._out[region] = False
                 self._partly.pop(region, None)
 

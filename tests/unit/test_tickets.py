@@ -376,8 +376,9 @@ def test_pace_is_kept() -> None:
     assert 8 <= asked <= 12
 
 
-def test_no_ticket_is_opened_before_the_slots_in_front_of_a_gap_are_dispatched() -> None:
-    """One of them would be left out, and hide the newer write that the ring has missed."""
+def test_no_ticket_is_opened_before_the_target_has_the_slots_in_front_of_a_gap() -> None:
+    """One of them would be left out, and hide the newer write that the ring has missed; or it
+    would arrive after the digests, which the missed write may equal."""
     desk = Desk({0})
     desk.bits[Bitmap.ACTIVE].add(1)
     desk.slots = 60
@@ -387,8 +388,33 @@ def test_no_ticket_is_opened_before_the_slots_in_front_of_a_gap_are_dispatched()
         desk.write(9999)
     assert desk.step() == []
     desk.write(0)
+    assert desk.step() == []
+    desk.ack(59)
+    assert desk.step() == []
+    desk.ack(60)
     (work,) = desk.step()
     assert isinstance(work, t.Work)
+
+
+def test_bitmap_is_not_read_again_while_all_that_is_dirty_is_out() -> None:
+    """Else every round of a reader would read all of it, for as long as a scanner waits."""
+    desk = Desk({0, 1})
+    work = desk.ask(1)
+    desk.say(t.Ask(2))
+    reads = 0
+
+    def counted(bitmap: Bitmap, first: int, count: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        return desk.read(bitmap, first, count)
+
+    desk.office._read_bits = counted
+    for _ in range(10):
+        assert desk.step() == []
+    assert reads == 0
+    desk.commit(work, again=wire.encode_ranges([(128, 128)]))
+    desk.step()
+    assert reads > 0
 
 
 # Examining.
