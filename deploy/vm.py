@@ -97,7 +97,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--kdir", type=Path, help="a kernel build tree, instead")
     parser.add_argument("--memory", default="3G")
     parser.add_argument("--cpus", type=int, default=2)
-    parser.add_argument("--disk", action="append", default=[], metavar="NAME=SIZE")
+    parser.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        metavar="NAME=SIZE[,REQUESTS,BYTES]",
+        help="a virtio disk; held to so many requests and bytes a second",
+    )
     parser.add_argument("--disk-cache", default="unsafe", help="QEMU's cache mode of the disks")
     parser.add_argument(
         "--instruction-clock",
@@ -160,12 +166,16 @@ def _words(
     for parameter in ("oops=panic", "panic=-1", *arguments.append):
         words += ["--append", parameter]
     for disk in arguments.disk:
-        name, size = disk.split("=")
+        name, _, figures = disk.partition("=")
+        size, *limits = figures.split(",")
         path = run_dir / f"{name}.img"
         with path.open("wb") as file:
             file.truncate(_bytes(size))
         drive = f"file={path},if=none,id={name},format=raw,discard=unmap"
         drive += f",cache={arguments.disk_cache}"
+        if limits:
+            requests, rate = (_bytes(limit) for limit in limits)
+            drive += f",throttling.iops-total={requests},throttling.bps-total={rate}"
         words.append(f"--qemu-opts=-drive {drive}")
         words.append(f"--qemu-opts=-device virtio-blk-pci,drive={name},serial={name}")
     # The same root once more, to be mounted with a cache; see GUEST.

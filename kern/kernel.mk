@@ -14,6 +14,8 @@ KASAN_SOURCE ?= $(BUILD)/linux
 MODULE_SOURCES := $(wildcard kern/*.c kern/*.h) kern/Kbuild kern/Makefile
 MODULE_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 VM_RUN := $(PYTHON) -m deploy.vm
+# Arguments for tests/kernel/bench.py: make bench-kernel BENCH="--stable copy,hint"
+BENCH ?=
 # An argument for pytest: make test-kernel TESTS=tests/kernel/test_order.py
 TESTS ?= tests/kernel
 VM_PYTEST := $(PYTHON) -m pytest -p no:cacheprovider -p no:hypothesispytest --durations=5 -o timeout=300
@@ -53,8 +55,8 @@ test-kernel: $(VM_READY) ## the module's tests, in a virtual machine
 
 .PHONY: bench-kernel
 bench-kernel: $(VM_READY) ## what the module costs the application, in a virtual machine
-	@$(VM_RUN) --kernel $(VM_KERNEL) --disk fast=1G --disk-cache none --memory 4G --timeout 1800 -- \
-		$(PYTHON) -m tests.kernel.bench
+	@$(VM_RUN) --kernel $(VM_KERNEL) --disk fast=1G --disk paced=1G,6K,400M --disk-cache none \
+		--memory 4G --timeout 1800 -- $(PYTHON) -m tests.kernel.bench $(BENCH)
 
 .PHONY: bench-kernel-instructions
 bench-kernel-instructions: $(VM_READY) ## the same in instructions, whatever else the host does
