@@ -49,7 +49,7 @@ class CaptureInfo:
     """What does not change while a capture lives."""
 
     stream: bytes
-    """16 random bytes, new with each capture."""
+    """16 random bytes, new with each capture, and with each other device below it."""
     device_sectors: int
     capacity: int
     """Slots."""
@@ -68,7 +68,9 @@ class CaptureStatus:
     unpublished: int
     """Oldest slot that is reserved and not published, or `head`."""
     gap: int | None
-    """Lowest unreleased slot in front of which writes were missed."""
+    """No unreleased slot below it has missed writes in front of it; None: none has."""
+    last_gap: int | None
+    """The highest one that has."""
     mode: Mode
     active_regions: int
     resync_regions: int
@@ -77,6 +79,8 @@ class CaptureStatus:
     missed_writes: int
     failed_writes: int
     device_sectors: int
+    stream: bytes
+    """Other than in `CaptureInfo` once another device is below."""
 
 
 class Capture(Protocol):

@@ -34,6 +34,7 @@ _HINTS = {
 _OPEN_HINTS = {
     errno.EBUSY: "another process is the consumer (a reader that still runs?)",
     errno.EPERM: "it takes root (CAP_SYS_ADMIN)",
+    errno.EAGAIN: "its table is loaded, and not live yet: dmsetup resume",
 }
 
 

@@ -175,6 +175,7 @@ class MemoryCapture:
                 tail=self._tail,
                 unpublished=self._head,
                 gap=None,
+                last_gap=None,
                 mode=Mode.STREAM,
                 active_regions=0,
                 resync_regions=int(self._resync.sum()),
@@ -183,6 +184,7 @@ class MemoryCapture:
                 missed_writes=0,
                 failed_writes=0,
                 device_sectors=self.info.device_sectors,
+                stream=self.info.stream,
             )
 
     def release(self, *, tail: int, cursor: int) -> None:

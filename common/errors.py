@@ -87,11 +87,11 @@ class StaleCaptureError(RetryableError):
     """
 
     @classmethod
-    def of_stream(cls, readers: bytes, own: bytes) -> Self:
-        """The reader's capture has another stream than the one that is mapped here."""
+    def of_stream(cls, found: bytes, own: bytes) -> Self:
+        """The capture, or the reader's word for it, has another stream than this process knows."""
         return cls(
-            f"the reader's capture has stream {readers.hex()}, and this one's had {own.hex()}: "
-            "it was made anew; beginning anew too"
+            f"the capture has stream {found.hex()}, and had {own.hex()} when this process began: "
+            "it was made anew, or another device was put below it; beginning anew too"
         )
 
 

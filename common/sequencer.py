@@ -260,6 +260,8 @@ class SequencerSettings:
     """And no more of them than fit into this share of the ring, but one."""
     resync_below: float = 0.5
     """None is added while more than this share of the ring is in use."""
+    failed_wait_s: float = 60.0
+    """Regions of failed writes wait so long for the end of a scan, then join it."""
 
     def __post_init__(self) -> None:
         if not WRITE_SLOTS_MAX <= self.batch_slots <= BATCH_SLOTS_MAX:
@@ -309,10 +311,16 @@ class Sequencer:
         self._hellos = 0
         self._seen_head = status.head
         self._consistent_at: int | None = None
+        self._consistent_overflows = 0
+        """Overflows as of the look that set `_consistent_at`."""
+        self._settled_overflows: int | None = None
+        """So many were repaired when the replica was last consistent, if that is known."""
         self._is_gap_forgotten = False
         self._is_scan_wanted = False
         self._resync_in_flight = 0
         self._resumed_s = -math.inf
+        self._unfailed_s = 0.0
+        """When no region was marked that a scan does not know of."""
         self._overflow_wait_s = 0.0
         self._resume_at_s = 0.0
         self._now_s = 0.0
@@ -334,7 +342,7 @@ class Sequencer:
         limit = min(
             self.settings.batch_slots, self.settings.window_slots - (self.cursor - self.tail)
         )
-        gap = self._status.gap
+        gap = self._open_gap()
         if gap is not None and self.cursor < gap <= self.cursor + limit:
             return gap - self.cursor
         # Less might not hold one whole write.
@@ -571,22 +579,30 @@ class Sequencer:
             )
             self._stop(StaleCaptureError(text), actions)
             return
+        if status.stream != self._info.stream:
+            self._stop(StaleCaptureError.of_stream(status.stream, self._info.stream), actions)
+            return
         if status.mode is Mode.OVERFLOW and self._status.mode is Mode.STREAM:
             actions.append(
                 Announce("overflow", {"slot": status.head, "overflows": status.overflows})
             )
             self._pace_overflow()
         self._status = status
+        if not status.active_regions:
+            self._unfailed_s = self._now_s
         if self.phase is not Phase.STREAMING:
             return
+        is_clean = status.mode is Mode.STREAM and not (
+            status.active_regions or status.resync_regions or status.unlogged
+        )
         if self.condition is Condition.INCONSISTENT:
-            is_clean = status.mode is Mode.STREAM and not (
-                status.active_regions or status.resync_regions or status.unlogged
-            )
             if not is_clean:
                 self._consistent_at = None
             elif self._consistent_at is None:
                 self._consistent_at = max(status.head, self.cursor)
+                self._consistent_overflows = status.overflows
+        elif is_clean and self.condition is not Condition.UNKNOWN:
+            self._settled_overflows = status.overflows
         if self._should_resume(status):
             self._resumed_s = self._now_s
             self.generation += 1
@@ -597,7 +613,11 @@ class Sequencer:
             return
         mark = self._due_mark()
         if mark:
-            self.condition = Condition.INCONSISTENT if mark is Mark.RESYNC else Condition.CONSISTENT
+            if mark is Mark.RESYNC:
+                self.condition = Condition.INCONSISTENT
+            else:
+                self._settled_overflows = self._consistent_overflows
+                self.condition = Condition.CONSISTENT
             self._consistent_at = None
             self._is_gap_forgotten = False
             self._is_scan_wanted = False
@@ -653,8 +673,10 @@ class Sequencer:
 
     def _should_resume(self, status: CaptureStatus) -> bool:
         if status.mode is Mode.STREAM:
-            # Writes that failed. Not in the middle of a scan, which would begin anew.
-            return status.active_regions > 0 and not status.resync_regions
+            # Writes that failed. Not in the middle of a scan, which would begin anew; but a
+            # region that cannot be read keeps its bit, so that a scan may never end.
+            is_due = self._now_s - self._unfailed_s >= self.settings.failed_wait_s
+            return status.active_regions > 0 and (not status.resync_regions or is_due)
         return (
             status.head - status.tail <= self.settings.resume_below * self._info.capacity
             and self._now_s >= self._resume_at_s
@@ -684,14 +706,13 @@ class Sequencer:
             return Mark.RESYNC
         if self._is_scan_wanted and self._may_begin_scan():
             return Mark.RESYNC
+        gap = self._open_gap()
         if (
-            status.gap is not None
-            # The capture names the lowest gap only. Where that was passed without a mark,
-            # since it had no bits, or none any more, another one may follow anywhere.
-            and status.gap <= self.cursor
+            gap is not None
+            and gap <= self.cursor
             # In OVERFLOW the replica is still a prefix, unless slots follow the gap: the
             # mode may have turned again before this gap was passed.
-            and (status.mode is Mode.STREAM or status.head > status.gap)
+            and (status.mode is Mode.STREAM or status.head > gap)
             and status.active_regions + status.resync_regions
             and self.condition is not Condition.INCONSISTENT
         ):
@@ -700,15 +721,33 @@ class Sequencer:
             return Mark.CONSISTENT
         return None
 
+    def _open_gap(self) -> int | None:
+        """The lowest slot in front of which writes were missed that nothing has repaired.
+
+        The capture names the last one, and a bound for the first that is not released; which
+        of them were repaired since is known here, by their number.
+        """
+        status = self._status
+        if self._settled_overflows is None:
+            return status.gap
+        match status.overflows - self._settled_overflows:
+            case 0:
+                return None
+            case 1:
+                return status.last_gap
+            case _:
+                return status.gap
+
     def _may_begin_scan(self) -> bool:
         """Whether a scan may make the replica inconsistent now: not before it must."""
         status = self._status
+        gap = self._open_gap()
         return (
             status.mode is Mode.STREAM
             and status.resync_regions > 0
             and self.condition is not Condition.INCONSISTENT
             # In front of a gap it is still a prefix.
-            and (status.gap is None or status.gap <= self.cursor)
+            and (gap is None or gap <= self.cursor)
         )
 
     def _dispatch(self, kind: BatchKind, mark: Mark, count: int, actions: list[Action]) -> None:

@@ -19,7 +19,7 @@ BITMAP_CHUNK_REGIONS = 8 * 65536
 """Most regions that one BITMAP_READ returns."""
 
 INFO = struct.Struct("<II16sQQQQQQQ256s4Q")
-STATUS = struct.Struct("<QQQQIIQQQQQQQ4Q")
+STATUS = struct.Struct("<QQQQIIQQQQQQQQ16sQ")
 RELEASE = struct.Struct("<QQ")
 RESUME = struct.Struct("<Q")
 BITMAP = struct.Struct("<QQIIQ")
@@ -106,13 +106,16 @@ def decode_status(raw: bytes) -> CaptureStatus:
         missed_writes,
         failed_writes,
         device_sectors,
-        *_reserved,
+        last_gap,
+        stream,
+        _,
     ) = STATUS.unpack(raw)
     return CaptureStatus(
         head=head,
         tail=tail,
         unpublished=unpublished,
         gap=None if gap == GAP_NONE else gap,
+        last_gap=None if last_gap == GAP_NONE else last_gap,
         mode=Mode(mode),
         active_regions=active_regions,
         resync_regions=resync_regions,
@@ -121,4 +124,5 @@ def decode_status(raw: bytes) -> CaptureStatus:
         missed_writes=missed_writes,
         failed_writes=failed_writes,
         device_sectors=device_sectors,
+        stream=stream,
     )

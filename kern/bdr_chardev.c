@@ -8,6 +8,8 @@
  *
  * open() runs under misc_mtx, which misc_deregister() takes as well: a context
  * whose control device can be opened has a target, hence a reference to take.
+ * Until a table of it is live, writes go by: who would begin to scan then would
+ * call equal what is written a moment later, so open() fails with EAGAIN.
  *
  * All of this is process context.
  */
@@ -63,6 +65,8 @@ static int bdr_chardev_open(struct inode *inode, struct file *file)
 	spin_lock_irq(&ctx->lock);
 	if (ctx->dead) {
 		r = -ENODEV;
+	} else if (!ctx->is_live) {
+		r = -EAGAIN;
 	} else if (file->f_mode & FMODE_WRITE) {
 		if (ctx->consumer) {
 			r = -EBUSY;
@@ -185,13 +189,13 @@ static long bdr_ioctl_info(struct bdr_context *ctx, void __user *arg)
 	if (!info)
 		return -ENOMEM;
 	info->abi_version = BDR_ABI_VERSION;
-	memcpy(info->stream_id, ctx->stream_id, sizeof(info->stream_id));
 	info->capacity = ctx->gate.ring.capacity;
 	info->region_sectors = ctx->gate.region_sectors;
 	info->payload_offset = bdr_memory_header_bytes(&ctx->memory);
 	info->payload_bytes = bdr_memory_payload_bytes(&ctx->memory);
 	info->map_bytes = bdr_memory_map_bytes(&ctx->memory);
 	spin_lock_irq(&ctx->lock);
+	memcpy(info->stream_id, ctx->stream_id, sizeof(info->stream_id));
 	info->device_sectors = ctx->gate.device_sectors;
 	info->regions = bdr_gate_regions(&ctx->gate);
 	memcpy(info->underlying, ctx->underlying, sizeof(ctx->underlying));

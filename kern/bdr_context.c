@@ -190,6 +190,7 @@ static struct bdr_context *bdr_context_create(const struct bdr_settings *setting
 	snprintf(ctx->sysfs_name, sizeof(ctx->sysfs_name), "bdr-%s", ctx->name);
 	get_random_bytes(ctx->stream_id, sizeof(ctx->stream_id));
 	ctx->md = settings->md;
+	INIT_LIST_HEAD(&ctx->targets);
 	spin_lock_init(&ctx->lock);
 	ctx->inflight = RB_ROOT_CACHED;
 	init_waitqueue_head(&ctx->poll_wait);
@@ -242,8 +243,15 @@ static int bdr_context_check_reload(const struct bdr_context *ctx,
 				    const struct bdr_settings *settings,
 				    char **error)
 {
+	const struct bdr_attachment *other;
 	int r = -EINVAL;
 
+	list_for_each_entry(other, &ctx->targets, list) {
+		if (other->table == settings->attachment->table) {
+			*error = "Control device name is in this table already";
+			return -EEXIST;
+		}
+	}
 	if (ctx->md != settings->md) {
 		*error = "Control device name is in use by another device";
 		r = -EEXIST;
@@ -269,29 +277,29 @@ struct bdr_context *bdr_context_attach(const struct bdr_settings *settings,
 		if (strcmp(ctx->name, settings->name))
 			continue;
 		r = bdr_context_check_reload(ctx, settings, error);
-		if (r) {
+		if (r)
 			ctx = ERR_PTR(r);
-		} else {
-			ctx->targets++;
+		else
 			bdr_context_get(ctx);
-		}
-		goto unlock;
+		goto attach;
 	}
 	ctx = bdr_context_create(settings, error);
-	if (!IS_ERR(ctx)) {
-		ctx->targets = 1;
+	if (!IS_ERR(ctx))
 		list_add(&ctx->registered, &bdr_registry);
-	}
-unlock:
+attach:
+	if (!IS_ERR(ctx))
+		list_add(&settings->attachment->list, &ctx->targets);
 	mutex_unlock(&bdr_registry_lock);
 	return ctx;
 }
 
 /* The caller's target has no I/O in flight. */
-void bdr_context_detach(struct bdr_context *ctx)
+void bdr_context_detach(struct bdr_context *ctx,
+			struct bdr_attachment *attachment)
 {
 	mutex_lock(&bdr_registry_lock);
-	if (!--ctx->targets) {
+	list_del(&attachment->list);
+	if (list_empty(&ctx->targets)) {
 		list_del(&ctx->registered);
 		spin_lock_irq(&ctx->lock);
 		ctx->dead = true;
@@ -310,52 +318,65 @@ void bdr_context_detach(struct bdr_context *ctx)
  *--------------------------------------------------------------
  */
 
+/* Fills `spare` for a device of so many sectors: what is known, and what is new. */
+static void bdr_context_resize(const struct bdr_context *ctx,
+			       struct bdr_bitmaps *spare, u64 device_sectors)
+{
+	const struct bdr_gate *gate = &ctx->gate;
+	u64 regions = bdr_regions(device_sectors, gate->region_sectors);
+	u64 common = min(regions, bdr_gate_regions(gate));
+
+	memcpy(spare->active, gate->active, bdr_bitmap_words(common) * sizeof(u64));
+	memcpy(spare->resync, gate->resync, bdr_bitmap_words(common) * sizeof(u64));
+	/* The tail of the last word that was copied. */
+	bdr_bitmap_clear(spare->active, common, round_up(common, BDR_WORD_REGIONS));
+	bdr_bitmap_clear(spare->resync, common, round_up(common, BDR_WORD_REGIONS));
+	if (device_sectors > gate->device_sectors)
+		bdr_bitmap_mark(spare->active,
+				gate->device_sectors / gate->region_sectors, regions);
+}
+
 /*
  * Gives the context the size and the underlying device of the table that is
  * about to resume.  `spare` was allocated for that size when the table was
  * loaded, and gets the bitmaps that are no longer needed.
  *
  * Regions that are new are dirty: nobody knows what the replica has there.  So
- * is everything if the device below is another one.
+ * is everything if the device below is another one; see bdr_context.h.  They are
+ * marked `active`: a scan under way knows nothing of that, and clears `resync`.
  *
  * No I/O is in flight: completions could otherwise mark the old bitmaps.
  */
 void bdr_context_adopt(struct bdr_context *ctx, struct bdr_bitmaps *spare,
 		       u64 device_sectors, struct block_device *bdev)
 {
-	u64 old_regions, regions, common;
+	struct bdr_gate *gate = &ctx->gate;
+	bool is_resized, is_other;
 
 	mutex_lock(&ctx->bitmap_lock);
-	old_regions = bdr_gate_regions(&ctx->gate);
-	if (device_sectors == ctx->gate.device_sectors &&
-	    bdev->bd_dev == ctx->underlying_dev)
-		goto unlock;
-
-	regions = bdr_regions(device_sectors, ctx->gate.region_sectors);
-	common = min(regions, old_regions);
-	memcpy(spare->active, ctx->gate.active,
-	       bdr_bitmap_words(common) * sizeof(u64));
-	memcpy(spare->resync, ctx->gate.resync,
-	       bdr_bitmap_words(common) * sizeof(u64));
-	/* The tail of the last word that was copied. */
-	bdr_bitmap_clear(spare->active, common, round_up(common, BDR_WORD_REGIONS));
-	bdr_bitmap_clear(spare->resync, common, round_up(common, BDR_WORD_REGIONS));
-	if (bdev->bd_dev != ctx->underlying_dev)
-		bdr_bitmap_mark(spare->resync, 0, regions);
-	else if (device_sectors > ctx->gate.device_sectors)
-		bdr_bitmap_mark(spare->resync,
-				ctx->gate.device_sectors / ctx->gate.region_sectors,
-				regions);
+	is_resized = device_sectors != gate->device_sectors;
+	is_other = bdev->bd_dev != ctx->underlying_dev;
+	if (is_resized)
+		bdr_context_resize(ctx, spare, device_sectors);
 
 	spin_lock_irq(&ctx->lock);
-	swap(ctx->gate.active, spare->active);
-	swap(ctx->gate.resync, spare->resync);
-	ctx->gate.device_sectors = device_sectors;
-	bdr_context_set_bdev_locked(ctx, bdev);
-	ctx->news++;
-	bdr_context_wake(ctx);
+	ctx->is_live = true;
+	if (is_resized) {
+		swap(gate->active, spare->active);
+		swap(gate->resync, spare->resync);
+		gate->device_sectors = device_sectors;
+	}
+	if (is_other) {
+		bdr_bitmap_mark(gate->active, 0, bdr_gate_regions(gate));
+		bdr_gate_overflow_locked(gate);
+		get_random_bytes(ctx->stream_id, sizeof(ctx->stream_id));
+		bdr_context_set_bdev_locked(ctx, bdev);
+	}
+	if (is_resized || is_other) {
+		ctx->news++;
+		bdr_context_wake(ctx);
+	}
 	spin_unlock_irq(&ctx->lock);
-unlock:
 	mutex_unlock(&ctx->bitmap_lock);
 }
 
@@ -433,6 +454,8 @@ u64 bdr_context_status(struct bdr_context *ctx, struct bdr_status *status)
 	status->tail = gate->ring.tail;
 	status->unpublished = max(unpublished, gate->ring.tail);
 	status->gap = gate->gap;
+	status->last_gap = gate->last_gap;
+	memcpy(status->stream_id, ctx->stream_id, sizeof(status->stream_id));
 	status->mode = gate->mode;
 	status->unlogged = gate->unlogged[0] + gate->unlogged[1];
 	status->overflows = gate->overflows;

@@ -14,6 +14,10 @@
  * deregistered, sleepers are woken, every later request gets ENODEV.  The memory
  * goes with the last reference.
  *
+ * A stream is that of one device below.  A table that puts another one there
+ * begins another stream in the same context, in mode OVERFLOW with every region
+ * marked: nothing of it is taken for the old one's before the consumer has looked.
+ *
  * Locks, outermost first:
  *
  *	bdr_registry_lock  mutex   contexts by name, ->targets; held over
@@ -48,6 +52,7 @@
 
 #define BDR_NAME_MAX	64	/* bytes of a control device's name, with its NUL */
 
+struct dm_table;
 struct file;
 struct mapped_device;
 
@@ -63,12 +68,11 @@ struct bdr_context {
 	struct kref kref;
 	char name[BDR_NAME_MAX];		/* of the node in /dev */
 	char sysfs_name[BDR_NAME_MAX + 4];	/* apart from other misc devices' */
-	u8 stream_id[BDR_STREAM_ID_BYTES];
 
 	/* Under bdr_registry_lock. */
 	struct list_head registered;
 	struct mapped_device *md;	/* whose tables may share this context */
-	unsigned int targets;
+	struct list_head targets;	/* one a table, by their attachments */
 	struct miscdevice misc;
 
 	struct bdr_memory memory;
@@ -77,14 +81,17 @@ struct bdr_context {
 	spinlock_t lock ____cacheline_aligned_in_smp;
 	struct bdr_gate gate;
 	struct rb_root_cached inflight;	/* captured writes not yet completed */
+	u64 arrivals;			/* captured bios, ever */
 	u64 cursor;			/* slot that the consumer waits for */
 	u64 news;			/* counts changes of mode and size */
 	u64 news_seen;			/* as of the consumer's last STATUS */
+	bool is_live;			/* a table of it has been resumed */
 	bool dead;
 	struct file *consumer;
 	u64 failed;
 	u64 serialised;			/* writes that waited for an overlapping one */
 	u64 scanned;			/* every slot below is published */
+	u8 stream_id[BDR_STREAM_ID_BYTES];
 	char underlying[64];		/* path of the device below */
 	dev_t underlying_dev;
 
@@ -106,10 +113,17 @@ struct bdr_bitmaps {
 	u64 *resync;
 };
 
+/* A target's part in a context: a table has at most one of each name. */
+struct bdr_attachment {
+	struct list_head list;
+	const struct dm_table *table;
+};
+
 /* What ctr asks for. */
 struct bdr_settings {
 	const char *name;
 	struct mapped_device *md;
+	struct bdr_attachment *attachment;	/* its table is set */
 	struct block_device *bdev;
 	u64 capacity;
 	u64 region_sectors;
@@ -119,7 +133,8 @@ struct bdr_settings {
 /* bdr_context.c */
 struct bdr_context *bdr_context_attach(const struct bdr_settings *settings,
 				       char **error);
-void bdr_context_detach(struct bdr_context *ctx);
+void bdr_context_detach(struct bdr_context *ctx,
+			struct bdr_attachment *attachment);
 void bdr_context_get(struct bdr_context *ctx);
 void bdr_context_put(struct bdr_context *ctx);
 int bdr_bitmaps_alloc(struct bdr_bitmaps *bitmaps, u64 device_sectors,

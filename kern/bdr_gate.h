@@ -19,8 +19,9 @@
  *
  * No slot is reserved in OVERFLOW, so S is both the first slot after the gap
  * and the number at which the replica stops being a prefix of the source.  The
- * lowest such number that has not been released is kept as `gap`, so that a
- * reader which starts anew still learns where to declare the resync.
+ * lowest such number that has not been released is kept as `gap`, and the newest
+ * as `last_gap`, so that a reader which starts anew still learns where to declare
+ * the resync, and one that knows of all but the last where that lies.
  *
  * Two bitmaps: the scan clears bits of `resync` when the target has acknowledged
  * their regions; a write that misses the ring meanwhile marks `active`, which
@@ -55,8 +56,9 @@ struct bdr_gate {
 	__u64 *resync;		/* regions to be repaired by a scan */
 	__u64 device_sectors;
 	__u64 region_sectors;	/* a power of two */
-	__u64 gap;		/* lowest unreleased slot before which writes
-				 * were missed, or BDR_GAP_NONE */
+	__u64 gap;		/* no unreleased slot below it has writes before
+				 * it that were missed; BDR_GAP_NONE: none has */
+	__u64 last_gap;		/* the highest that has, or BDR_GAP_NONE */
 	__u64 overflows;	/* times that mode turned to OVERFLOW */
 	__u64 missed;		/* writes that took no slot, ever */
 };
@@ -79,6 +81,7 @@ static inline void bdr_gate_init(struct bdr_gate *gate)
 	gate->unlogged[0] = 0;
 	gate->unlogged[1] = 0;
 	gate->gap = BDR_GAP_NONE;
+	gate->last_gap = BDR_GAP_NONE;
 	gate->overflows = 0;
 	gate->missed = 0;
 }
@@ -107,6 +110,7 @@ static inline bool bdr_gate_overflow_locked(struct bdr_gate *gate)
 	gate->overflows++;
 	if (gate->gap == BDR_GAP_NONE)
 		gate->gap = gate->ring.head;
+	gate->last_gap = gate->ring.head;
 	return true;
 }
 
@@ -171,14 +175,21 @@ static inline bool bdr_gate_leave_locked(struct bdr_gate *gate,
 
 /*
  * Releases every slot below `tail`, which bdr_ring_check_release() has allowed.
- * The gap is forgotten when a slot behind it is released: that slot was
- * acknowledged, hence so was the declaration of the resync in front of it.
+ * A gap is forgotten when a slot behind it is released: that slot was
+ * acknowledged, hence so was the declaration of the resync in front of it.  Of
+ * those between the first and the last nothing is known but that.
  */
 static inline void bdr_gate_release_locked(struct bdr_gate *gate, __u64 tail)
 {
 	bdr_ring_release_locked(&gate->ring, tail);
-	if (gate->gap != BDR_GAP_NONE && gate->gap < tail)
+	if (gate->gap == BDR_GAP_NONE || gate->gap >= tail)
+		return;
+	if (gate->last_gap >= tail) {
+		gate->gap = tail;
+	} else {
 		gate->gap = BDR_GAP_NONE;
+		gate->last_gap = BDR_GAP_NONE;
+	}
 }
 
 /*

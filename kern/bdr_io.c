@@ -20,11 +20,12 @@
  *
  * Why overlapping writes wait: two writes of the same sectors in flight at once
  * have no order on disk, so slot order would be a guess.  A logged write that
- * overlaps one in flight takes its slots only when that one has completed.  The
- * wait is for a completion, never for the consumer, and the submitter does not
- * sleep: the bio is parked at its blocker.  Writes that take no slots need not
- * wait, since their regions are read again by the resync, but are waited for: a
- * scan may have read such a region before a slot that came in beside it is shown.
+ * overlaps one in flight, or one that waits since before, takes its slots only
+ * when that one has completed: so none waits for ever.  The wait is for a
+ * completion, never for the consumer, and the submitter does not sleep: the bio
+ * is parked at its blocker.  Writes that take no slots need not wait, since their
+ * regions are read again by the resync, but are waited for: a scan may have read
+ * such a region before a slot that came in beside it is shown.
  *
  *	W1 admitted (slots 5,6)   W2 overlaps: parked at W1
  *	W1 completes: publish 5,6   W2 admitted (slot 7)
@@ -43,7 +44,6 @@
  */
 #include <linux/bio.h>
 #include <linux/blkdev.h>
-#include <linux/highmem.h>
 #include <linux/interval_tree_generic.h>
 
 #include "bdr_target.h"
@@ -68,12 +68,22 @@ INTERVAL_TREE_DEFINE(struct bdr_io, node, u64, subtree_last, bdr_io_first,
 
 /* A flush has no sectors, hence no place in the tree and no blocker. */
 static struct bdr_io *bdr_inflight_blocker_locked(struct bdr_context *ctx,
-						  const struct bdr_io *io)
+						  struct bdr_io *io)
 {
+	u64 first = bdr_io_first(io), last = bdr_io_last(io);
+	struct bdr_io *other;
+
 	if (!io->write.sectors || ctx->gate.mode != BDR_MODE_STREAM)
 		return NULL;
-	return bdr_inflight_iter_first(&ctx->inflight, bdr_io_first(io),
-				       bdr_io_last(io));
+	for (other = bdr_inflight_iter_first(&ctx->inflight, first, last); other;
+	     other = bdr_inflight_iter_next(other, first, last)) {
+		if (other == io)
+			continue;
+		/* Of those that are parked, who came first goes first. */
+		if (other->kind != BDR_IO_PARKED || other->arrival < io->arrival)
+			return other;
+	}
+	return NULL;
 }
 
 /*----------------------------------------------------------------
@@ -109,39 +119,7 @@ static bool bdr_io_describe(struct bdr_io *io, const struct bio *bio)
 	}
 }
 
-static void bdr_io_fill(const struct bdr_io *io, struct bio *bio)
-{
-	const struct bdr_ring *ring = &io->target->ctx->gate.ring;
-	struct bvec_iter iter;
-	struct bio_vec segment;
-	u64 offset = 0;
-
-	if (io->write.op == BDR_OP_DISCARD || io->write.op == BDR_OP_WRITE_ZEROES) {
-		bdr_ring_fill_length(ring, io->pass.first, io->write.sectors);
-		return;
-	}
-	if (io->write.op != BDR_OP_WRITE)
-		return;
-	bio_for_each_segment(segment, bio, iter) {
-		void *data = bvec_kmap_local(&segment);
-
-		bdr_ring_fill(ring, io->pass.first, offset, data, segment.bv_len);
-		kunmap_local(data);
-		offset += segment.bv_len;
-	}
-}
-
-/* The original completes with the copy, and dm calls bdr_io_end() for it. */
-static void bdr_copy_endio(struct bio *copy)
-{
-	struct bio *bio = copy->bi_private;
-
-	bio->bi_status = copy->bi_status;
-	bio_put(copy);
-	bio_endio(bio);
-}
-
-/* Whether the data in the ring is one segment, which io->vec then describes. */
+/* Whether the slots' pages are one segment, which io->vec then describes. */
 static bool bdr_io_gather(struct bdr_io *io)
 {
 	const struct bdr_context *ctx = io->target->ctx;
@@ -156,11 +134,56 @@ static bool bdr_io_gather(struct bdr_io *io)
 
 	if (last >= ctx->memory.payload_pages)
 		return false;
+	/* Neighbours in memory, and among the kernel's page structures. */
 	for (i = first + 1; i <= last; i++)
-		if (page_to_pfn(pages[i]) != pfn + i - first)
+		if (page_to_pfn(pages[i]) != pfn + i - first ||
+		    pages[i] != pages[first] + (i - first))
 			return false;
 	bvec_set_page(&io->vec, pages[first], bytes, offset_in_page(at));
 	return true;
+}
+
+/*
+ * Puts into the slots what they will show.  True: it is data, and one segment.
+ * A segment is filled through the kernel's own mapping of its pages, which on
+ * 64 bit every page has: the mapping is of big pages, and the driver below that
+ * reads it through the same one finds it translated.
+ */
+static bool bdr_io_fill(struct bdr_io *io, struct bio *bio)
+{
+	const struct bdr_ring *ring = &io->target->ctx->gate.ring;
+	struct bvec_iter iter;
+	struct bio_vec segment;
+	bool gathered;
+	u64 offset = 0;
+
+	if (io->write.op == BDR_OP_DISCARD || io->write.op == BDR_OP_WRITE_ZEROES)
+		bdr_ring_fill_length(ring, io->pass.first, io->write.sectors);
+	if (io->write.op != BDR_OP_WRITE)
+		return false;
+
+	gathered = bdr_io_gather(io);
+	bio_for_each_bvec(segment, bio, iter) {
+		const void *data = bvec_virt(&segment);
+
+		if (gathered)
+			bdr_copy(bvec_virt(&io->vec) + offset, data, segment.bv_len);
+		else
+			bdr_ring_fill(ring, io->pass.first, offset, data,
+				      segment.bv_len);
+		offset += segment.bv_len;
+	}
+	return gathered;
+}
+
+/* The original completes with the copy, and dm calls bdr_io_end() for it. */
+static void bdr_copy_endio(struct bio *copy)
+{
+	struct bio *bio = copy->bi_private;
+
+	bio->bi_status = copy->bi_status;
+	bio_put(copy);
+	bio_endio(bio);
 }
 
 /*
@@ -190,6 +213,8 @@ static struct bio *bdr_io_copy(const struct bdr_io *io, struct bio *bio)
 				bio->bi_opf & ~REQ_POLLED, GFP_NOIO, &ctx->bios);
 	copy->bi_iter.bi_sector = bio->bi_iter.bi_sector;
 	copy->bi_ioprio = bio->bi_ioprio;
+	/* Whose write it is, not who runs this. */
+	bio_clone_blkg_association(copy, bio);
 	copy->bi_private = bio;
 	copy->bi_end_io = bdr_copy_endio;
 
@@ -211,21 +236,25 @@ static struct bio *bdr_io_copy(const struct bdr_io *io, struct bio *bio)
  *--------------------------------------------------------------
  */
 
-/*
- * Admits a captured bio and says what dm shall do with it.  `arrivals` is 1 for
- * a bio that comes from map and 0 for one that has waited and is counted.
- */
-static int bdr_io_start(struct bdr_io *io, struct bio *bio, unsigned int arrivals)
+/* Admits a captured bio, or parks it, and says what dm shall do with it. */
+static int bdr_io_start(struct bdr_io *io, struct bio *bio)
 {
 	struct bdr_target *target = io->target;
 	struct bdr_context *ctx = target->ctx;
 	struct bdr_io *blocker;
 	unsigned long flags;
+	bool gathered;
 
 	spin_lock_irqsave(&ctx->lock, flags);
-	target->inflight += arrivals;
+	if (io->kind == BDR_IO_PLAIN) {
+		io->arrival = ctx->arrivals++;
+		target->inflight++;
+		if (io->write.sectors)
+			bdr_inflight_insert(io, &ctx->inflight);
+	}
 	blocker = bdr_inflight_blocker_locked(ctx, io);
 	if (blocker) {
+		io->kind = BDR_IO_PARKED;
 		bio_list_add(&blocker->waiters, bio);
 		ctx->serialised++;
 		spin_unlock_irqrestore(&ctx->lock, flags);
@@ -235,19 +264,15 @@ static int bdr_io_start(struct bdr_io *io, struct bio *bio, unsigned int arrival
 		ctx->news++;
 		bdr_context_wake(ctx);
 	}
-	if (io->write.sectors)
-		bdr_inflight_insert(io, &ctx->inflight);
+	io->kind = io->pass.logged ? BDR_IO_LOGGED : BDR_IO_UNLOGGED;
 	spin_unlock_irqrestore(&ctx->lock, flags);
 
-	if (!io->pass.logged) {
-		io->kind = BDR_IO_UNLOGGED;
+	if (!io->pass.logged)
 		return DM_MAPIO_REMAPPED;
-	}
-	io->kind = BDR_IO_LOGGED;
-	bdr_io_fill(io, bio);
+	gathered = bdr_io_fill(io, bio);
 	if (io->write.op != BDR_OP_WRITE || target->stable != BDR_STABLE_COPY)
 		return DM_MAPIO_REMAPPED;
-	if (bdr_io_gather(io)) {
+	if (gathered) {
 		bdr_io_redirect(io, bio);
 		return DM_MAPIO_REMAPPED;
 	}
@@ -281,7 +306,7 @@ int bdr_io_map(struct dm_target *ti, struct bio *bio)
 	}
 	if (bio_op(bio) == REQ_OP_DISCARD && target->discard == BDR_DISCARD_ZERO)
 		bio->bi_opf = REQ_OP_WRITE_ZEROES | (bio->bi_opf & ~REQ_OP_MASK);
-	return bdr_io_start(io, bio, 1);
+	return bdr_io_start(io, bio);
 }
 
 /* Starts the bios whose blocker has gone; each may find another one. */
@@ -300,7 +325,7 @@ void bdr_io_submit_deferred(struct work_struct *work)
 	while ((bio = bio_list_pop(&bios))) {
 		struct bdr_io *io = dm_per_bio_data(bio, sizeof(*io));
 
-		if (bdr_io_start(io, bio, 0) == DM_MAPIO_REMAPPED)
+		if (bdr_io_start(io, bio) == DM_MAPIO_REMAPPED)
 			dm_submit_bio_remap(bio, NULL);
 	}
 }
@@ -314,13 +339,15 @@ int bdr_io_end(struct dm_target *ti, struct bio *bio, blk_status_t *error)
 {
 	struct bdr_io *io = dm_per_bio_data(bio, sizeof(*io));
 	struct bdr_target *target = io->target;
-	struct bdr_context *ctx = target->ctx;
 	bool logged = io->kind == BDR_IO_LOGGED;
+	struct bdr_context *ctx;
 	unsigned long flags;
 
+	/* No part of it is a target's to wait for: it may be gone. */
 	if (io->kind == BDR_IO_PLAIN)
 		return DM_ENDIO_DONE;
 
+	ctx = target->ctx;
 	if (logged) {
 		bdr_gate_publish(&ctx->gate, &io->pass, &io->write, *error);
 		bdr_context_wake(ctx);

@@ -152,6 +152,18 @@ static inline unsigned char *bdr_ring_span(const struct bdr_ring *ring,
 	return ring->payload + index * BDR_PAYLOAD_BYTES + within;
 }
 
+/* Copies a slot at a time: a known length becomes the processor's own block copy. */
+static inline void bdr_copy(unsigned char *to, const unsigned char *from,
+			    __u64 bytes)
+{
+	for (; bytes >= BDR_PAYLOAD_BYTES; bytes -= BDR_PAYLOAD_BYTES) {
+		memcpy(to, from, BDR_PAYLOAD_BYTES);
+		to += BDR_PAYLOAD_BYTES;
+		from += BDR_PAYLOAD_BYTES;
+	}
+	memcpy(to, from, bytes);
+}
+
 static inline void bdr_ring_fill(const struct bdr_ring *ring, __u64 first,
 				 __u64 offset, const void *data, __u64 bytes)
 {
@@ -163,11 +175,7 @@ static inline void bdr_ring_fill(const struct bdr_ring *ring, __u64 first,
 
 		if (span > bytes)
 			span = bytes;
-		/* A length known here becomes the processor's own block copy. */
-		if (span == BDR_PAYLOAD_BYTES)
-			memcpy(to, from, BDR_PAYLOAD_BYTES);
-		else
-			memcpy(to, from, span);
+		bdr_copy(to, from, span);
 		from += span;
 		offset += span;
 		bytes -= span;

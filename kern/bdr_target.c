@@ -34,8 +34,9 @@
  *	the consumer sees 7, 8, and the mode; later it asks for RESUME
  *
  * Reloading the table of a device keeps its stream: the new target takes over
- * the context of the old one, and may differ in size, device, `stable` and
- * `discard`.
+ * the context of the old one, and may differ in size, `stable` and `discard`.  If
+ * it differs in the device below, another stream begins, in mode OVERFLOW and with
+ * every region marked.
  *
  * Messages:
  *	resync		mark all regions for a resync
@@ -209,7 +210,7 @@ static void bdr_target_destroy(struct bdr_target *target)
 		spin_lock_irq(&ctx->lock);
 		wait_event_lock_irq(ctx->drain_wait, !target->inflight, ctx->lock);
 		spin_unlock_irq(&ctx->lock);
-		bdr_context_detach(ctx);
+		bdr_context_detach(ctx, &target->attachment);
 	}
 	bdr_bitmaps_free(&target->spare);
 	if (target->dev)
@@ -217,12 +218,13 @@ static void bdr_target_destroy(struct bdr_target *target)
 	kfree(target);
 }
 
-/* Pieces of a write are at most an eighth of the ring, and whole slots. */
-static u32 bdr_write_sectors_max(u64 capacity)
+/* Pieces of a write are at most an eighth of the ring; whole slots and blocks. */
+static u32 bdr_write_sectors_max(u64 capacity, struct block_device *bdev)
 {
-	u64 slots = clamp_t(u64, capacity / 8, 1, BDR_WRITE_SLOTS_MAX);
+	u32 slots = clamp_t(u64, capacity / 8, 1, BDR_WRITE_SLOTS_MAX);
+	u32 block_sectors = bdev_logical_block_size(bdev) >> SECTOR_SHIFT;
 
-	return slots * BDR_SLOT_SECTORS;
+	return max(round_down(slots * BDR_SLOT_SECTORS, block_sectors), block_sectors);
 }
 
 static int bdr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
@@ -258,16 +260,19 @@ static int bdr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 		r = -EINVAL;
 		goto fail;
 	}
-	target->write_sectors_max = bdr_write_sectors_max(arguments.capacity);
+	target->write_sectors_max = bdr_write_sectors_max(arguments.capacity,
+							  target->dev->bdev);
 	r = bdr_bitmaps_alloc(&target->spare, ti->len, arguments.region_sectors);
 	if (r) {
 		ti->error = "Cannot allocate the bitmaps";
 		goto fail;
 	}
 
+	target->attachment.table = ti->table;
 	settings = (struct bdr_settings) {
 		.name = arguments.name,
 		.md = dm_table_get_md(ti->table),
+		.attachment = &target->attachment,
 		.bdev = target->dev->bdev,
 		.capacity = arguments.capacity,
 		.region_sectors = arguments.region_sectors,
@@ -345,7 +350,7 @@ static void bdr_status(struct dm_target *ti, status_type_t type,
 		       status.active_regions, status.resync_regions,
 		       status.unlogged, status.overflows, status.missed_writes,
 		       status.failed_writes, READ_ONCE(ctx->serialised),
-		       BDR_STREAM_ID_BYTES, ctx->stream_id);
+		       BDR_STREAM_ID_BYTES, status.stream_id);
 		break;
 	case STATUSTYPE_TABLE:
 		DMEMIT("%s %s %llu 6 region_sectors %llu stable %s discard %s",
@@ -369,8 +374,9 @@ static int bdr_message(struct dm_target *ti, unsigned int argc, char **argv,
 	struct bdr_context *ctx = target->ctx;
 
 	if (argc == 1 && !strcasecmp(argv[0], "resync")) {
+		/* Not `resync`, of which a scan under way may clear what it has read. */
 		mutex_lock(&ctx->bitmap_lock);
-		bdr_bitmap_mark(ctx->gate.resync, 0, bdr_gate_regions(&ctx->gate));
+		bdr_bitmap_mark(ctx->gate.active, 0, bdr_gate_regions(&ctx->gate));
 		mutex_unlock(&ctx->bitmap_lock);
 	} else if (argc == 1 && !strcasecmp(argv[0], "overflow")) {
 		spin_lock_irq(&ctx->lock);

@@ -26,6 +26,7 @@ struct bdr_target {
 	struct dm_target *ti;
 	struct dm_dev *dev;
 	struct bdr_context *ctx;
+	struct bdr_attachment attachment;
 	struct bdr_bitmaps spare;	/* for the resize that a resume may be */
 	enum bdr_stable stable;
 	enum bdr_discard discard;
@@ -35,6 +36,7 @@ struct bdr_target {
 
 enum bdr_io_kind {
 	BDR_IO_PLAIN,			/* not captured: reads */
+	BDR_IO_PARKED,			/* waits for one that it overlaps */
 	BDR_IO_LOGGED,			/* has slots */
 	BDR_IO_UNLOGGED,		/* has an unlogged reference */
 };
@@ -47,6 +49,7 @@ struct bdr_io {
 	struct bdr_pass pass;
 
 	/* A node of ctx->inflight, if it has sectors. */
+	u64 arrival;
 	struct rb_node node;
 	u64 subtree_last;
 	struct bio_list waiters;	/* bios that overlap this one */

@@ -24,7 +24,8 @@
 struct bdr_info {
 	__u32 abi_version;
 	__u32 reserved0;
-	__u8  stream_id[BDR_STREAM_ID_BYTES];	/* random, new with each target */
+	__u8  stream_id[BDR_STREAM_ID_BYTES];	/* random, new with each target, and
+						 * with each other device below it */
 	__u64 device_sectors;
 	__u64 capacity;				/* slots */
 	__u64 region_sectors;
@@ -51,7 +52,9 @@ struct bdr_status {
 	__u64 missed_writes;		/* ever: took no slot */
 	__u64 failed_writes;		/* ever: published as NOP */
 	__u64 device_sectors;		/* grows when the target is resized */
-	__u64 reserved[4];
+	__u64 last_gap;			/* see bdr_gate.h; ~0 if none */
+	__u8  stream_id[BDR_STREAM_ID_BYTES];	/* as of now: see bdr_info */
+	__u64 reserved[1];
 };
 
 /*

@@ -306,12 +306,9 @@ def main(
 
     def build() -> Scanner:
         capture = open_capture(chardev, Role.OBSERVER)
-        info = capture.info
         return Scanner(
             capture=capture,
-            source=SourceDevice(
-                underdev or info.underlying, chardev=chardev, sectors=info.device_sectors
-            ),
+            source=SourceDevice(underdev, chardev=chardev, info=capture.info),
             address=address,
             port=port,
             run_directory=RunDirectory(run_dir),

@@ -19,7 +19,7 @@ import numpy as np
 
 from common import scan, tickets, wire
 from common.capture import Role, open_capture
-from common.errors import BdrError
+from common.errors import BdrError, StaleCaptureError
 from common.ring import SECTOR_BYTES
 from common.scan import BLOCK_SECTORS, PIECE_SECTORS, Flags, Piece
 from common.sourcedev import SourceDevice
@@ -57,11 +57,8 @@ class Verifier:
         self._progress: Callable[[int], None] = _ignore
         capture = open_capture(place.chardev, Role.OBSERVER)
         self.sectors = capture.info.device_sectors
-        self._source = SourceDevice(
-            place.underdev or capture.info.underlying,
-            chardev=place.chardev,
-            sectors=self.sectors,
-        )
+        self._stream = capture.info.stream
+        self._source = SourceDevice(place.underdev, chardev=place.chardev, info=capture.info)
         capture.close()
         self._lock = threading.Lock()
         self._findings = Findings()
@@ -159,6 +156,8 @@ class Verifier:
         request = tickets.Examine(client.number(), wire.encode_ranges(pieces))
         work = client.ask(request, PATIENCE_S)
         assert isinstance(work, tickets.Work)
+        if work.stream != self._stream:
+            raise StaleCaptureError.of_stream(work.stream, self._stream)
         number = client.number()
         client.send_checksums(wire.Checksums(number, work.epoch, 0, request.ranges))
         data: list[memoryview] = []

@@ -366,6 +366,7 @@ void bdr_capture_status(struct bdr_capture *capture, struct bdr_status *status)
 	status->tail = gate->ring.tail;
 	status->unpublished = bdr_capture_unpublished_locked(capture);
 	status->gap = gate->gap;
+	status->last_gap = gate->last_gap;
 	status->mode = gate->mode;
 	status->unlogged = gate->unlogged[0] + gate->unlogged[1];
 	status->overflows = gate->overflows;
@@ -375,6 +376,8 @@ void bdr_capture_status(struct bdr_capture *capture, struct bdr_status *status)
 	status->failed_writes = __atomic_load_n(&capture->failed_writes,
 						__ATOMIC_RELAXED);
 	status->device_sectors = capture->info.device_sectors;
+	memcpy(status->stream_id, capture->info.stream_id,
+	       sizeof(status->stream_id));
 	/*
 	 * After the slots: who learns here of a failed write's NOP learns of
 	 * its bits too.  `active` first: a merge sets a bit in `resync` before

@@ -16,7 +16,17 @@ from common.capture_dm import DmCapture
 from common.errors import CaptureError, CaptureGoneError
 from common.ring import Mode
 from tests.kernel.conftest import MODULE
-from tests.kernel.devices import Bdr, Direct, Loop, fails, run, sectors_of, wait_for
+from tests.kernel.devices import (
+    Bdr,
+    Direct,
+    Loop,
+    Mapped,
+    fails,
+    run,
+    sectors_of,
+    wait_for,
+    write,
+)
 from tests.kernel.mirror import Mirror
 from tests.kernel.test_overflow import load
 
@@ -175,14 +185,13 @@ def test_device_grows_while_a_reader_runs_new_regions_dirty_stream_goes_on(
         assert after.stream == before.stream
         assert after.head > during.head > before.head
         assert mirror.capture.status().device_sectors == 96 * 2048
-        if mirror.resumes:
-            mirror.resume()
-        resync = np.flatnonzero(mirror.bits(Bitmap.RESYNC))
-        assert set(range(old_regions, new_regions)) <= set(resync.tolist())
+        marked = mirror.bits(Bitmap.ACTIVE) | mirror.bits(Bitmap.RESYNC)
+        assert set(range(old_regions, new_regions)) <= set(np.flatnonzero(marked).tolist())
         with Direct(bdr.path) as disk:
             disk.write(b"2" * 4096, 95 << 20)
         mirror.drain()
         os.truncate(mirror.file, 96 << 20)
+        mirror.resume()
         mirror.repair()
         assert mirror.differing() == []
         # And smaller again.
@@ -196,17 +205,52 @@ def test_device_grows_while_a_reader_runs_new_regions_dirty_stream_goes_on(
         assert mirror.differing() == []
 
 
-def test_reload_onto_another_device_marks_everything(bdr: Bdr, tmp_path: Path) -> None:
+def test_reload_onto_another_device_begins_another_stream(bdr: Bdr, tmp_path: Path) -> None:
+    """No slot of it before the consumer has looked, and no scan may clear its marks."""
     with Loop(tmp_path / "other", megabytes=64) as other, Mirror(bdr, tmp_path / "r") as mirror:
-        stream = bdr.status().stream
-        mirror.capture.status()
+        write(bdr.path, b"a" * 4096, 0)
+        first = mirror.capture.status()
+        assert first.stream == mirror.capture.info.stream
         bdr.reload(bdr.line(131072, lower=other.path))
-        assert bdr.status().stream == stream
-        assert mirror.bits(Bitmap.RESYNC).all()
+        write(bdr.path, b"b" * 4096, 0)
+        second = mirror.capture.status()
+        assert second.stream != first.stream
+        assert (second.mode, second.head, second.last_gap) == (Mode.OVERFLOW, 1, 1)
+        mirror.capture.clear_bitmap(first=0, count=1024)
+        assert mirror.bits(Bitmap.ACTIVE).all()
         observer = DmCapture(bdr.device, Role.OBSERVER)
         assert observer.info.underlying == other.path
+        assert observer.info.stream == second.stream
         observer.close()
+        # The same device again is another stream again.
         bdr.reload(bdr.line(131072))
+        assert mirror.capture.status().stream not in (first.stream, second.stream)
+
+
+def test_name_twice_in_one_table_is_refused(loop: Loop) -> None:
+    """Both would write into one bitmap, which has the size of one of them."""
+    lines = f"0 65536 bdr {loop.path} bdr-twice 64\n65536 1024 bdr {loop.path} bdr-twice 64"
+    assert fails("dmsetup", "create", "twice", "--table", lines)
+    assert not Path("/dev/bdr-twice").exists()
+
+
+def test_control_device_of_a_table_that_is_not_live_refuses_to_be_opened(
+    loop: Loop, tmp_path: Path
+) -> None:
+    """What is written before goes by it, and nothing would say so."""
+    with Mapped("plain", f"0 131072 linear {loop.path} 0") as plain:
+        bdr = Bdr("plain", loop.path, capacity=64)
+        run("dmsetup", "load", plain.name, "--table", bdr.table)
+        assert Path(bdr.device).exists()
+        for role in Role:
+            with pytest.raises(CaptureError, match="not live yet"):
+                DmCapture(bdr.device, role)
+        run("dmsetup", "suspend", plain.name)
+        run("dmsetup", "resume", plain.name)
+        with Mirror(bdr, tmp_path / "replica") as mirror:
+            write(plain.path, b"x" * 4096, 0)
+            mirror.drain()
+            assert mirror.capture.status().head == 1
 
 
 def test_table_loaded_and_cleared_or_refused_leaves_the_live_one(bdr: Bdr, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import random
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +22,7 @@ import pytest
 
 from deploy.dm_source import dm_source
 from deploy.stack import Stack
-from tests.kernel.devices import Direct, Mapped, run
+from tests.kernel.devices import Direct, Mapped, run, write
 from tests.pipeline.forked import ForkedStack
 from tests.pipeline.pair import Application
 from tests.pipeline.scanned import ScannedPair, fill, survive_rounds
@@ -29,6 +30,8 @@ from tests.pipeline.scanned import ScannedPair, fill, survive_rounds
 MIB = 1 << 20
 SIZE = 24 * MIB
 GROWN = 8 * MIB
+MOVED = 64 * MIB
+"""Where on the machine's disk another device for the source begins."""
 ROUNDS = 4
 NAME = "resync"
 _BLKDISCARD, _BLKZEROOUT = 0x1277, 0x127F
@@ -103,13 +106,43 @@ def lower(disk: str) -> Iterator[Mapped]:
         yield device
 
 
-def linear(disk: str, size: int) -> str:
-    return f"0 {size // 512} linear {disk} 0"
+@pytest.fixture
+def other(disk: str) -> Iterator[Mapped]:
+    """Another part of it."""
+    with Mapped("other", linear(disk, SIZE + GROWN, offset=MOVED)) as device:
+        yield device
+
+
+def linear(disk: str, size: int, *, offset: int = 0) -> str:
+    return f"0 {size // 512} linear {disk} {offset // 512}"
+
+
+def is_mostly_asleep(pid: int) -> bool:
+    """Whether a process waits for something at most of 50 looks."""
+    looks = []
+    for _ in range(50):
+        looks.append(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0])
+        time.sleep(0.02)
+    return looks.count("S") > len(looks) / 2
+
+
+def test_reader_sleeps_while_slots_may_not_go(directory: Path, lower: Mapped) -> None:
+    """The control device stays readable as long as the slot that is waited for is there."""
+    with ModulePair(directory, source=Path(lower.path), size=SIZE, target_size=SIZE) as pair:
+        pair.start()
+        pair.wait_consistent()
+        pair.stack.stop("v-applier")
+        pair.client.write(0, b"w" * 8192)
+        assert pair.status().unpublished == pair.status().tail + 2
+        assert is_mostly_asleep(pair.stack.pid("v-reader"))
+        pair.stack.start("v-applier")
+        pair.wait_consistent()
+        assert pair.becomes_identical()
 
 
 @pytest.mark.timeout(600)
 def test_rounds_of_overflow_and_kills_on_the_module_end_identical(
-    directory: Path, disk: str, lower: Mapped
+    directory: Path, disk: str, lower: Mapped, other: Mapped
 ) -> None:
     with ModulePair(
         directory, source=Path(lower.path), size=SIZE, target_size=SIZE + GROWN
@@ -127,6 +160,12 @@ def test_rounds_of_overflow_and_kills_on_the_module_end_identical(
         code, said = pair.stack.run_once(pair.bdr_words("verify"), timeout_s=120)
         assert code == 0, said
         assert pair.stack.log("v-applier").count("event=unknown-position") == 1
+        move(pair, lower, other)
+        pair.scribble(random.Random(3), 50)
+        pair.wait_consistent()
+        assert pair.becomes_identical()
+        assert "error=StaleCaptureError" in pair.stack.log("v-scanner-1")
+        assert pair.stack.log("v-applier").count("event=unknown-position") == 2
 
 
 def grow(pair: ModulePair, disk: str, lower: Mapped) -> None:
@@ -137,7 +176,17 @@ def grow(pair: ModulePair, disk: str, lower: Mapped) -> None:
         file.write(b"below the module" * 1000)
         os.fsync(file.fileno())
     lower.reload(linear(disk, pair.size))
-    upper = Mapped(NAME, "")
-    table = run("dmsetup", "table", NAME).split()
-    table[1] = str(pair.size // 512)
-    upper.reload(" ".join(table))
+    reload(lambda table: [table[0], str(pair.size // 512), *table[2:]])
+
+
+def move(pair: ModulePair, lower: Mapped, other: Mapped) -> None:
+    """Puts another device below, as after a migration; a few of its blocks differ."""
+    run("dd", f"if={lower.path}", f"of={other.path}", "bs=1M", "iflag=direct", "oflag=direct")
+    write(other.path, os.urandom(16384), 5 * MIB)
+    reload(lambda table: [*table[:3], other.path, *table[4:]])
+    pair.source = Path(other.path)
+
+
+def reload(change: Callable[[list[str]], list[str]]) -> None:
+    """Changes the table of the device that is captured."""
+    Mapped(NAME, "").reload(" ".join(change(run("dmsetup", "table", NAME).split())))

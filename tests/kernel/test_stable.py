@@ -92,6 +92,34 @@ def test_overlapping_write_waits_for_the_first_and_others_do_not(disk: str, tmp_
         assert mirror.differing() == []
 
 
+def test_write_that_waits_is_not_overtaken_by_later_ones_for_ever(
+    disk: str, tmp_path: Path
+) -> None:
+    """A long write waits for small ones under it; those that come later wait for it."""
+    with (
+        Mapped("lower", f"0 65536 linear {disk} 0") as lower,
+        Bdr("t0", lower.path, capacity=1024) as bdr,
+        Mirror(bdr, tmp_path / "replica") as mirror,
+    ):
+        with lower.suspended():
+            writers = [start(lambda: write(bdr.path, b"s" * 4096, 0))]
+            wait_for(lambda: bdr.status().head == 1, "a small write in flight")
+            writers.append(start(lambda: write(bdr.path, b"l" * 65536, 0)))
+            wait_for(lambda: bdr.status().serialised == 1, "a long one over it")
+            for later in range(1, 9):
+                writers.append(start(lambda at=later: write(bdr.path, b"n" * 4096, at * 4096)))
+            # None of them overlaps the small one, all of them the long one.
+            wait_for(lambda: bdr.status().serialised == 9, "later ones wait for that")
+            assert bdr.status().head == 1
+        for writer in writers:
+            writer.join()
+        mirror.drain()
+        headers = mirror.capture.headers[1:25] & ((1 << 48) - 1)
+        assert headers[:16].tolist() == list(range(0, 128, 8))
+        assert sorted(headers[16:].tolist()) == list(range(8, 72, 8))
+        assert mirror.differing() == []
+
+
 def test_suspend_waits_for_a_write_that_waits(disk: str, tmp_path: Path) -> None:
     with (
         Mapped("lower", f"0 65536 linear {disk} 0") as lower,

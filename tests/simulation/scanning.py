@@ -80,7 +80,7 @@ class ScanWorld:
         self.kill_rate = rng.choice((0.0, 0.002, 0.01))
         self.write_rate = rng.choice((0.3, 0.6))
         self.failing_writes = rng.choice((0.0, 0.0, 0.05))
-        self.failing_reads = rng.choice((0.0, 0.0, 0.02))
+        self.failing_reads = rng.choice((0.0, 0.0, 0.2))
         self.deaths: list[Callable[[], None]] = [
             thing
             for thing in (
@@ -96,6 +96,14 @@ class ScanWorld:
             )
             if rng.random() < 0.6
         ] or [self.kill_scanner]
+        # A stream of its own: it came later than the seeds that are named in tests.
+        self.senders = Random(f"senders-{seed}")
+        self.sender_pace = self.senders.choice((1.0, 0.1))
+        """How often a sender takes a batch that is there."""
+        self.data_pace = self.senders.choice((1.0, 0.1))
+        """How fast batches arrive beside everything else."""
+        self.is_coarse = self.senders.random() < 0.5
+        """Writes of whole blocks and of two values, so that what was comes again."""
         self.up: list[wire.Message] = []
         self.down: list[wire.Message] = []
         self.data: list[Flying] = []
@@ -178,7 +186,10 @@ class ScanWorld:
         sector = rng.randrange(SECTORS - sectors)
         op = rng.choice((Op.WRITE, Op.WRITE, Op.WRITE, Op.DISCARD))
         # Few values, so that A-B-A happens.
-        data = bytes([rng.randrange(3)]) * (sectors * SECTOR_BYTES) if op is Op.WRITE else b""
+        value = rng.randrange(3) if op is Op.WRITE else 0
+        if self.is_coarse:
+            sector, sectors, value = sector & ~7, (sectors + 7) & ~7, value & 1
+        data = bytes([value]) * (sectors * SECTOR_BYTES) if op is Op.WRITE else b""
         self.writes += 1
         write = Write(self.writes, op, sector, sectors, False, data, 0)
         if len(self.in_flight) > 4 or any(write.overlaps(other) for other in self.in_flight):
@@ -257,7 +268,8 @@ class ScanWorld:
         count = (
             published_count(self.gate.headers, cursor=machine.cursor, limit=limit) if limit else 0
         )
-        if count or (not limit and machine.has_mark_due):
+        has_batch = count or (not limit and machine.has_mark_due)
+        if has_batch and self.senders.random() < self.sender_pace:
             self.tell(sequencer.SendersReady(count))
         self.gate.release(machine.tail)
 
@@ -333,7 +345,7 @@ class ScanWorld:
             target.hear(replica.MessageArrived(PEER, self.up.pop(0)))
         elif way is scanner.to_target:
             target.ask(scanner, scanner.to_target.popleft())
-        elif way is self.data:
+        elif way is self.data and self.senders.random() < self.data_pace:
             flying = self.data.pop(rng.randrange(min(3, len(self.data))))
             first, count = flying.header.first, flying.header.count
             # Of slots that were reused meanwhile: torn.

@@ -88,6 +88,7 @@ class Gate:
         self.active: set[int] = set()
         self.resync: set[int] = set()
         self.gap: int | None = None
+        self.last_gap: int | None = None
         self.overflows = 0
         self.missed = 0
         self.failed = 0
@@ -109,6 +110,7 @@ class Gate:
             tail=self.tail,
             unpublished=self.published_end(),
             gap=self.gap,
+            last_gap=self.last_gap,
             mode=self.mode,
             active_regions=len(self.active),
             resync_regions=len(self.resync),
@@ -117,6 +119,7 @@ class Gate:
             missed_writes=self.missed,
             failed_writes=self.failed,
             device_sectors=self.device_sectors,
+            stream=STREAM,
         )
 
     # Writes.
@@ -140,6 +143,7 @@ class Gate:
             self.overflows += 1
             if self.gap is None:
                 self.gap = self.head
+            self.last_gap = self.head
         self.missed += 1
         self.unlogged[write.epoch & 1] += 1
         self.mark(write)
@@ -185,7 +189,9 @@ class Gate:
             raise BrokenRuleError(f"release {tail}: slot {self.published_end()} is unpublished")
         self.tail = tail
         if self.gap is not None and self.gap < tail:
-            self.gap = None
+            assert self.last_gap is not None
+            self.gap = tail if self.last_gap >= tail else None
+            self.last_gap = self.last_gap if self.last_gap >= tail else None
 
     def begin_resume(self) -> None:
         self.mode = Mode.STREAM

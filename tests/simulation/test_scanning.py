@@ -43,6 +43,19 @@ def tickets_in_front_of_a_gap() -> AbstractContextManager[Any]:
     )
 
 
+def tickets_before_the_target_has_the_slots_in_front_of_a_gap() -> AbstractContextManager[Any]:
+    def make(step: Callable[..., Any]) -> Callable[..., Any]:
+        def broken(self: TicketOffice, now_s: float) -> Any:
+            actions = step(self, now_s)
+            if self._hold is not None:
+                self._hold = 0
+            return actions
+
+        return broken
+
+    return mock.patch.object(TicketOffice, "step", make(TicketOffice.step))
+
+
 def read_before_begin() -> AbstractContextManager[Any]:
     return mock.patch.object(Scanner, "reads_before_begin", True)
 
@@ -134,14 +147,15 @@ PLANTED: dict[Callable[[], AbstractContextManager[Any]], int] = {
     cleared_before_it_is_acknowledged: 1,
     read_before_begin: 36,
     tickets_in_front_of_a_gap: 22,
+    tickets_before_the_target_has_the_slots_in_front_of_a_gap: 1012,
     marks_of_resume_not_noticed: 2,
     consistent_at_once: 93,
     checksums_of_what_is_only_in_the_journal: 117,
     tickets_survive_a_new_epoch: 141,
-    unreadable_counts_as_equal: 3,
+    unreadable_counts_as_equal: 24,
     buffer_used_while_a_thread_reads_into_it: 2,
     acknowledged_before_the_sync: 0,
-    cache_of_a_failed_disk_believed: 1168,
+    cache_of_a_failed_disk_believed: 3741,
 }
 """Each bug, and a seed that found it once: where it no longer does, others are tried."""
 

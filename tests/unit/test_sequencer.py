@@ -42,6 +42,7 @@ STATUS = CaptureStatus(
     tail=40,
     unpublished=100,
     gap=None,
+    last_gap=None,
     mode=Mode.STREAM,
     active_regions=0,
     resync_regions=0,
@@ -50,6 +51,7 @@ STATUS = CaptureStatus(
     missed_writes=0,
     failed_writes=0,
     device_sectors=1 << 20,
+    stream=STREAM,
 )
 
 
@@ -424,7 +426,7 @@ def test_mark_in_flight_is_repeated_after_a_setback() -> None:
     assert dispatch(machine, 0).mark is Mark.CONSISTENT
 
 
-GAP = replace(STATUS, gap=70, resync_regions=3, overflows=1)
+GAP = replace(STATUS, gap=70, last_gap=70, resync_regions=3, overflows=1)
 
 
 def test_gap_ends_a_batch_and_gets_a_mark_before_the_next_slot() -> None:
@@ -449,7 +451,7 @@ def test_gap_while_catching_up_takes_the_consistent_mark_back() -> None:
 
 
 def test_gap_at_the_head_in_overflow_gets_no_mark_yet() -> None:
-    machine = streaming(replace(GAP, gap=100, mode=Mode.OVERFLOW), slot=100)
+    machine = streaming(replace(GAP, gap=100, last_gap=100, mode=Mode.OVERFLOW), slot=100)
     assert not machine.has_mark_due
 
 
@@ -459,15 +461,44 @@ def test_gap_with_slots_behind_it_gets_its_mark_though_the_mode_turned_again() -
     assert dispatch(machine, 30).mark is Mark.RESYNC
 
 
-def test_gap_behind_one_that_had_no_bits_gets_a_mark_too() -> None:
-    """The capture names the lowest gap until it is released, here that of a lone flush."""
+def test_gap_behind_one_that_was_repaired_gets_a_mark_of_its_own() -> None:
+    """The capture names the first until a slot behind it is released."""
     machine = streaming(replace(GAP, resync_regions=0))
-    dispatch(machine, 30)
+    machine.handle(s.CaptureSeen(replace(GAP, resync_regions=0)))
+    dispatch(machine, 40)
+    machine.handle(
+        s.CaptureSeen(replace(GAP, last_gap=100, overflows=2, mode=Mode.OVERFLOW, active_regions=1))
+    )
+    # The replica is a prefix up to the second gap, in front of which nothing is missed.
     assert not machine.has_mark_due
-    dispatch(machine, 10)
-    machine.handle(s.CaptureSeen(replace(GAP, mode=Mode.OVERFLOW, active_regions=1)))
+    dispatch(machine, 20)
+    assert not machine.has_mark_due
+    machine.handle(
+        s.CaptureSeen(replace(GAP, last_gap=100, overflows=2, head=110, resync_regions=1))
+    )
+    header = dispatch(machine, 0)
+    assert (header.mark, header.first) == (Mark.RESYNC, 100)
+
+
+def test_gap_of_an_overflow_right_after_the_consistent_mark_gets_a_mark_of_its_own() -> None:
+    """No look between the mark and the overflow: what is settled is as of the mark's look."""
+    machine = streaming(GAP, slot=70, condition=Condition.INCONSISTENT)
+    machine.handle(s.CaptureSeen(replace(GAP, resync_regions=0)))
+    dispatch(machine, 30)
+    assert dispatch(machine, 0).mark is Mark.CONSISTENT
+    again = replace(GAP, last_gap=120, head=130, overflows=2)
+    machine.handle(s.CaptureSeen(again))
+    assert machine.dispatch_limit == 20
+    dispatch(machine, 20)
     assert dispatch(machine, 0).mark is Mark.RESYNC
-    assert dispatch(machine, 20).first == 80
+
+
+def test_second_gap_of_a_reader_that_knows_of_none_gets_its_mark_no_later() -> None:
+    """Which of them were repaired is not known to it: from the first on, to be sure."""
+    machine = streaming(replace(GAP, gap=60, last_gap=90, overflows=2))
+    assert machine.dispatch_limit == 20
+    dispatch(machine, 20)
+    assert dispatch(machine, 0).mark is Mark.RESYNC
 
 
 def test_gap_that_the_capture_has_forgotten_gets_its_mark_from_the_next_reader() -> None:
@@ -486,14 +517,14 @@ def test_gap_is_marked_once_though_it_is_released_later() -> None:
 
 
 def test_resume_is_asked_when_the_ring_has_drained_below_the_mark() -> None:
-    full = replace(STATUS, mode=Mode.OVERFLOW, head=40 + 1025, gap=1065)
+    full = replace(STATUS, mode=Mode.OVERFLOW, head=40 + 1025, gap=1065, last_gap=1065)
     machine = streaming(full)
     assert s.Resume() not in machine.handle(s.CaptureSeen(full))
     assert s.Resume() in machine.handle(s.CaptureSeen(replace(full, tail=41)))
 
 
 def test_resume_is_not_asked_while_the_target_is_away() -> None:
-    empty = replace(STATUS, mode=Mode.OVERFLOW, tail=100, gap=100)
+    empty = replace(STATUS, mode=Mode.OVERFLOW, tail=100, gap=100, last_gap=100)
     machine = new_sequencer(empty)
     assert s.Resume() not in machine.handle(s.CaptureSeen(empty))
 

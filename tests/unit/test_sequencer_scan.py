@@ -122,8 +122,21 @@ def test_scanner_lost_greets_again_only_if_its_batches_have_not_arrived() -> Non
     assert machine.phase is s.Phase.GREETING
 
 
+def test_failed_writes_do_not_wait_for_a_scan_that_does_not_end() -> None:
+    """A region that cannot be read keeps its bit."""
+    machine = streaming(settings=s.SequencerSettings(failed_wait_s=3.0))
+    machine.handle(s.Tick(1.0))
+    machine.handle(s.CaptureSeen(replace(STATUS, resync_regions=1)))
+    both = replace(STATUS, active_regions=1, resync_regions=1)
+    machine.handle(s.Tick(3.9))
+    assert not of_kind(machine.handle(s.CaptureSeen(both)), s.Resume)
+    machine.handle(s.Tick(4.0))
+    assert of_kind(machine.handle(s.CaptureSeen(both)), s.Resume)
+
+
 def test_failed_writes_are_merged_when_no_scan_is_under_way() -> None:
     machine = streaming()
+    machine.handle(s.CaptureSeen(STATUS))
     failed = replace(STATUS, active_regions=1)
     assert not of_kind(machine.handle(s.CaptureSeen(replace(failed, resync_regions=1))), s.Resume)
     generation = machine.generation

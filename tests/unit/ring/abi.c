@@ -86,6 +86,8 @@ int main(void)
 	FIELD(bdr_status, missed_writes);
 	FIELD(bdr_status, failed_writes);
 	FIELD(bdr_status, device_sectors);
+	FIELD(bdr_status, last_gap);
+	FIELD(bdr_status, stream_id);
 	FIELD(bdr_status, reserved);
 
 	SIZE(bdr_release);

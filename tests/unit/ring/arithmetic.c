@@ -330,11 +330,41 @@ static void test_gap_stays_until_a_slot_behind_it_is_released(void)
 	bdr_gate_publish(gate, &pass, &small, false);
 	bdr_gate_release_locked(gate, 1);
 	CHECK(gate->gap == 1);
-	/* A second overflow before that: the lowest gap is kept. */
+	/* A second overflow before that: both are known. */
 	bdr_gate_admit_locked(gate, &big, &pass);
-	CHECK(gate->gap == 1 && gate->overflows == 2);
+	CHECK(gate->gap == 1 && gate->last_gap == 2 && gate->overflows == 2);
+	/* Slot 1 is released, with it the first gap, and not the second. */
 	bdr_gate_release_locked(gate, 2);
-	CHECK(gate->gap == BDR_GAP_NONE);
+	CHECK(gate->gap == 2 && gate->last_gap == 2);
+	bdr_gate_leave_locked(gate, &pass, &big);
+	CHECK(bdr_gate_resume_locked(gate) == 2);
+	bdr_gate_admit_locked(gate, &small, &pass);
+	bdr_gate_publish(gate, &pass, &small, false);
+	bdr_gate_release_locked(gate, 3);
+	CHECK(gate->gap == BDR_GAP_NONE && gate->last_gap == BDR_GAP_NONE);
+	gate_destroy(gate);
+}
+
+static void test_gap_between_the_first_and_the_last_is_no_lower_than_said(void)
+{
+	struct bdr_gate *gate = gate_create();
+	struct bdr_write small = write_of(0, 8);
+	struct bdr_pass pass;
+	__u64 slot;
+
+	for (slot = 0; slot < 4; slot++) {
+		bdr_gate_overflow_locked(gate);
+		bdr_gate_resume_locked(gate);
+		bdr_gate_admit_locked(gate, &small, &pass);
+		bdr_gate_publish(gate, &pass, &small, false);
+	}
+	CHECK(gate->gap == 0 && gate->last_gap == 3);
+	bdr_gate_release_locked(gate, 1);
+	CHECK(gate->gap == 1 && gate->last_gap == 3);
+	bdr_gate_release_locked(gate, 3);
+	CHECK(gate->gap == 3 && gate->last_gap == 3);
+	bdr_gate_release_locked(gate, 4);
+	CHECK(gate->gap == BDR_GAP_NONE && gate->last_gap == BDR_GAP_NONE);
 	gate_destroy(gate);
 }
 
@@ -458,6 +488,7 @@ int main(int argc, char **argv)
 	test_resume_waits_for_the_old_unlogged_writes_only();
 	test_merge_during_a_new_overflow_loses_no_region();
 	test_gap_stays_until_a_slot_behind_it_is_released();
+	test_gap_between_the_first_and_the_last_is_no_lower_than_said();
 	test_failed_write_becomes_nop_and_dirty();
 	test_flush_marks_nothing();
 	test_flush_without_room_is_no_overflow();
