@@ -256,9 +256,12 @@ class JournalStore:
         # The real one also logs, and takes the time.
         with mock.patch.object(journal_store, "_replay", replay):
             size_bytes = None if found else file.size_bytes
-            self._engine, record = journal_store._open(
+            superblock, record = journal_store._open(
                 file, found, remembered, size_bytes, device, record_file
             )
+        self._engine = JournalEngine(
+            disk=file, checkpoint_disk=file, device=device, superblock=superblock
+        )
         return record
 
     def fits(self, job: Apply) -> bool:
