@@ -13,7 +13,7 @@ import struct
 from common.capture import CaptureInfo, CaptureStatus
 from common.layout import GAP_NONE, Mode
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 STREAM_ID_BYTES = 16
 BITMAP_CHUNK_REGIONS = 8 * 65536
 """Most regions that one BITMAP_READ returns."""

@@ -8,7 +8,7 @@
  *
  * open() runs under misc_mtx, which misc_deregister() takes as well: a context
  * whose control device can be opened has a target, hence a reference to take.
- * Until a table of it is live, writes go by: who would begin to scan then would
+ * While no table of it is live, writes go by: who would begin to scan then would
  * call equal what is written a moment later, so open() fails with EAGAIN.
  *
  * All of this is process context.
@@ -65,7 +65,7 @@ static int bdr_chardev_open(struct inode *inode, struct file *file)
 	spin_lock_irq(&ctx->lock);
 	if (ctx->dead) {
 		r = -ENODEV;
-	} else if (!ctx->is_live) {
+	} else if (!ctx->live) {
 		r = -EAGAIN;
 	} else if (file->f_mode & FMODE_WRITE) {
 		if (ctx->consumer) {

@@ -299,11 +299,13 @@ void bdr_context_detach(struct bdr_context *ctx,
 {
 	mutex_lock(&bdr_registry_lock);
 	list_del(&attachment->list);
-	if (list_empty(&ctx->targets)) {
+	spin_lock_irq(&ctx->lock);
+	if (ctx->live == attachment)
+		ctx->live = NULL;
+	ctx->dead = list_empty(&ctx->targets);
+	spin_unlock_irq(&ctx->lock);
+	if (ctx->dead) {
 		list_del(&ctx->registered);
-		spin_lock_irq(&ctx->lock);
-		ctx->dead = true;
-		spin_unlock_irq(&ctx->lock);
 		wake_up_all(&ctx->poll_wait);
 		wake_up_all(&ctx->drain_wait);
 		flush_work(&ctx->deferred_work);
@@ -342,32 +344,39 @@ static void bdr_context_resize(const struct bdr_context *ctx,
  * loaded, and gets the bitmaps that are no longer needed.
  *
  * Regions that are new are dirty: nobody knows what the replica has there.  So
- * is everything if the device below is another one; see bdr_context.h.  They are
+ * is everything if another stream begins; see bdr_context.h.  They are
  * marked `active`: a scan under way knows nothing of that, and clears `resync`.
  *
  * No I/O is in flight: completions could otherwise mark the old bitmaps.
  */
-void bdr_context_adopt(struct bdr_context *ctx, struct bdr_bitmaps *spare,
-		       u64 device_sectors, struct block_device *bdev)
+void bdr_context_adopt(struct bdr_context *ctx,
+		       const struct bdr_attachment *attachment,
+		       struct bdr_bitmaps *spare, u64 device_sectors,
+		       struct block_device *bdev)
 {
 	struct bdr_gate *gate = &ctx->gate;
 	bool is_resized, is_other;
 
 	mutex_lock(&ctx->bitmap_lock);
 	is_resized = device_sectors != gate->device_sectors;
-	is_other = bdev->bd_dev != ctx->underlying_dev;
+	is_other = bdev->bd_dev != ctx->underlying_dev ||
+		   (ctx->was_live && !ctx->live);
 	if (is_resized)
 		bdr_context_resize(ctx, spare, device_sectors);
+	/* Before the lock: there may be millions of them. */
+	if (is_other)
+		bdr_bitmap_mark(is_resized ? spare->active : gate->active, 0,
+				bdr_regions(device_sectors, gate->region_sectors));
 
 	spin_lock_irq(&ctx->lock);
-	ctx->is_live = true;
+	ctx->live = attachment;
+	ctx->was_live = true;
 	if (is_resized) {
 		swap(gate->active, spare->active);
 		swap(gate->resync, spare->resync);
 		gate->device_sectors = device_sectors;
 	}
 	if (is_other) {
-		bdr_bitmap_mark(gate->active, 0, bdr_gate_regions(gate));
 		bdr_gate_overflow_locked(gate);
 		get_random_bytes(ctx->stream_id, sizeof(ctx->stream_id));
 		bdr_context_set_bdev_locked(ctx, bdev);
@@ -436,19 +445,10 @@ static u64 bdr_context_scan(struct bdr_context *ctx)
 u64 bdr_context_status(struct bdr_context *ctx, struct bdr_status *status)
 {
 	struct bdr_gate *gate = &ctx->gate;
-	u64 unpublished, active, resync, regions, news;
-
-	mutex_lock(&ctx->bitmap_lock);
-	regions = bdr_gate_regions(gate);
-	active = bdr_bitmap_count(gate->active, regions);
-	resync = bdr_bitmap_count(gate->resync, regions);
-	mutex_unlock(&ctx->bitmap_lock);
-	unpublished = bdr_context_scan(ctx);
+	u64 unpublished = bdr_context_scan(ctx);
+	u64 regions, news;
 
 	memset(status, 0, sizeof(*status));
-	status->active_regions = active;
-	status->resync_regions = resync;
-
 	spin_lock_irq(&ctx->lock);
 	status->head = gate->ring.head;
 	status->tail = gate->ring.tail;
@@ -464,5 +464,12 @@ u64 bdr_context_status(struct bdr_context *ctx, struct bdr_status *status)
 	status->device_sectors = gate->device_sectors;
 	news = ctx->news;
 	spin_unlock_irq(&ctx->lock);
+
+	/* After the slots: who learns of a failed write's NOP learns of its bits too. */
+	mutex_lock(&ctx->bitmap_lock);
+	regions = bdr_gate_regions(gate);
+	status->active_regions = bdr_bitmap_count(gate->active, regions);
+	status->resync_regions = bdr_bitmap_count(gate->resync, regions);
+	mutex_unlock(&ctx->bitmap_lock);
 	return news;
 }

@@ -14,9 +14,10 @@
  * deregistered, sleepers are woken, every later request gets ENODEV.  The memory
  * goes with the last reference.
  *
- * A stream is that of one device below.  A table that puts another one there
- * begins another stream in the same context, in mode OVERFLOW with every region
- * marked: nothing of it is taken for the old one's before the consumer has looked.
+ * A stream is that of one device below, without a break.  A table that puts another
+ * one there begins another stream in the same context, in mode OVERFLOW with every
+ * region marked: nothing of it is taken for the old one's before the consumer has
+ * looked.  So does one that comes back after a table without the context was live.
  *
  * Locks, outermost first:
  *
@@ -29,7 +30,8 @@
  *	->bitmap_lock      mutex   the bitmaps as a pair: merge, clear, read and
  *				   exchange.  Never held over an access to user
  *				   memory, which may fault on this very device
- *	->lock             irqsave gate, in-flight tree, cursor; O(log n) inside
+ *	->lock             irqsave gate, in-flight tree, cursor; O(log n) inside, and
+ *				   O(n) for n writes of the same block in flight
  *
  * Completions mark bits without a lock.  The bitmaps are exchanged only while
  * the device is suspended, when there are no completions.
@@ -85,7 +87,8 @@ struct bdr_context {
 	u64 cursor;			/* slot that the consumer waits for */
 	u64 news;			/* counts changes of mode and size */
 	u64 news_seen;			/* as of the consumer's last STATUS */
-	bool is_live;			/* a table of it has been resumed */
+	const struct bdr_attachment *live;	/* whose table was resumed last */
+	bool was_live;			/* a table of it has been */
 	bool dead;
 	struct file *consumer;
 	u64 failed;
@@ -140,8 +143,10 @@ void bdr_context_put(struct bdr_context *ctx);
 int bdr_bitmaps_alloc(struct bdr_bitmaps *bitmaps, u64 device_sectors,
 		      u64 region_sectors);
 void bdr_bitmaps_free(struct bdr_bitmaps *bitmaps);
-void bdr_context_adopt(struct bdr_context *ctx, struct bdr_bitmaps *spare,
-		       u64 device_sectors, struct block_device *bdev);
+void bdr_context_adopt(struct bdr_context *ctx,
+		       const struct bdr_attachment *attachment,
+		       struct bdr_bitmaps *spare, u64 device_sectors,
+		       struct block_device *bdev);
 u64 bdr_context_status(struct bdr_context *ctx, struct bdr_status *status);
 bool bdr_context_is_readable(const struct bdr_context *ctx);
 void bdr_context_wake(struct bdr_context *ctx);

@@ -22,8 +22,9 @@
  * have no order on disk, so slot order would be a guess.  A logged write that
  * overlaps one in flight, or one that waits since before, takes its slots only
  * when that one has completed: so none waits for ever.  The wait is for a
- * completion, never for the consumer, and the submitter does not sleep: the bio
- * is parked at its blocker.  Writes that take no slots need not wait, since their
+ * completion, never for user space, and the submitter does not sleep: the bio is
+ * parked at its blocker.  That is also why nothing is polled for: a completion
+ * that comes when its submitter asks for it may never come.  Writes that take no slots need not wait, since their
  * regions are read again by the resync, but are waited for: a scan may have read
  * such a region before a slot that came in beside it is shown.
  *
@@ -66,12 +67,16 @@ static inline u64 bdr_io_last(const struct bdr_io *io)
 INTERVAL_TREE_DEFINE(struct bdr_io, node, u64, subtree_last, bdr_io_first,
 		     bdr_io_last, static inline __maybe_unused, bdr_inflight)
 
-/* A flush has no sectors, hence no place in the tree and no blocker. */
+/*
+ * A flush has no sectors, hence no place in the tree and no blocker.  Of several
+ * blockers it is the youngest: writes of one block then stand in a line, and each
+ * that completes wakes one.
+ */
 static struct bdr_io *bdr_inflight_blocker_locked(struct bdr_context *ctx,
 						  struct bdr_io *io)
 {
 	u64 first = bdr_io_first(io), last = bdr_io_last(io);
-	struct bdr_io *other;
+	struct bdr_io *other, *blocker = NULL;
 
 	if (!io->write.sectors || ctx->gate.mode != BDR_MODE_STREAM)
 		return NULL;
@@ -80,10 +85,12 @@ static struct bdr_io *bdr_inflight_blocker_locked(struct bdr_context *ctx,
 		if (other == io)
 			continue;
 		/* Of those that are parked, who came first goes first. */
-		if (other->kind != BDR_IO_PARKED || other->arrival < io->arrival)
-			return other;
+		if (other->kind == BDR_IO_PARKED && other->arrival > io->arrival)
+			continue;
+		if (!blocker || other->arrival > blocker->arrival)
+			blocker = other;
 	}
-	return NULL;
+	return blocker;
 }
 
 /*----------------------------------------------------------------
@@ -129,14 +136,14 @@ static bool bdr_io_gather(struct bdr_io *io)
 		 BDR_PAYLOAD_BYTES;
 	unsigned long first = at >> PAGE_SHIFT;
 	unsigned long last = (at + bytes - 1) >> PAGE_SHIFT;
-	unsigned long pfn = page_to_pfn(pages[first]);
+	const void *start = page_address(pages[first]);
 	unsigned long i;
 
 	if (last >= ctx->memory.payload_pages)
 		return false;
-	/* Neighbours in memory, and among the kernel's page structures. */
+	/* Neighbours by address (which may bear a tag), and by page structure. */
 	for (i = first + 1; i <= last; i++)
-		if (page_to_pfn(pages[i]) != pfn + i - first ||
+		if (page_address(pages[i]) != start + ((i - first) << PAGE_SHIFT) ||
 		    pages[i] != pages[first] + (i - first))
 			return false;
 	bvec_set_page(&io->vec, pages[first], bytes, offset_in_page(at));
@@ -210,7 +217,7 @@ static struct bio *bdr_io_copy(const struct bdr_io *io, struct bio *bio)
 	u64 slot;
 
 	copy = bio_alloc_bioset(bio->bi_bdev, io->pass.slots,
-				bio->bi_opf & ~REQ_POLLED, GFP_NOIO, &ctx->bios);
+				bio->bi_opf, GFP_NOIO, &ctx->bios);
 	copy->bi_iter.bi_sector = bio->bi_iter.bi_sector;
 	copy->bi_ioprio = bio->bi_ioprio;
 	/* Whose write it is, not who runs this. */
@@ -254,9 +261,9 @@ static int bdr_io_start(struct bdr_io *io, struct bio *bio)
 	}
 	blocker = bdr_inflight_blocker_locked(ctx, io);
 	if (blocker) {
+		ctx->serialised += io->kind == BDR_IO_PLAIN;
 		io->kind = BDR_IO_PARKED;
 		bio_list_add(&blocker->waiters, bio);
-		ctx->serialised++;
 		spin_unlock_irqrestore(&ctx->lock, flags);
 		return DM_MAPIO_SUBMITTED;
 	}
@@ -306,6 +313,7 @@ int bdr_io_map(struct dm_target *ti, struct bio *bio)
 	}
 	if (bio_op(bio) == REQ_OP_DISCARD && target->discard == BDR_DISCARD_ZERO)
 		bio->bi_opf = REQ_OP_WRITE_ZEROES | (bio->bi_opf & ~REQ_OP_MASK);
+	bio->bi_opf &= ~REQ_POLLED;
 	return bdr_io_start(io, bio);
 }
 

@@ -260,6 +260,12 @@ static int bdr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 		r = -EINVAL;
 		goto fail;
 	}
+	if (bdev_logical_block_size(target->dev->bdev) >
+	    arguments.capacity * BDR_PAYLOAD_BYTES) {
+		ti->error = "Buffer is smaller than a block of the device";
+		r = -EINVAL;
+		goto fail;
+	}
 	target->write_sectors_max = bdr_write_sectors_max(arguments.capacity,
 							  target->dev->bdev);
 	r = bdr_bitmaps_alloc(&target->spare, ti->len, arguments.region_sectors);
@@ -314,8 +320,8 @@ static int bdr_preresume(struct dm_target *ti)
 
 	if (target->stable == BDR_STABLE_HINT)
 		bdr_compat_resume_stable_writes(ti);
-	bdr_context_adopt(target->ctx, &target->spare, ti->len,
-			  target->dev->bdev);
+	bdr_context_adopt(target->ctx, &target->attachment, &target->spare,
+			  ti->len, target->dev->bdev);
 	return 0;
 }
 

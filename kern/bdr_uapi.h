@@ -14,7 +14,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define BDR_ABI_VERSION		1
+#define BDR_ABI_VERSION		2
 #define BDR_STREAM_ID_BYTES	16
 
 /*
@@ -37,7 +37,10 @@ struct bdr_info {
 	__u64 reserved[4];
 };
 
-/* A consistent snapshot: everything is read under the lock. */
+/*
+ * A consistent snapshot under the lock, but for the counts of bits, which are taken
+ * after it: of a slot below `head` that is a failed write's, they know.
+ */
 struct bdr_status {
 	__u64 head;			/* next slot to be reserved */
 	__u64 tail;			/* oldest slot not released */

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 TOOLS = ROOT / "build/vm/tools"
 SECTOR = 512
@@ -75,6 +77,20 @@ def settle_remove(name: str) -> None:
     while fails("dmsetup", "remove", name):
         assert time.monotonic() < deadline_s, run("dmsetup", "info", name)
         time.sleep(0.05)
+
+
+@contextmanager
+def null_block_device(*parameters: str) -> Iterator[str]:
+    """null_blk in memory, with these module parameters."""
+    words = ["nr_devices=1", "gb=1", "memory_backed=1", "queue_mode=2", *parameters]
+    if fails("modprobe", "null_blk", *words):
+        pytest.skip("this kernel has no null_blk")
+    path = "/dev/nullb0"
+    try:
+        wait_for(lambda: Path(path).exists(), path)
+        yield path
+    finally:
+        wait_for(lambda: not fails("rmmod", "null_blk"), "the end of null_blk")
 
 
 class Loop:

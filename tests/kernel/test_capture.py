@@ -5,13 +5,24 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common.ring import Mode, Op, decode, slots_at
-from tests.kernel.devices import Bdr, Direct, Loop, Mapped, have_module, run
+from tests.kernel.devices import (
+    Bdr,
+    Direct,
+    Loop,
+    Mapped,
+    have_module,
+    null_block_device,
+    run,
+    wait_for,
+)
 from tests.kernel.mirror import Mirror
 
 FIO = ["fio", "--minimal", "--group_reporting", "--randseed=7", "--fallocate=none"]
@@ -94,6 +105,37 @@ def test_filesystem_workload_replica_identical_and_sound(
         if kind == "ext4":
             assert mirror.fuas > 0
         run(*check, mirror.file)
+
+
+def has_completed(bdr: Bdr) -> bool:
+    """Whether no write is in flight, with slots or without."""
+    status = bdr.status()
+    return status.unpublished == status.head and not status.unlogged
+
+
+def test_write_completes_though_its_submitter_polls_for_nothing(
+    module: None, tmp_path: Path
+) -> None:
+    """Else a process that is stopped would hold up the ring, and what it overlaps."""
+    job = [*FIO, "--name=job", "--thread", "--ioengine=io_uring", "--hipri", "--direct=1",
+           "--iodepth=16", "--bs=4k", "--rw=randwrite", "--size=64M", "--time_based",
+           "--runtime=60"]  # fmt: skip
+    with (
+        null_block_device("poll_queues=1", "submit_queues=1") as lower,
+        Bdr("t0", lower, capacity=4096) as bdr,
+        Mirror(bdr, tmp_path / "replica") as mirror,
+        mirror.running(),
+        subprocess.Popen([*job, f"--filename={bdr.path}"], stdout=subprocess.DEVNULL) as writer,
+    ):
+        try:
+            wait_for(lambda: bdr.status().head > 100, "writes")
+            writer.send_signal(signal.SIGSTOP)
+            state = Path(f"/proc/{writer.pid}/stat")
+            wait_for(lambda: state.read_text().rsplit(")", 1)[1].split()[0] == "T", "a stop")
+            # Within less than the 5 s after which io_uring's own workers look again.
+            wait_for(lambda: has_completed(bdr), "no write in flight", 3)
+        finally:
+            writer.kill()
 
 
 def test_pages_written_through_a_mapping_are_captured(loop: Loop, tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from common.ring import Op
-from tests.kernel.devices import Bdr, Direct, fails, have_module, run, sectors_of, wait_for
+from tests.kernel.devices import (
+    Bdr,
+    Direct,
+    fails,
+    have_module,
+    null_block_device,
+    run,
+    sectors_of,
+    wait_for,
+)
 from tests.kernel.mirror import Mirror
 
 
@@ -67,18 +76,9 @@ def test_discard_pass_shows_what_the_device_makes_of_it(forgetful: str, tmp_path
 
 
 def test_discards_are_offered_only_where_the_device_takes_zeroes(module: None) -> None:
-    if fails(
-        "modprobe", "null_blk", "nr_devices=1", "gb=1", "memory_backed=1", "discard=1",
-        "queue_mode=2",
-    ):  # fmt: skip
-        pytest.skip("this kernel has no null_blk")
-    lower = "/dev/nullb0"
-    try:
-        wait_for(lambda: Path(lower).exists(), lower)
+    with null_block_device("discard=1") as lower:
         for options, offered in (("", False), ("2 discard pass", True)):
             with Bdr("t0", lower, capacity=64, options=options, sectors=2048) as bdr:
                 assert fails("blkdiscard", bdr.path) is not offered
                 assert bdr.status().head == offered
         assert sectors_of(lower) > 2048
-    finally:
-        wait_for(lambda: not fails("rmmod", "null_blk"), "the end of null_blk")

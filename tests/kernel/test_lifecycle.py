@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import select
+import subprocess
 import threading
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tests.kernel.devices import (
     fails,
     run,
     sectors_of,
+    start,
     wait_for,
     write,
 )
@@ -225,6 +227,37 @@ def test_reload_onto_another_device_begins_another_stream(bdr: Bdr, tmp_path: Pa
         # The same device again is another stream again.
         bdr.reload(bdr.line(131072))
         assert mirror.capture.status().stream not in (first.stream, second.stream)
+
+
+def test_table_without_the_target_in_between_begins_another_stream(
+    disk: str, tmp_path: Path
+) -> None:
+    """Of the next table the context is the last one's, and knows nothing of what went by."""
+    with (
+        Mapped("lower", f"0 65536 linear {disk} 0") as lower,
+        Bdr("t0", lower.path, capacity=64) as bdr,
+        Mirror(bdr, tmp_path / "replica") as mirror,
+    ):
+        first = mirror.capture.status()
+        with lower.suspended():
+            writer = start(lambda: write(bdr.path, b"1" * 4096, 0))
+            wait_for(lambda: bdr.status().head == 1, "a write in flight")
+            run("dmsetup", "load", bdr.name, "--table", f"0 65536 linear {lower.path} 0")
+            resume = subprocess.Popen(["dmsetup", "resume", bdr.name])
+            stack = Path(f"/proc/{resume.pid}/stack")
+            wait_for(lambda: "dm_suspend" in stack.read_text(), "a resume that waits for the write")
+            run("dmsetup", "load", bdr.name, "--table", bdr.table)
+        writer.join()
+        assert resume.wait(30) == 0
+        for role in Role:
+            with pytest.raises(CaptureError, match="not live"):
+                DmCapture(bdr.device, role)
+        write(bdr.path, b"2" * 4096, 0)
+        run("dmsetup", "resume", bdr.name)
+        second = mirror.capture.status()
+        assert second.stream != first.stream
+        assert (second.mode, second.head) == (Mode.OVERFLOW, 1)
+        assert mirror.bits(Bitmap.ACTIVE).all()
 
 
 def test_name_twice_in_one_table_is_refused(loop: Loop) -> None:

@@ -120,6 +120,29 @@ def test_write_that_waits_is_not_overtaken_by_later_ones_for_ever(
         assert mirror.differing() == []
 
 
+def test_writes_of_one_block_go_as_they_came_and_are_counted_once(
+    disk: str, tmp_path: Path
+) -> None:
+    data = [bytes([number]) * 4096 for number in range(32)]
+    with (
+        Mapped("lower", f"0 65536 linear {disk} 0") as lower,
+        Bdr("t0", lower.path, capacity=64) as bdr,
+        Mirror(bdr, tmp_path / "replica") as mirror,
+    ):
+        with lower.suspended():
+            writers = [start(lambda: write(bdr.path, data[0], 0))]
+            wait_for(lambda: bdr.status().head == 1, "the first in flight")
+            for number in range(1, 32):
+                writers.append(start(lambda at=number: write(bdr.path, data[at], 0)))
+                wait_for(lambda waits=number: bdr.status().serialised == waits, "one more waits")
+        for writer in writers:
+            writer.join()
+        assert (bdr.status().head, bdr.status().serialised) == (32, 31)
+        assert bytes(mirror.capture.payload(0, 32)) == b"".join(data)
+        mirror.drain()
+        assert mirror.differing() == []
+
+
 def test_suspend_waits_for_a_write_that_waits(disk: str, tmp_path: Path) -> None:
     with (
         Mapped("lower", f"0 65536 linear {disk} 0") as lower,
