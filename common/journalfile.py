@@ -147,7 +147,10 @@ class JournalFile:
         by one of them, only one would learn that what was written did not reach the disk.
         """
         twin = copy.copy(self)
-        twin._fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            twin._fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._failed("open", error) from error
         return twin
 
     def close(self) -> None:

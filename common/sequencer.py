@@ -261,7 +261,9 @@ class SequencerSettings:
     resync_below: float = 0.5
     """None is added while more than this share of the ring is in use."""
     failed_wait_s: float = 60.0
-    """Regions of failed writes wait so long for the end of a scan, then join it."""
+    failed_wait_max_s: float = 3600.0
+    """Regions of failed writes wait so long for the end of a scan, then join it, which begins
+    anew: each time in the same scan, twice as long."""
 
     def __post_init__(self) -> None:
         if not WRITE_SLOTS_MAX <= self.batch_slots <= BATCH_SLOTS_MAX:
@@ -315,12 +317,12 @@ class Sequencer:
         """Overflows as of the look that set `_consistent_at`."""
         self._settled_overflows: int | None = None
         """So many were repaired when the replica was last consistent, if that is known."""
-        self._is_gap_forgotten = False
         self._is_scan_wanted = False
         self._resync_in_flight = 0
         self._resumed_s = -math.inf
         self._unfailed_s = 0.0
         """When no region was marked that a scan does not know of."""
+        self._failed_wait_s = self.settings.failed_wait_s
         self._overflow_wait_s = 0.0
         self._resume_at_s = 0.0
         self._now_s = 0.0
@@ -516,13 +518,6 @@ class Sequencer:
         self._hellos = 0
         self.condition = welcome.condition
         self._consistent_at = self._head() if self.condition is Condition.CATCHING_UP else None
-        # The capture forgets a gap when a slot behind it is released. Another one may have
-        # opened behind that, whose mark an earlier reader did not live to see arrive.
-        self._is_gap_forgotten = (
-            self._status.gap is None
-            and self._status.active_regions + self._status.resync_regions > 0
-            and self.condition in (Condition.CONSISTENT, Condition.CATCHING_UP)
-        )
         self.cursor = welcome.slot
         self._release(welcome.slot, actions)
         if self.condition is Condition.UNKNOWN:
@@ -582,7 +577,8 @@ class Sequencer:
         if status.stream != self._info.stream:
             self._stop(StaleCaptureError.of_stream(status.stream, self._info.stream), actions)
             return
-        if status.mode is Mode.OVERFLOW and self._status.mode is Mode.STREAM:
+        # Their number, not the mode: it may have begun anew since the last look.
+        if status.mode is Mode.OVERFLOW and status.overflows != self._status.overflows:
             actions.append(
                 Announce("overflow", {"slot": status.head, "overflows": status.overflows})
             )
@@ -590,6 +586,8 @@ class Sequencer:
         self._status = status
         if not status.active_regions:
             self._unfailed_s = self._now_s
+        if not status.resync_regions:
+            self._failed_wait_s = self.settings.failed_wait_s
         if self.phase is not Phase.STREAMING:
             return
         is_clean = status.mode is Mode.STREAM and not (
@@ -604,7 +602,9 @@ class Sequencer:
         elif is_clean and self.condition is not Condition.UNKNOWN:
             self._settled_overflows = status.overflows
         if self._should_resume(status):
-            self._resumed_s = self._now_s
+            self._resumed_s = self._unfailed_s = self._now_s
+            if status.active_regions and status.resync_regions:
+                self._failed_wait_s = min(2 * self._failed_wait_s, self.settings.failed_wait_max_s)
             self.generation += 1
             actions.append(Resume())
 
@@ -616,10 +616,11 @@ class Sequencer:
             if mark is Mark.RESYNC:
                 self.condition = Condition.INCONSISTENT
             else:
-                self._settled_overflows = self._consistent_overflows
+                self._settled_overflows = max(
+                    self._consistent_overflows, self._settled_overflows or 0
+                )
                 self.condition = Condition.CONSISTENT
             self._consistent_at = None
-            self._is_gap_forgotten = False
             self._is_scan_wanted = False
             self._dispatch(BatchKind.MARK, mark, 0, actions)
             actions.append(Announce("condition", {"condition": self.condition.name}))
@@ -675,7 +676,7 @@ class Sequencer:
         if status.mode is Mode.STREAM:
             # Writes that failed. Not in the middle of a scan, which would begin anew; but a
             # region that cannot be read keeps its bit, so that a scan may never end.
-            is_due = self._now_s - self._unfailed_s >= self.settings.failed_wait_s
+            is_due = self._now_s - self._unfailed_s >= self._failed_wait_s
             return status.active_regions > 0 and (not status.resync_regions or is_due)
         return (
             status.head - status.tail <= self.settings.resume_below * self._info.capacity
@@ -702,7 +703,7 @@ class Sequencer:
     def _due_mark(self) -> Mark | None:
         """The mark that must stand at the cursor, before any more slots."""
         status = self._status
-        if self.condition is Condition.UNKNOWN or self._is_gap_forgotten:
+        if self.condition is Condition.UNKNOWN:
             return Mark.RESYNC
         if self._is_scan_wanted and self._may_begin_scan():
             return Mark.RESYNC
@@ -717,6 +718,8 @@ class Sequencer:
             and self.condition is not Condition.INCONSISTENT
         ):
             return Mark.RESYNC
+        # A write that was under way at the look which found all clean may fail, and a scan have
+        # read a part of it: so may whoever reads the source.
         if self._consistent_at is not None and self.cursor >= self._consistent_at:
             return Mark.CONSISTENT
         return None

@@ -190,7 +190,7 @@ class Applier:
     def _on_data(self) -> None:
         for _ in range(ROUND_BATCHES):
             if not sockets.is_readable(self._data):
-                return
+                break
             try:
                 batch = wire.decode_batch(self._receive_frames())
             except WireError as error:

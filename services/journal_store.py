@@ -12,6 +12,7 @@ replaced between clean stops.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
@@ -223,9 +224,11 @@ def open_journal(
     if size_bytes is not None and size_bytes < SIZE_BYTES_MIN:
         raise UsageError(f"--journal-size: found {size_bytes}, wanted at least {SIZE_BYTES_MIN}")
     remembered = record_file.load(volume=volume, device_sectors=device.sectors)
-    file = JournalFile(path)
-    twin = file.twin()
-    try:
+    with contextlib.ExitStack() as unless_all_is_well:
+        file = JournalFile(path)
+        unless_all_is_well.callback(file.close)
+        twin = file.twin()
+        unless_all_is_well.callback(twin.close)
         file.settle()
         found = journal_recovery.recover(
             file.read,
@@ -236,10 +239,7 @@ def open_journal(
         )
         superblock, record = _open(file, found, remembered, size_bytes, device, record_file)
         file.cut(LOG_OFFSET + superblock.log_bytes)
-    except BaseException:
-        twin.close()
-        file.close()
-        raise
+        unless_all_is_well.pop_all()
     engine = JournalEngine(disk=file, checkpoint_disk=twin, device=device, superblock=superblock)
     store = JournalStore(engine=engine, files=(file, twin), device=device, record_file=record_file)
     return store, record

@@ -25,6 +25,7 @@ from common.layout import PAYLOAD_BYTES
 from common.record import ReplicaRecord
 from common.recordfile import RecordFile
 from common.replica import Apply
+from common.wire import Condition
 
 GROUP_BYTES_MAX = 16 << 20
 """A sync comes at the latest after so much."""
@@ -69,16 +70,23 @@ class DirectStore:
     def __init__(self, device: TargetDevice, record_file: RecordFile) -> None:
         self._device = device
         self._record_file = record_file
+        self._condition: Condition | None = None
+        """As of the record that was saved last."""
 
     def attach(self, on_failure: Callable[[BdrError], None]) -> None:
         pass  # nothing is left for later
 
     def write(self, job: Apply) -> None:
         self._device.apply(job.extents, job.payload)
+        # What follows a mark may be newer than the slots in front of it: no crash may find
+        # that on the device, and the word of before in the record.
+        if job.record.condition is not self._condition:
+            self.sync(job.record)
 
     def sync(self, record: ReplicaRecord) -> None:
         self._device.sync()
         self._record_file.save(record)
+        self._condition = record.condition
 
     def settle(self) -> None:
         pass  # durable is applied

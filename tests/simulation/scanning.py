@@ -102,6 +102,9 @@ class ScanWorld:
         """How often a sender takes a batch that is there."""
         self.data_pace = self.senders.choice((1.0, 0.1))
         """How fast batches arrive beside everything else."""
+        self.user = Random(f"user-{seed}")
+        self.asking_rate = self.user.choice((0.0, 0.003))
+        """How often a user asks for a resync of a part."""
         self.is_coarse = self.senders.random() < 0.5
         """Writes of whole blocks and of two values, so that what was comes again."""
         self.up: list[wire.Message] = []
@@ -172,6 +175,8 @@ class ScanWorld:
             self.end_write,
             *[rng.choice(self.scanners).step] * 4,
         ]
+        if self.is_faulty and self.user.random() < self.asking_rate:
+            self.ask_for_resync()
         if self.is_faulty and rng.random() < self.write_rate:
             things += [self.begin_write] * 2
         rng.choice(things)()
@@ -305,6 +310,11 @@ class ScanWorld:
         self.gate.merge()
         self.tell(sequencer.CaptureSeen(self.gate.status()))
 
+    def ask_for_resync(self) -> None:
+        first = self.user.randrange(SECTORS)
+        ranges = wire.encode_ranges([(first, self.user.randint(1, SECTORS - first))])
+        self.perform(self.office.request(b"user", tickets.MarkDirty(1, ranges)))
+
     def perform(self, actions: list[tickets.Action]) -> None:
         must_look = False
         for action in actions:
@@ -315,6 +325,9 @@ class ScanWorld:
                             scanner.from_office.append(answer)
                 case tickets.Clear(first, count):
                     self.gate.resync -= set(range(first, first + count))
+                    must_look = True
+                case tickets.MarkRegions(first, count):
+                    self.gate.resync |= set(range(first, first + count))
                     must_look = True
                 case tickets.Tell(event):
                     self.tell(event)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The target's disks, and what a store keeps on them.
 
-The stores mirror those of `services/`, with a `Disk` in place of each file and the
-applier's clock in place of threads. Format, engine and recovery are the real ones.
+A `Disk` stands in place of each file, and the applier's clock in place of threads.
+The store without a journal is the real one; of the one with a journal format, engine
+and recovery are.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from common.record import NO_JOURNAL, ReplicaRecord
 from common.replica import Apply
 from common.ring import HEADER_BYTES, Op
 from common.wire import Buffer
-from services import journal_store
+from services import journal_store, store
 from tests.simulation.disk import Disk
 
 VOLUME = "volume"
@@ -132,6 +133,9 @@ class DirectStore:
         self.on_device = on_device
         self._record_disk = record_disk
         self._record_file = RecordFile(record_disk)
+        its_device: Any = Device(device)
+        its_file: Any = self._record_file
+        self._store = store.DirectStore(its_device, its_file)
 
     @classmethod
     def blank(cls, *, device_sectors: int, log_bytes: int, on_device: OnDevice) -> DirectStore:
@@ -154,12 +158,11 @@ class DirectStore:
         return True
 
     def write(self, job: Apply) -> None:
-        Device(self.device).apply(job.extents, job.payload)
+        self._store.write(job)
         self.on_device(job.record)
 
     def sync(self, record: ReplicaRecord) -> None:
-        self.device.sync()
-        self._record_file.save(record)
+        self._store.sync(record)
 
     def step(self) -> bool:
         return False

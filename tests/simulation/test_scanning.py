@@ -149,7 +149,7 @@ PLANTED: dict[Callable[[], AbstractContextManager[Any]], int] = {
     tickets_in_front_of_a_gap: 22,
     tickets_before_the_target_has_the_slots_in_front_of_a_gap: 1012,
     marks_of_resume_not_noticed: 2,
-    consistent_at_once: 318,
+    consistent_at_once: 652,
     checksums_of_what_is_only_in_the_journal: 117,
     tickets_survive_a_new_epoch: 141,
     unreadable_counts_as_equal: 24,

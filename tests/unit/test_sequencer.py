@@ -501,10 +501,11 @@ def test_second_gap_of_a_reader_that_knows_of_none_gets_its_mark_no_later() -> N
     assert dispatch(machine, 0).mark is Mark.RESYNC
 
 
-def test_gap_that_the_capture_has_forgotten_gets_its_mark_from_the_next_reader() -> None:
-    machine = streaming(replace(STATUS, gap=None, resync_regions=3))
-    header = dispatch(machine, 0)
-    assert (header.mark, header.first) == (Mark.RESYNC, STATUS.tail)
+@pytest.mark.parametrize("condition", [Condition.CONSISTENT, Condition.CATCHING_UP])
+def test_dirt_without_a_gap_makes_no_reader_end_the_consistency(condition: Condition) -> None:
+    """Of writes that failed, or of a user's word: up to a scan the replica stays a prefix."""
+    machine = streaming(replace(STATUS, resync_regions=3), condition=condition)
+    assert not machine.has_mark_due
     assert dispatch(machine, 10).kind is BatchKind.LIVE
 
 

@@ -134,6 +134,36 @@ def test_failed_writes_do_not_wait_for_a_scan_that_does_not_end() -> None:
     assert of_kind(machine.handle(s.CaptureSeen(both)), s.Resume)
 
 
+def test_failed_writes_that_go_on_let_a_scan_have_ever_longer() -> None:
+    """Each RESUME makes it begin anew: at one a minute a slow link would never end it."""
+    machine = streaming(settings=s.SequencerSettings(failed_wait_s=1.0, failed_wait_max_s=5.0))
+    both = replace(STATUS, active_regions=1, resync_regions=1)
+
+    def merges(status: s.CaptureStatus, *, last_s: int) -> list[int]:
+        found = []
+        for now_s in range(last_s - 25, last_s):
+            machine.handle(s.Tick(float(now_s)))
+            ack(machine, 0)
+            looks = [machine.handle(s.CaptureSeen(status)) for _ in range(3)]
+            found += [now_s for actions in looks if of_kind(actions, s.Resume)]
+        return found
+
+    machine.handle(s.CaptureSeen(replace(both, active_regions=0)))
+    assert merges(both, last_s=26) == [1, 3, 7, 12, 17, 22]
+    machine.handle(s.CaptureSeen(STATUS))
+    assert merges(both, last_s=51)[:2] == [26, 28]
+
+
+def test_overflow_within_a_resume_is_noticed() -> None:
+    """Both looks find the mode OVERFLOW."""
+    machine = streaming()
+    full = replace(STATUS, mode=Mode.OVERFLOW, overflows=1)
+    machine.handle(s.CaptureSeen(full))
+    again = machine.handle(s.CaptureSeen(replace(full, overflows=2)))
+    assert [action.topic for action in again if isinstance(action, s.Announce)] == ["overflow"]
+    assert not of_kind(again, s.Resume)
+
+
 def test_failed_writes_are_merged_when_no_scan_is_under_way() -> None:
     machine = streaming()
     machine.handle(s.CaptureSeen(STATUS))
@@ -179,12 +209,13 @@ def overflow_lasts_s(machine: s.Sequencer, now_s: float) -> float:
     """An overflow begins now and its ring has drained; until when is it left?"""
     machine.handle(s.Tick(now_s))
     began_s = now_s
-    while not of_kind(machine.handle(s.CaptureSeen(FULL)), s.Resume):
+    full = replace(FULL, overflows=machine.status.overflows + 1)
+    while not of_kind(machine.handle(s.CaptureSeen(full)), s.Resume):
         now_s += 0.25
         machine.handle(s.Tick(now_s))
         ack(machine, 0)  # the target is alive
         assert now_s < began_s + 60
-    machine.handle(s.CaptureSeen(STATUS))
+    machine.handle(s.CaptureSeen(replace(STATUS, overflows=full.overflows)))
     return now_s - began_s
 
 

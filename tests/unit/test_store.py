@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The store without a journal: in which order things become durable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from common.extents import NO_EXTENTS, Extents
+from common.record import ReplicaRecord
+from common.replica import Apply
+from common.wire import Condition
+from services.store import DirectStore
+
+RECORD = ReplicaRecord(volume="v", device_sectors=8)
+
+
+class FakeDisks:
+    """Device and state file in one, which write down what happens."""
+
+    def __init__(self) -> None:
+        self.story: list[str] = []
+
+    def apply(self, extents: Extents, payload: bytes) -> None:
+        del extents
+        self.story.append(f"apply {payload.decode()}")
+
+    def sync(self) -> None:
+        self.story.append("sync")
+
+    def save(self, record: ReplicaRecord) -> None:
+        self.story.append(f"save {record.condition.name}")
+
+
+def job(payload: bytes, condition: Condition) -> Apply:
+    return Apply(1, NO_EXTENTS, b"", payload, replace(RECORD, condition=condition))
+
+
+def test_condition_is_durable_before_what_follows_its_mark_is_applied() -> None:
+    """Else a crash leaves what is newer on the device, and says that it is a prefix."""
+    disks: Any = FakeDisks()
+    store = DirectStore(disks, disks)
+    store.write(job(b"live 1", Condition.CATCHING_UP))
+    disks.story.clear()
+    for payload in (b"live 2", b"live 3"):
+        store.write(job(payload, Condition.CATCHING_UP))
+    store.write(job(b"", Condition.INCONSISTENT))
+    store.write(job(b"resync", Condition.INCONSISTENT))
+    store.sync(replace(RECORD, condition=Condition.INCONSISTENT))
+    assert disks.story == [
+        "apply live 2",
+        "apply live 3",
+        "apply ",
+        "sync",
+        "save INCONSISTENT",
+        "apply resync",
+        "sync",
+        "save INCONSISTENT",
+    ]
