@@ -13,10 +13,12 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 from pathlib import Path
 
 from common.errors import DeviceError
 from common.extents import Extents
+from common.files import lock_alone
 from common.ring import SECTOR_BYTES, Op
 from common.wire import Buffer
 
@@ -25,6 +27,9 @@ _PUNCH_HOLE = 0x02
 _ZERO_RANGE = 0x10
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL)
 _ZEROS = memoryview(bytes(1 << 20))
+_ZERO_BYTES_MAX = 256 << 20
+"""In one call: where the kernel has to write them, nothing ends it before."""
+_BLKSSZGET = 0x1268
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -45,6 +50,7 @@ class TargetDevice:
         self.path = path
         self._can_punch = True
         self._can_zero = True
+        self._block_bytes = 1
         try:
             is_block = stat.S_ISBLK(os.stat(path).st_mode)
             # On a block device O_EXCL fails while it is mounted or held by a driver.
@@ -58,7 +64,9 @@ class TargetDevice:
                 "a block device or file that exists and that nothing else uses"
             ) from error
         try:
-            if not is_block:
+            if is_block:
+                self._block_bytes = _logical_block_bytes(self._fd)
+            else:
                 self._check_file()
             self._lock()
             self.sectors = os.lseek(self._fd, 0, os.SEEK_END) // SECTOR_BYTES
@@ -155,13 +163,11 @@ class TargetDevice:
                 )
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock_alone(self._fd):
             raise DeviceError(
                 f"target {self.path}: found it locked by another applier; wanted it for this one "
                 "alone: stop the other"
-            ) from error
+            )
 
     def _write_rest(self, data: memoryview, offset: int) -> None:
         while data:
@@ -172,6 +178,16 @@ class TargetDevice:
             offset += written
 
     def _zero(self, offset: int, length: int, *, free: bool) -> None:
+        """Zeros a range: whole blocks by the device, in pieces, and what is no block by hand."""
+        end = offset + length
+        first = min(-(-offset // self._block_bytes) * self._block_bytes, end)
+        last = max(end // self._block_bytes * self._block_bytes, first)
+        self._write_zeros(offset, first - offset)
+        for at in range(first, last, _ZERO_BYTES_MAX):
+            self._zero_blocks(at, min(_ZERO_BYTES_MAX, last - at), free=free)
+        self._write_zeros(last, end - last)
+
+    def _zero_blocks(self, offset: int, length: int, *, free: bool) -> None:
         if free and self._can_punch:
             if self._fallocate(_PUNCH_HOLE | _KEEP_SIZE, offset, length):
                 return
@@ -185,6 +201,9 @@ class TargetDevice:
             if self._fallocate(_PUNCH_HOLE | _KEEP_SIZE, offset, length):
                 return
             self._can_punch = False
+        self._write_zeros(offset, length)
+
+    def _write_zeros(self, offset: int, length: int) -> None:
         for at in range(offset, offset + length, len(_ZEROS)):
             self._write_rest(_ZEROS[: offset + length - at], at)
 
@@ -197,3 +216,9 @@ class TargetDevice:
             if code != errno.EINTR:
                 raise OSError(code, os.strerror(code))
         return True
+
+
+def _logical_block_bytes(fd: int) -> int:
+    """What a block device's ranges must be multiples of."""
+    (size,) = struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))
+    return int(size)

@@ -32,6 +32,7 @@ from common.errors import UsageError
 from common.layout import (
     CAPACITY_MAX,
     CAPACITY_MIN,
+    JOURNAL_BYTES_MIN,
     REGION_SECTORS_DEFAULT,
     REGION_SECTORS_MAX,
     REGION_SECTORS_MIN,
@@ -288,9 +289,9 @@ class Target(_Volume):
     )
     journal_size: _Size | None = Field(
         None,
-        ge=1 << 20,
+        ge=JOURNAL_BYTES_MIN,
         description="Size of the journal; 1 GiB for a new file without, all of a device.",
-        json_schema_extra=_wanted('a size of 1 MiB or more, such as "1GiB"'),
+        json_schema_extra=_wanted('a size of 16 MiB or more, such as "1GiB"'),
     )
     state: _Path | None = Field(
         None,

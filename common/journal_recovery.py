@@ -53,6 +53,8 @@ Read = Callable[[int, int], bytes]
 
 WITNESS_BYTES = 2 * UNSYNCED_BYTES_MAX
 _READ_BYTES = 4 << 20
+BLANK_BYTES = 1 << 20
+"""Of zeros, where a journal may begin: whatever else may be there is known by its start."""
 _ENTRY_MAGIC_WORD = int.from_bytes(ENTRY_MAGIC, "little")
 
 
@@ -200,6 +202,8 @@ def choose(read: Read, *, where: str) -> tuple[Superblock | None, tuple[Copy, ..
     inspected = [journal.inspect_superblock(block) for block in blocks]
     copies = tuple(copy for copy, _ in inspected)
     choice = next(choice for copy, choice in _CHOICES if copy in copies)
+    if choice == _NONE and read(0, BLANK_BYTES).strip(b"\0"):
+        choice = _STRANGE  # such as btrfs's, whose superblock stands at 64 KiB
     if choice == _NONE:
         return None, copies
     if choice == _NEWEST:

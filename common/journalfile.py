@@ -8,9 +8,9 @@ import errno
 import fcntl
 import os
 import stat
-from pathlib import Path
 
 from common.errors import StateError
+from common.files import lock_alone, sync_directory
 from common.wire import Buffer
 
 
@@ -53,17 +53,19 @@ class JournalFile:
             raise
 
     def _lock(self, is_read_only: bool) -> None:
-        try:
-            fcntl.flock(
-                self._fd, (fcntl.LOCK_SH if is_read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB
-            )
-        except BlockingIOError as error:
-            self.is_in_use = True
-            if not is_read_only:
+        if not is_read_only:
+            if not lock_alone(self._fd):
                 raise StateError(
                     f"journal {self.path}: found it locked by another applier, or named as target "
                     "or state file too; wanted one of its own for each volume"
-                ) from error
+                )
+            return
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.is_in_use = True
+        else:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # an applier that starts meanwhile is right to
 
     @property
     def size_bytes(self) -> int:
@@ -87,7 +89,7 @@ class JournalFile:
         try:
             os.posix_fallocate(self._fd, 0, size_bytes)
             os.fsync(self._fd)
-            self._sync_directory()
+            sync_directory(self.path)
         except OSError as error:
             os.ftruncate(self._fd, before)
             raise StateError(
@@ -172,10 +174,3 @@ class JournalFile:
             f"journal {self.path}: {what}: {error.strerror}; mend the disk or make room, then "
             "start the applier again: nothing acknowledged is lost"
         )
-
-    def _sync_directory(self) -> None:
-        descriptor = os.open(Path(self.path).resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -35,6 +35,9 @@ REGION_SECTORS_MAX = 1 << 20
 
 GAP_NONE = (1 << 64) - 1
 
+JOURNAL_BYTES_MIN = 16 << 20
+"""Room for a few batches of the biggest kind."""
+
 
 class Op(IntEnum):
     """What a slot asks for."""

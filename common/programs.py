@@ -45,6 +45,8 @@ SCALABLE_STAGES = ("sender", "scanner")
 
 STOP_WAIT_S = 15
 """After SIGTERM and so long comes SIGKILL."""
+APPLIER_STOP_WAIT_S = 600
+"""It moves what its journal still holds to the device, which is complete only then."""
 
 LOG_BYTES = 10 << 20
 LOG_BACKUPS = 5
@@ -121,7 +123,7 @@ startsecs=0
 autorestart=unexpected
 exitcodes={exit_codes}
 stopsignal=TERM
-stopwaitsecs={STOP_WAIT_S}
+stopwaitsecs={APPLIER_STOP_WAIT_S if self.stage == "applier" else STOP_WAIT_S}
 stopasgroup=true
 killasgroup=true
 redirect_stderr=true

@@ -53,7 +53,7 @@ class ReplicaRecord:
     since_s: int = 0
     """Since when the condition holds: seconds since 1970, UTC; 0 if that is not known."""
     at_s: int = 0
-    """When this was accepted, in the same way: how old the replica is."""
+    """When the last batch was accepted, in the same way: how old the replica is."""
     left_bytes: int = 0
     """What its source had left to compare, as it last said, while a scan is needed."""
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 from dataclasses import replace
 
 from common import record as format_
 from common.errors import StateError
+from common.files import lock_alone, sync_directory
 from common.record import ReplicaRecord
 
 
@@ -29,15 +30,14 @@ class RecordFile:
                 f"replica state {path}: {error.strerror}; wanted a file in an existing, writable "
                 "directory"
             ) from error
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock_alone(self._fd):
             os.close(self._fd)
             raise StateError(
                 f"replica state {path}: found it locked by another applier; wanted one of its own "
                 "for each volume"
-            ) from error
+            )
         self._generation = 0
+        self._is_new = os.fstat(self._fd).st_size == 0
 
     def load(self, *, volume: str, device_sectors: int) -> ReplicaRecord:
         """What is remembered of this volume, or a blank record.
@@ -46,11 +46,13 @@ class RecordFile:
             StateError: damaged, of another volume, or of a bigger device.
         """
         self._settle()
+        try:
+            data = os.pread(self._fd, format_.RECORD_BYTES, 0).ljust(format_.RECORD_BYTES, b"\0")
+        except OSError as error:
+            raise self._failed(error) from error
         copies = [
-            os.pread(self._fd, format_.COPY_BYTES, at * format_.COPY_BYTES).ljust(
-                format_.COPY_BYTES, b"\0"
-            )
-            for at in range(format_.COPIES)
+            data[at : at + format_.COPY_BYTES]
+            for at in range(0, format_.RECORD_BYTES, format_.COPY_BYTES)
         ]
         found = format_.choose(copies, where=self.path)
         if found is None:
@@ -90,8 +92,13 @@ class RecordFile:
         self._generation += 1
         data = format_.encode_copy(record, self._generation)
         try:
-            os.pwrite(self._fd, data, self._generation % format_.COPIES * format_.COPY_BYTES)
+            at = self._generation % format_.COPIES * format_.COPY_BYTES
+            if os.pwrite(self._fd, data, at) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fdatasync(self._fd)
+            if self._is_new:
+                sync_directory(self.path)
+                self._is_new = False
         except OSError as error:
             raise self._failed(error) from error
 

@@ -111,6 +111,9 @@ class Durable:
     job: int
 
 
+STANDSTILL_S = 1.0
+"""A clock that jumps by more has stood still with its process: ticks come more often."""
+
 Event = Tick | MessageArrived | OtherProtocolArrived | BatchArrived | Durable
 
 # Actions: what to do.
@@ -164,8 +167,8 @@ class ReplicaSettings:
     reorder_batches: int = 256
     """How far ahead of the next batch one may be and still wait."""
     reorder_bytes: int = 64 << 20
-    source_silence_s: float = 10.0
-    """A source silent for so long no longer keeps others out."""
+    source_silence_s: float = 15.0
+    """A source silent for so long no longer keeps others out: longer than any pause of its own."""
 
 
 @dataclass(slots=True)
@@ -256,6 +259,10 @@ class Replica:
         actions: list[Action] = []
         match event:
             case Tick(now_s, utc_s):
+                # While this process did not run, its source was silent to nobody.
+                stood_still_s = now_s - self._now_s
+                if stood_still_s > STANDSTILL_S:
+                    self._heard_s += stood_still_s
                 self._now_s, self._utc_s = now_s, utc_s
                 self._heard_s = min(self._heard_s, now_s)
             case MessageArrived(peer, message):
@@ -477,7 +484,7 @@ class Replica:
             actions.append(Note("condition", {"condition": condition.name, "slot": header.end}))
         self._heard_s = self._now_s
         job = self._job(
-            replace(self.record, slot=header.end, condition=condition),
+            replace(self.record, slot=header.end, condition=condition, at_s=self._utc_s),
             extents=extents,
             headers=batch.headers,
             payload=batch.payload,
@@ -509,7 +516,7 @@ class Replica:
         if record.condition is not self.record.condition:
             record = replace(record, since_s=self._utc_s)
         left_bytes = record.left_bytes if record.condition in _NEEDS_SCAN else 0
-        record = replace(record, at_s=self._utc_s, left_bytes=left_bytes)
+        record = replace(record, left_bytes=left_bytes)
         self.record = record
         self._last_job += 1
         return Apply(self._last_job, extents, headers, payload, record)

@@ -66,9 +66,9 @@ bench-kernel-instructions: $(VM_READY) ## the same in instructions, whatever els
 .PHONY: test-kasan
 test-kasan: $(VM_READY) ## the same tests on a KASAN and lockdep kernel (builds it: 15 minutes)
 	@deploy/kasan-kernel.sh $(KASAN_SOURCE) $(KASAN_DIR)
-	@$(MAKE) -s -C kern KDIR=$(abspath $(KASAN_DIR)) OUT=$(abspath $(VM)/module-kasan)
+	@$(MAKE) -s -C kern KDIR=$(abspath $(KASAN_DIR)) OUT=$(abspath $(KASAN_DIR)/bdr)
 	@$(VM_RUN) --kdir $(KASAN_DIR) --disk fast=1G --timeout 3600 --memory 4G -- \
-		env BDR_MODULE=$(VM)/module-kasan/bdr.ko $(VM_PYTEST) -o timeout=900 \
+		env BDR_MODULE=$(abspath $(KASAN_DIR))/bdr/bdr.ko $(VM_PYTEST) -o timeout=900 \
 		-o 'python_files=test_*.py injected_faults.py' $(TESTS)
 
 .PHONY: test-dkms

@@ -111,6 +111,9 @@ class Checksummer:
 
     def close(self) -> None:
         """Ends the threads; what was not answered is not."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._requests.get_nowait()
         for _ in self._threads:
             self._requests.put(None)
         for thread in self._threads:

@@ -31,7 +31,7 @@ from common import config
 from common.capture import Role, open_capture
 from common.config import Config, Source, Target
 from common.errors import BdrError, DeviceError, UsageError
-from common.programs import STOP_WAIT_S, from_config
+from common.programs import APPLIER_STOP_WAIT_S, STOP_WAIT_S, from_config
 from services import cli_options, log, options
 from services.supervision import Supervision, make_directory
 
@@ -354,7 +354,7 @@ class _Foreground:
         with contextlib.suppress(BdrError):
             self._supervision.stop_all()
         process.terminate()
-        deadline_s = time.monotonic() + 4 * STOP_WAIT_S
+        deadline_s = time.monotonic() + APPLIER_STOP_WAIT_S + 3 * STOP_WAIT_S
         while process.poll() is None:
             if time.monotonic() > deadline_s:
                 process.kill()
@@ -366,8 +366,10 @@ class _Foreground:
 
 
 def _relay(output: IO[bytes]) -> None:
-    """Copies whole lines, so that those of different processes do not mix."""
-    with contextlib.suppress(BrokenPipeError, ValueError):
-        for line in output:
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
+    """Copies whole lines, so that those of different processes do not mix.
+
+    Goes on where they can go nowhere: supervisord would stand still with its pipe full.
+    """
+    for line in output:
+        with contextlib.suppress(OSError):
+            os.write(sys.stdout.fileno(), line)

@@ -26,6 +26,7 @@ from common.journal import LOG_OFFSET
 from common.journal_engine import JournalEngine, begin_run, create, open_run
 from common.journal_recovery import JournalRefusedError, Recovery, Truth
 from common.journalfile import JournalFile
+from common.layout import JOURNAL_BYTES_MIN
 from common.record import JOURNAL_ID_BYTES, NO_JOURNAL, ReplicaRecord
 from common.recordfile import RecordFile
 from common.replica import Apply
@@ -33,8 +34,6 @@ from common.ring import HEADER_BYTES
 from services import log
 
 SIZE_BYTES_DEFAULT = 1 << 30
-SIZE_BYTES_MIN = 16 << 20
-"""Room for a few batches of the biggest kind."""
 CHECKPOINTS_A_LAP = 8
 IDLE_CHECKPOINT_S = 1.0
 """When nothing came for so long, what was applied is checkpointed."""
@@ -116,6 +115,9 @@ class JournalStore:
 
         After a failure everything is left as it is, for the next start to recover.
         """
+        left_bytes = self._engine.unapplied_bytes
+        if left_bytes and self._error is None:
+            log.logger().info("emptying-journal", bytes=left_bytes)
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -221,8 +223,8 @@ def open_journal(
             file, or its disk failed or is full. Nothing was applied.
         DeviceError: the target failed while the journal was applied to it.
     """
-    if size_bytes is not None and size_bytes < SIZE_BYTES_MIN:
-        raise UsageError(f"--journal-size: found {size_bytes}, wanted at least {SIZE_BYTES_MIN}")
+    if size_bytes is not None and size_bytes < JOURNAL_BYTES_MIN:
+        raise UsageError(f"--journal-size: found {size_bytes}, wanted at least {JOURNAL_BYTES_MIN}")
     remembered = record_file.load(volume=volume, device_sectors=device.sectors)
     with contextlib.ExitStack() as unless_all_is_well:
         file = JournalFile(path)
@@ -238,7 +240,8 @@ def open_journal(
             device_sectors=device.sectors,
         )
         superblock, record = _open(file, found, remembered, size_bytes, device, record_file)
-        file.cut(LOG_OFFSET + superblock.log_bytes)
+        if found is not None and found.superblock.log_bytes > superblock.log_bytes:
+            file.cut(LOG_OFFSET + superblock.log_bytes)
         unless_all_is_well.pop_all()
     engine = JournalEngine(disk=file, checkpoint_disk=twin, device=device, superblock=superblock)
     store = JournalStore(engine=engine, files=(file, twin), device=device, record_file=record_file)

@@ -429,6 +429,25 @@ def test_bytes_that_are_no_journal_are_never_overwritten(host: Host) -> None:
     assert host.journal.read_bytes() == b"precious" * 4096
 
 
+def test_file_system_that_begins_with_zeros_is_no_blank_journal(host: Host) -> None:
+    """btrfs has its first superblock at 64 KiB, and leaves what is before to others."""
+    with host.journal.open("wb") as file:
+        file.truncate(3 * SIZE)
+        file.seek(65536 + 64)
+        file.write(b"_BHRfS_M")
+    with pytest.raises(StateError, match="no journal"):
+        host.open()
+    assert host.journal.stat().st_size == 3 * SIZE
+
+
+def test_blank_file_that_is_bigger_than_the_journal_stays_so(host: Host) -> None:
+    with host.journal.open("wb") as file:
+        file.truncate(3 * SIZE)
+    for _ in range(2):
+        host.open().close()
+        assert host.journal.stat().st_size == 3 * SIZE
+
+
 @pytest.mark.parametrize("what", ["target", "state"])
 def test_target_or_state_named_as_journal_is_refused(host: Host, what: str) -> None:
     with pytest.raises(StateError, match="named as target or state file too"):

@@ -45,7 +45,7 @@ def test_record_left_by_a_killed_process_is_synced_before_it_is_believed(
         os, "pread", lambda fd, size, at: (calls.append("read"), read(fd, size, at))[1]
     )
     assert load(path) == RECORD
-    assert calls == ["sync", "read", "read"]
+    assert calls == ["sync", "read"]
 
 
 def test_disk_that_cannot_sync_the_record_is_an_error(
@@ -57,3 +57,35 @@ def test_disk_that_cannot_sync_the_record_is_an_error(
     monkeypatch.setattr(os, "fdatasync", fail)
     with pytest.raises(StateError, match="Input/output error"):
         load(tmp_path / "state")
+
+
+@pytest.mark.parametrize("call", ["pread", "pwrite", "fsync"])
+def test_disk_that_fails_is_an_error_of_the_state_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(StateError, match="Input/output error"):
+        save_and_load(tmp_path / "state")
+
+
+def test_record_that_is_written_in_part_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a file size limit, or in the last block of a full file system."""
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:100], at))
+    with pytest.raises(StateError, match="No space left"):
+        save_and_load(tmp_path / "state")
+
+
+def save_and_load(path: Path) -> None:
+    file = RecordFile(str(path))
+    try:
+        file.load(volume=RECORD.volume, device_sectors=RECORD.device_sectors)
+        file.save(RECORD)
+        file.load(volume=RECORD.volume, device_sectors=RECORD.device_sectors)
+    finally:
+        file.close()

@@ -108,6 +108,12 @@ def all_durable(machine: r.Replica) -> list[r.Action]:
     return machine.handle(r.Durable(machine._last_job))
 
 
+def pass_time(machine: r.Replica, from_s: int, to_s: int) -> None:
+    """Ticks, as often as a loop that is alive."""
+    for quarter in range(4 * from_s, 4 * to_s + 1):
+        machine.handle(r.Tick(quarter / 4))
+
+
 def open_session(
     record: ReplicaRecord = RECORD,
     hello: Hello = HELLO,
@@ -190,8 +196,7 @@ def test_word_that_both_are_equal_is_taken_at_first_contact_only(
     record: ReplicaRecord, tail: int, why: str
 ) -> None:
     machine = r.Replica(record=record)
-    machine.handle(r.Tick(100.0))
-    machine.handle(r.Tick(200.0))  # the source of before has been silent for long
+    pass_time(machine, 100, 120)  # the source of before has been silent for long
     actions = say(machine, replace(HELLO, tail=tail, assume_clean=True))
     (job,) = jobs(actions)
     assert (job.record.slot, job.record.condition) == (tail, Condition.UNKNOWN)
@@ -234,12 +239,11 @@ def test_hello_of_another_stream_is_refused_while_the_source_is_alive() -> None:
 def test_hello_of_another_stream_does_not_win_the_race_after_a_restart() -> None:
     """A second source greets again and again; a restart must not let it in."""
     machine = r.Replica(record=RECORD)
-    machine.handle(r.Tick(100.0))
-    machine.handle(r.Tick(105.0))
+    pass_time(machine, 100, 110)
     (refused,) = messages(say(machine, replace(HELLO, stream=OTHER_STREAM), b"stranger"))
     assert isinstance(refused, Refused)
     assert refused.reason is RefusedReason.BUSY
-    machine.handle(r.Tick(110.0))
+    pass_time(machine, 110, 116)
     assert jobs(say(machine, replace(HELLO, stream=OTHER_STREAM), b"stranger"))
 
 
@@ -251,9 +255,20 @@ def test_hello_of_any_stream_is_served_at_once_by_a_target_that_had_none() -> No
 
 def test_hello_of_another_stream_takes_over_when_the_source_is_silent() -> None:
     machine = open_session()
-    machine.handle(r.Tick(110.0))
+    pass_time(machine, 100, 116)
     (job,) = jobs(say(machine, replace(HELLO, stream=OTHER_STREAM), b"stranger"))
     assert (job.record.stream, job.record.condition) == (OTHER_STREAM, Condition.UNKNOWN)
+
+
+def test_source_is_not_silent_while_the_target_itself_stands_still() -> None:
+    """Stopped, or swapped out; what its source said meanwhile waits behind the stranger's word."""
+    machine = open_session()
+    pass_time(machine, 100, 105)
+    machine.handle(r.Tick(1000.0))
+    (refused,) = messages(say(machine, replace(HELLO, stream=OTHER_STREAM), b"stranger"))
+    assert isinstance(refused, Refused)
+    assert refused.reason is RefusedReason.BUSY
+    assert machine.is_fed
 
 
 def test_hello_again_before_the_welcome_gets_one_welcome_of_the_latest_attempt() -> None:
@@ -486,13 +501,22 @@ def test_condition_bears_the_time_since_when_it_holds() -> None:
     assert (machine.record.since_s, machine.record.at_s) == (1070, 1070)
 
 
+def test_replica_is_no_younger_than_the_last_that_was_accepted() -> None:
+    """Not as of a greeting or a clean stop: by that time people decide what to mount."""
+    machine = inconsistent(1000)
+    machine.handle(r.Tick(102.0, 5000))
+    say(machine, replace(HELLO, attempt=2))
+    assert machine.record.at_s == 1000
+    assert machine.closing_job().record.at_s == 1000
+
+
 def test_what_is_left_of_a_scan_is_remembered_and_the_source_is_told_since_when() -> None:
     machine = inconsistent(1000)
     machine.handle(r.Tick(102.0, 1060))
     actions = say(machine, Progress(4, 77 << 20))
     (job,) = jobs(actions)
     assert (job.record.left_bytes, len(job.extents)) == (77 << 20, 0)
-    assert messages(actions) == [Standing(4, Condition.INCONSISTENT, 1000, 1060)]
+    assert messages(actions) == [Standing(4, Condition.INCONSISTENT, 1000, 1000)]
     assert jobs(say(machine, Progress(4, 77 << 20))) == []
     (done,) = bring(machine, make_mark(2, 50, Mark.CONSISTENT))
     assert done.record.left_bytes == 0
