@@ -107,8 +107,9 @@ class InvalidSlotsError(RemoteError):
     """A batch whose slots reach outside the device or hold an unknown operation."""
 
 
-PERMANENT_EXIT_CODES = (0, 2, 64, 66, 67, 68, 69, 70, 71, 72, 73)
+PERMANENT_EXIT_CODES = (2, 64, 66, 67, 68, 69, 70, 71, 72, 73)
 """What supervisord's `exitcodes` names: ends of a process that it leaves alone.
 
-2 is the command line's own: an option that is wrong stays wrong.
+2 is the command line's own: an option that is wrong stays wrong. 0 is none of them: a
+process that somebody has sent SIGTERM past supervisord is started again.
 """

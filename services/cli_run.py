@@ -107,7 +107,7 @@ def _counts(found: Config, volume: str, stages: tuple[str, ...]) -> list[tuple[s
                 "where this stage does not exist or has exactly one process; "
                 "a source's sender and scanner can be scaled"
             )
-        count = configured if number == "default" else int(number) if number.isdigit() else 0
+        count = configured if number == "default" else int(number) if number.isdecimal() else 0
         most = SENDERS_MAX if stage == "sender" else SCANNERS_MAX
         if not 1 <= count <= most:
             raise UsageError(

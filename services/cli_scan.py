@@ -183,14 +183,14 @@ def verify(volume: str | None, repair: bool, as_json: bool, **options: Any) -> N
         sys.exit(COULD_NOT)
     finally:
         client.close()
+    # What is busy with the application's writes is not judged; what awaits a resync is not equal.
+    is_unknown = bool(found.unreadable or (found.busy and report.dirty_regions))
+    is_equal = False if left else None if is_unknown else True
     if as_json:
-        click.echo(json.dumps(_facts(place, found, left, took_s)))
+        click.echo(json.dumps({"is_equal": is_equal, **_facts(place, found, left, took_s)}))
     else:
         _print(place, found, left, took_s, was_repaired=repair)
-    if left:
-        sys.exit(1)
-    is_unknown = found.unreadable or (found.busy and report.dirty_regions)
-    sys.exit(COULD_NOT if is_unknown else 0)
+    sys.exit({True: 0, False: 1, None: COULD_NOT}[is_equal])
 
 
 def _ready(client: OfficeClient, place: SourcePlace) -> Reported:
@@ -253,7 +253,6 @@ def _cut(ranges: list[Piece]) -> list[Piece]:
 def _facts(place: SourcePlace, found: Findings, left: list[Piece], took_s: float) -> dict[str, Any]:
     return {
         "volume": place.volume,
-        "is_equal": not (found.differing or found.unreadable),
         "differing": found.differing,
         "still_differing": left,
         "unreadable": found.unreadable,

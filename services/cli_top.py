@@ -229,6 +229,6 @@ def _show(
             return
         for view in views:
             assert view.subscriber is not None
-            while view.subscriber.socket.poll(0):
-                with contextlib.suppress(NoAnswerError):
+            with contextlib.suppress(NoAnswerError):
+                while view.subscriber.socket.poll(0):
                     view.take(view.subscriber.status(0.0), time.monotonic())

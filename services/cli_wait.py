@@ -9,6 +9,7 @@ import time
 import click
 import zmq
 
+from common.errors import UsageError
 from services import cli_options, cli_status
 from services.cli_status import Place, Status
 from services.monitor_client import NoAnswerError, Subscriber
@@ -26,15 +27,20 @@ from services.monitor_client import NoAnswerError, Subscriber
 def main(config_path: str, run_dir: str | None, timeout: float, volume: str | None) -> None:
     """Waits until every write of VOLUME, or of every source, is durable on its target.
 
-    Stop the writers first: before a planned switch to the replica, a reboot, or a
-    detach. Ends with 0 if nothing is outstanding and the replica is consistent,
-    with 1 if the time has passed.
+    Run it on the source. Stop the writers first: before a planned switch to the
+    replica, a reboot, or a detach. Ends with 0 if nothing is outstanding and the
+    replica is consistent, with 1 if the time has passed.
     """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     deadline_s = time.monotonic() + timeout
     try:
         found = cli_status.places(config_path=config_path, run_dir=run_dir, volume=volume)
-        late = [text for place in found if (text := _wait(context, place, deadline_s)) is not None]
+        is_named = bool(volume or run_dir)
+        late = [
+            text
+            for place in found
+            if (text := _wait(context, place, deadline_s, is_named=is_named)) is not None
+        ]
     finally:
         context.destroy(linger=0)
     for text in late:
@@ -42,8 +48,14 @@ def main(config_path: str, run_dir: str | None, timeout: float, volume: str | No
     sys.exit(bool(late))
 
 
-def _wait(context: zmq.Context[zmq.Socket[bytes]], place: Place, deadline_s: float) -> str | None:
-    """None once the volume is level; what is missing if the time has passed."""
+def _wait(
+    context: zmq.Context[zmq.Socket[bytes]], place: Place, deadline_s: float, *, is_named: bool
+) -> str | None:
+    """None once the volume is level; what is missing if the time has passed.
+
+    Raises:
+        UsageError: it was named, and is a target: only its source knows what is missing.
+    """
     missing = None
     with Subscriber(context, place.run_dir) as subscriber:
         while True:
@@ -52,7 +64,14 @@ def _wait(context: zmq.Context[zmq.Socket[bytes]], place: Place, deadline_s: flo
                 status = subscriber.status(max(0.1, left_s))
             except NoAnswerError as error:
                 return f"{place.volume}: {missing or error}"
-            if status["role"] == "target" or _is_level(status):
+            if status["role"] == "target":
+                if is_named:
+                    raise UsageError(
+                        f"volume {place.volume}: found a target; wanted a source, which alone "
+                        "knows what its target lacks: run `bdr wait` there"
+                    )
+                return None
+            if _is_level(status):
                 return None
             missing = "; ".join([cli_status.behind(status), *status["reasons"]])
             if left_s <= 0:

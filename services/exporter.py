@@ -2,13 +2,14 @@
 """Prometheus' view of a volume's status: `/metrics` over HTTP.
 
 A thread serves it; it reads the last status, which the monitor replaces as a
-whole, so the two never wait for each other. A scrape during which the monitor
-hangs shows an old `bdr_status_timestamp_seconds`: alert on its age.
+whole, so the two never wait for each other. Of a monitor that hangs nothing is told
+but that the health is unknown.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 from wsgiref.simple_server import WSGIServer
@@ -21,6 +22,9 @@ from prometheus_client.registry import Collector
 from common.errors import AddressError
 from common.health import Word
 from common.layout import PAYLOAD_BYTES
+
+STALE_AFTER_S = 5.0
+"""A monitor that lives has a new status several times a second."""
 
 _Status = Mapping[str, Any]
 
@@ -37,7 +41,8 @@ class Exporter(Collector):
     """
 
     def __init__(self, address: str, port: int) -> None:
-        self.status: _Status = {}
+        self._status: _Status = {}
+        self._status_s = 0.0
         registry = CollectorRegistry(auto_describe=False)
         try:
             server, thread = start_http_server(port, addr=address, registry=registry)
@@ -52,7 +57,16 @@ class Exporter(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The whole status, each time it is asked for."""
-        return families(self.status) if self.status else iter(())
+        status = self._status
+        if not status:
+            return iter(())
+        if time.monotonic() - self._status_s > STALE_AFTER_S:
+            return _health({**status, "health": Word.UNKNOWN.value}, _labels(status))
+        return families(status)
+
+    def put(self, status: _Status) -> None:
+        """What is true as of now."""
+        self._status, self._status_s = status, time.monotonic()
 
     def close(self) -> None:
         """Stops serving."""
@@ -63,7 +77,7 @@ class Exporter(Collector):
 
 def families(status: _Status) -> Iterator[Metric]:
     """Every metric of a status; docs/metrics.md describes each."""
-    volume = {"volume": status["volume"], "role": status["role"]}
+    volume = _labels(status)
     yield from _health(status, volume)
     yield from _lag(status, volume)
     if status["ring"] is not None:
@@ -76,6 +90,10 @@ def families(status: _Status) -> Iterator[Metric]:
     yield _counter("bdr_events", "Events by name", volume, "event", status["events"])
     yield _counter("bdr_hooks", "Commands run on events, by outcome", volume, "outcome",
                    status["hooks"])  # fmt: skip
+
+
+def _labels(status: _Status) -> dict[str, str]:
+    return {"volume": status["volume"], "role": status["role"]}
 
 
 def _gauge(name: str, text: str, labels: Mapping[str, str], value: float | None) -> Metric:

@@ -185,6 +185,8 @@ class Monitor:
         while sockets.is_readable(self._status):
             has_new |= self._status.recv().startswith(b"\x01")
         if has_new:
+            # Who asks means the present: `bdr wait` ends a minute's waiting by it.
+            self._tick(time.monotonic())
             self._publish()
 
     # What goes on by the clock.
@@ -205,7 +207,7 @@ class Monitor:
             self._emit(event, hook=True)
         self._hooks.tick()
         if self._exporter:
-            self._exporter.status = self.status
+            self._exporter.put(self.status)
         key = (self.status["health"], self.status["reasons"], self._is_rpo_exceeded)
         if now_s >= self._publish_at_s or key != self._published:
             self._published = key

@@ -47,7 +47,13 @@ class Subscriber:
             NoAnswerError: none came in time.
         """
         deadline_s = time.monotonic() + timeout_s
-        if not self._path.exists():
+        try:
+            is_there = self._path.exists()
+        except PermissionError as error:
+            raise NoAnswerError(
+                f"monitor: {self._path} is not permitted to this user; run as root"
+            ) from error
+        if not is_there:
             raise NoAnswerError(
                 f"monitor: found no socket {self._path}; wanted a running monitor: "
                 "is the volume started?"

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +22,7 @@ from services.loop import Loop
 _Command = Callable[..., Any]
 _PARAMETERS = "__click_params__"
 CRASH_PAUSE_S = 1.0
+_PR_SET_PDEATHSIG = 1
 
 
 def _check_volume(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -153,6 +157,7 @@ def run(build: Callable[[], Service]) -> None:
     ends it with code 1, which supervisord restarts; the pause keeps that from
     becoming a busy loop.
     """
+    _end_with_supervisord()
     try:
         service = build()
         service.loop.end_on_signals()
@@ -164,6 +169,15 @@ def run(build: Callable[[], Service]) -> None:
         log.logger().exception("crashed")
         time.sleep(CRASH_PAUSE_S)
         sys.exit(1)
+
+
+def _end_with_supervisord() -> None:
+    """Has the kernel send SIGTERM if supervisord dies: the one of after starts its own."""
+    if os.environ.get("SUPERVISOR_ENABLED") != "1":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == 1:  # it was faster
+        sys.exit(0)
 
 
 def positive(name: str, value: int) -> int:

@@ -26,14 +26,17 @@ from pathlib import Path
 from typing import Any, cast
 from xmlrpc.client import Fault, ServerProxy
 
-from supervisor.xmlrpc import SupervisorTransport
+from supervisor.xmlrpc import SupervisorTransport, UnixStreamHTTPConnection
 
 from common import programs
 from common.config import Config, Source
 from common.errors import PermanentError, RetryableError, UsageError
 from common.programs import Program
+from services import log
 
 NAME = "supervisord.conf"
+ANSWER_S = 5.0
+"""A supervisord that lives answers a question at once."""
 
 
 class NotRunningError(RetryableError):
@@ -52,6 +55,19 @@ def shipped(name: str) -> Path:
     if checkout.exists():
         return checkout
     return Path(sysconfig.get_path("data")) / "share" / "bdr" / Path(name).name
+
+
+class _Connection(UnixStreamHTTPConnection):  # type: ignore[misc]
+    """supervisor's own waits for ever."""
+
+    def __init__(self, path: str, timeout_s: float | None) -> None:
+        super().__init__("localhost")
+        self.socketfile = path
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(self._timeout_s)
 
 
 class Supervision:
@@ -112,8 +128,13 @@ class Supervision:
     def is_running(self) -> bool:
         """Whether one answers on the socket; a stale socket file is none."""
         with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(ANSWER_S)
             try:
                 probe.connect(str(self.socket))
+            except PermissionError as error:
+                raise UsageError(
+                    f"supervisord at {self.socket}: not permitted to this user; run as root"
+                ) from error
             except OSError:
                 return False
         return True
@@ -124,7 +145,8 @@ class Supervision:
         Raises:
             NotRunningError: no supervisord answers.
         """
-        return cast("list[dict[str, Any]]", self._ask("supervisor.getAllProcessInfo"))
+        found = self._ask("supervisor.getAllProcessInfo", timeout_s=ANSWER_S)
+        return cast("list[dict[str, Any]]", found)
 
     def update(self) -> dict[str, list[str]]:
         """Makes the running processes those of the program files, and waits for it.
@@ -146,7 +168,7 @@ class Supervision:
         """
         self._ask("supervisor.stopAllProcesses")
 
-    def _ask(self, method: str) -> object:
+    def _ask(self, method: str, *, timeout_s: float | None = None) -> object:
         if not self.is_running():
             found = "a stale socket" if self.socket.exists() else "none"
             raise NotRunningError(
@@ -154,12 +176,18 @@ class Supervision:
                 "with `bdr run` or `systemctl start bdr`"
             )
         transport = SupervisorTransport(None, None, f"unix://{self.socket}")
+        transport._get_connection = lambda: _Connection(str(self.socket), timeout_s)
         server = ServerProxy("http://127.0.0.1", transport)
         try:
             namespace, name = method.split(".")
             return getattr(getattr(server, namespace), name)()
         except Fault as fault:
             raise SupervisordError(f"supervisord: {method}: {fault.faultString}") from fault
+        except TimeoutError as error:
+            raise NotRunningError(
+                f"supervisord at {self.socket}: no answer within {timeout_s:g} s; it hangs, or "
+                "was stopped"
+            ) from error
         except OSError as error:
             raise NotRunningError(
                 f"supervisord at {self.socket}: {error.strerror or error}; it has just ended, or "
@@ -205,10 +233,15 @@ class Scaling:
             return cast("dict[str, Any]", json.loads(self._path.read_text()))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except ValueError as error:
+            # No reason to leave a host without replication.
+            log.logger().warning(
+                "scale-file-damaged", file=str(self._path), reason=str(error), taken="bdr.toml's"
+            )
+            return {}
+        except OSError as error:
             raise UsageError(
-                f"{self._path}: {error}; wanted what `bdr scale` has written: delete the file to "
-                "go back to the numbers of bdr.toml"
+                f"{self._path}: {error.strerror}; wanted a file that this user may read"
             ) from error
 
 
@@ -253,7 +286,10 @@ def _write(path: Path, text: str) -> None:
     """Writes a file as a whole or not at all."""
     new = path.with_name(f".{path.name}.new")
     try:
-        new.write_text(text)
+        with new.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         new.replace(path)
     except OSError as error:
         raise UsageError(

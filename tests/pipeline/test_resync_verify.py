@@ -41,7 +41,7 @@ def test_corrupted_blocks_are_found_exactly_and_repaired(make_pair: MakePair, co
             file.write(bytes([byte[0] ^ 1]))
     code, found = verify(pair)
     assert code == 1
-    assert not found["is_equal"]
+    assert found["is_equal"] is False
     assert [
         sector // 8 + i for sector, sectors in found["differing"] for i in range(sectors // 8)
     ] == blocks
