@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _REPLY_BYTES_MAX = uapi.REPLY.size + uapi.BITMAP_CHUNK_REGIONS // 8
 
+OBSERVER_WAITS_S = 3.0
 _HINTS = {
     errno.EPERM: "an observer may not change it",
     errno.ERANGE: "out of range",
@@ -50,6 +51,9 @@ class NbdCapture:
     def __init__(self, path: str, role: Role) -> None:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if role is Role.OBSERVER:
+            # Who only looks must be able to say that there is no answer.
+            self._socket.settimeout(OBSERVER_WAITS_S)
         self._wakeup = -1
         self._epoll: select.epoll | None = None
         try:
@@ -139,7 +143,7 @@ class NbdCapture:
         try:
             packet, descriptors, _, _ = socket.recv_fds(self._socket, _REPLY_BYTES_MAX, 2)
         except OSError as error:
-            raise self._gone(error.strerror) from error
+            raise self._gone(error.strerror or str(error)) from error
         try:
             self._check(uapi.IOC_OPEN, request, packet, wanted=0)
             if len(descriptors) != 2:
@@ -179,14 +183,14 @@ class NbdCapture:
         try:
             packet = self._socket.recv(_REPLY_BYTES_MAX)
         except OSError as error:
-            raise self._gone(error.strerror) from error
+            raise self._gone(error.strerror or str(error)) from error
         return self._check(code, argument, packet, wanted=wanted)
 
     def _send(self, code: int, argument: bytes) -> None:
         try:
             self._socket.send(uapi.REQUEST.pack(code, 0) + argument)
         except OSError as error:
-            raise self._gone(error.strerror) from error
+            raise self._gone(error.strerror or str(error)) from error
 
     def _check(self, code: int, argument: bytes, packet: bytes, *, wanted: int) -> bytes:
         if not packet:

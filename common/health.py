@@ -27,6 +27,8 @@ from common.programs import SCALABLE_STAGES
 _NEEDS_SCAN = ("INCONSISTENT", "UNKNOWN")
 SILENT_AFTER_S = 3.0
 """A process reports every second; after so long it counts as silent."""
+MINIMUM_S = 2.0
+"""What was outstanding when a monitor began is durable by then, unless it is behind."""
 
 
 class Word(Enum):
@@ -83,6 +85,8 @@ class SourceFacts:
     condition: str | None
     connected_senders: int
     seconds_behind: float
+    is_minimum: bool
+    """It is at least so far behind: nobody has seen when the oldest write was made."""
     rpo_seconds: float
     is_scanning: bool
 
@@ -167,6 +171,9 @@ def _judge_source(facts: SourceFacts) -> _Found:
                 f"{facts.seconds_behind:.1f} s behind, allowed are {facts.rpo_seconds:g} s",
             )
         )
+    elif facts.is_minimum and facts.seconds_behind > MINIMUM_S:
+        text = f"behind for longer than is known, at least {facts.seconds_behind:.1f} s"
+        found.append((Word.BEHIND, text))
     return found
 
 

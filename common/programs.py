@@ -199,8 +199,13 @@ def _source_programs(common: _Common, volume: Source, senders: int, scanners: in
     ]
 
 
+def state_path(host: Host, name: str, volume: Target) -> str:
+    """The file that remembers a replica's place."""
+    return volume.state or f"{host.state_dir}/{name}.state"
+
+
 def _target_programs(common: _Common, volume: Target) -> list[Program]:
-    state = volume.state or f"{common.host.state_dir}/{common.volume}.state"
+    state = state_path(common.host, common.volume, volume)
     options: list[object] = ["--target", volume.target, "--state", state]
     options += ["--address", volume.address, "--port", volume.port]
     if volume.journal is not None:

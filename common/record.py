@@ -29,7 +29,7 @@ NO_STREAM = bytes(STREAM_BYTES)
 JOURNAL_ID_BYTES = 16
 NO_JOURNAL = bytes(JOURNAL_ID_BYTES)
 
-_LATER = ("since_s", "at_s", "left_bytes")
+_LATER = ("since_s", "at_s", "left_bytes", "promoted_s")
 _HEAD = struct.Struct("<8sQI16s")
 
 
@@ -56,6 +56,8 @@ class ReplicaRecord:
     """When the last batch was accepted, in the same way: how old the replica is."""
     left_bytes: int = 0
     """What its source had left to compare, as it last said, while a scan is needed."""
+    promoted_s: int = 0
+    """When the device was taken for use, in the same way; 0: it is a replica."""
 
     def at_start(self) -> ReplicaRecord:
         """The record as a starting applier must see it.

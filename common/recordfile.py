@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from dataclasses import replace
 
 from common import record as format_
@@ -39,11 +40,14 @@ class RecordFile:
         self._generation = 0
         self._is_new = os.fstat(self._fd).st_size == 0
 
-    def load(self, *, volume: str, device_sectors: int) -> ReplicaRecord:
+    def load(
+        self, *, volume: str, device_sectors: int, promoted_too: bool = False
+    ) -> ReplicaRecord:
         """What is remembered of this volume, or a blank record.
 
         Raises:
-            StateError: damaged, of another volume, or of a bigger device.
+            StateError: damaged, of another volume, of a bigger device, or of one that was
+                promoted, unless `promoted_too`.
         """
         self._settle()
         try:
@@ -62,6 +66,12 @@ class RecordFile:
             raise StateError(
                 f"replica state {self.path}: found that of volume {record.volume!r}, wanted that "
                 f"of {volume!r}; name another state file"
+            )
+        if record.promoted_s and not promoted_too:
+            raise StateError(
+                f"replica state {self.path}: found its device promoted, on "
+                f"{utc(record.promoted_s)}; wanted a replica: `bdr demote {volume}` makes "
+                "it one again, and gives up what was written to it"
             )
         if record.device_sectors > device_sectors:
             raise StateError(
@@ -111,3 +121,8 @@ class RecordFile:
     def close(self) -> None:
         """Gives the file free."""
         os.close(self._fd)
+
+
+def utc(seconds: int) -> str:
+    """A time of a record as people read it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

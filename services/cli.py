@@ -33,6 +33,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "scale": ("services.cli_run:scale", "Add or remove processes of a stage."),
         "ctl": ("services.cli_run:ctl", "supervisorctl of this host's supervisord."),
     },
+    "On the target": {
+        "promote": ("services.cli_promote:promote", "Make a replica a device to use."),
+        "demote": ("services.cli_promote:demote", "Make it a replica again."),
+    },
     "Looking": {
         "status": ("services.cli_status:main", "Is each volume well? Usable as a check."),
         "wait": ("services.cli_wait:main", "Wait until the replica has everything."),

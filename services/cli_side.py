@@ -264,6 +264,9 @@ def _is_same(one: str, other: str) -> bool:
 def _run(found: Config, run_dir: str | None) -> None:
     """Runs the side until a signal, or until a process ends for good."""
     supervision = Supervision(found.host.run_dir)
+    if (supervision.run_dir / cli_options.SIDE_FILE).exists() and not supervision.is_running():
+        # A side that was killed could not take it away.
+        shutil.rmtree(supervision.run_dir, ignore_errors=True)
     try:
         os.makedirs(supervision.run_dir, mode=0o700)
     except OSError as error:

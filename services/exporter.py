@@ -184,13 +184,6 @@ def _link(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
     link = status["connection"]
     yield _gauge("bdr_connected", "1 while source and target talk; absent if unknown", volume,
                  link["is_up"])  # fmt: skip
-    for name, text in (
-        ("connects", "Connections established"),
-        ("disconnects", "Connections ended"),
-        ("handshakes_failed", "Connections that failed to greet"),
-        ("authentications_failed", "Connections refused for their key"),
-    ):
-        yield _total(f"bdr_{name}", text, volume, link[name])
 
 
 def _replica(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
@@ -231,6 +224,10 @@ def _stages(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
             ("bdr_sent_bytes", "Bytes handed to the network, repeats included"),
             ("bdr_applied_bytes", "Payload made durable since the applier's start"),
             ("bdr_bad_messages", "Messages that were none of this protocol"),
+            ("bdr_connects", "Connections established"),
+            ("bdr_disconnects", "Connections ended"),
+            ("bdr_handshakes_failed", "Connections that failed to greet"),
+            ("bdr_authentications_failed", "Connections refused for their key"),
         )
     }
     for stage in status["stages"]:
@@ -243,6 +240,13 @@ def _stages(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
         for name in ("batches", "slots", "bytes"):
             if prefix + name in counts and name in values:
                 counts[prefix + name].add_metric(key, values[name])
-        if "bad_messages" in values:
-            counts["bdr_bad_messages"].add_metric(key, values["bad_messages"])
+        for name in (
+            "bad_messages",
+            "connects",
+            "disconnects",
+            "handshakes_failed",
+            "authentications_failed",
+        ):
+            if name in values:
+                counts[f"bdr_{name}"].add_metric(key, values[name])
     yield from (age, up, restarts, *counts.values())

@@ -431,6 +431,7 @@ class Monitor:
                 and stage.state is StageState.REPORTING
             ),
             seconds_behind=part["seconds_behind"] or 0.0,
+            is_minimum=part["is_seconds_behind_minimum"],
             rpo_seconds=self._rpo_s,
             is_scanning=any(
                 stage.stage == "scanner" and stage.state is StageState.REPORTING for stage in stages

@@ -35,6 +35,7 @@ from common.programs import Program
 from services import log
 
 NAME = "supervisord.conf"
+_DOWN = ("STOPPED", "EXITED", "FATAL", "UNKNOWN")
 ANSWER_S = 5.0
 """A supervisord that lives answers a question at once."""
 
@@ -168,7 +169,18 @@ class Supervision:
         """
         self._ask("supervisor.stopAllProcesses")
 
-    def _ask(self, method: str, *, timeout_s: float | None = None) -> object:
+    def stop(self, name: str) -> None:
+        """Stops one process if it runs, and waits for it.
+
+        Raises:
+            NotRunningError: no supervisord answers.
+        """
+        if any(
+            state["name"] == name and state["statename"] not in _DOWN for state in self.processes()
+        ):
+            self._ask("supervisor.stopProcess", name)
+
+    def _ask(self, method: str, *words: str, timeout_s: float | None = None) -> object:
         if not self.is_running():
             found = "a stale socket" if self.socket.exists() else "none"
             raise NotRunningError(
@@ -180,7 +192,7 @@ class Supervision:
         server = ServerProxy("http://127.0.0.1", transport)
         try:
             namespace, name = method.split(".")
-            return getattr(getattr(server, namespace), name)()
+            return getattr(getattr(server, namespace), name)(*words)
         except Fault as fault:
             raise SupervisordError(f"supervisord: {method}: {fault.faultString}") from fault
         except TimeoutError as error:

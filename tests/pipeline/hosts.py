@@ -125,6 +125,25 @@ class Host:
             self._process.stderr.close()
             self._process = None
 
+    def kill(self) -> None:
+        """SIGKILL to supervisord."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(DEADLINE_S)
+        assert self._process.stderr
+        self._process.stderr.close()
+        self._process = None
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stops supervisord, and nothing else."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def bdr(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`bdr` with this host's configuration."""
         return bdr(*words, env=os.environ | {"BDR_CONFIG": str(self.config)})

@@ -198,3 +198,34 @@ def test_stop_is_clean_and_within_the_time_allowed(make_hosts: MakeHosts) -> Non
         assert "SIGKILL" not in said
         assert said.count("exit status 0") == len(pids)
         assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_stage_that_somebody_has_ended_is_started_again(make_hosts: MakeHosts) -> None:
+    """By SIGTERM, which ends it in order: as earlyoom does, or a user."""
+    hosts = make_hosts()
+    hosts.start()
+    before = hosts.source.pids()["v1-sender-1"]
+    os.kill(before, signal.SIGTERM)
+    wait_for(
+        lambda: hosts.source.pids()["v1-sender-1"] not in (0, before),
+        what="another sender",
+        timeout_s=DEADLINE_S,
+    )
+    hosts.source.wait_health("v1", "healthy")
+
+
+def test_no_stage_outlives_a_supervisord_that_was_killed(make_hosts: MakeHosts) -> None:
+    """They would keep the next one's out, which end for good then."""
+    hosts = make_hosts()
+    hosts.start()
+    host = hosts.target
+    before = [pid for pid in host.pids().values() if pid]
+    assert len(before) == 2
+    host.kill()
+    wait_for(
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in before),
+        what="the end of its stages",
+        timeout_s=DEADLINE_S,
+    )
+    host.start()
+    host.wait_health("v1", "healthy")

@@ -298,3 +298,35 @@ def test_status_is_plain_where_nothing_runs(make_hosts: MakeHosts) -> None:
 
 def host_pid(hosts: Hosts) -> int:
     return int((hosts.source.run_dir / "supervisord.pid").read_text())
+
+
+def test_a_frozen_supervisord_is_told(make_hosts: MakeHosts) -> None:
+    hosts = make_hosts()
+    hosts.start()
+    with hosts.source.frozen():
+        done = hosts.source.bdr("status", "v1")
+    assert done.returncode == 2
+    assert "no answer within 5 s" in done.stdout + done.stderr
+
+
+def test_wait_for_a_target_is_refused(make_hosts: MakeHosts) -> None:
+    """Only its source knows what it lacks; `bdr wait` of a whole host has nothing to wait for."""
+    hosts = make_hosts()
+    hosts.start()
+    done = hosts.target.bdr("wait", "v1")
+    assert done.returncode == 64
+    assert "found a target; wanted a source" in done.stderr
+    assert hosts.target.bdr("wait").returncode == 0
+
+
+def test_a_monitor_that_is_new_does_not_call_an_old_lag_healthy(make_hosts: MakeHosts) -> None:
+    hosts = make_hosts(source={"rpo_seconds": 600})
+    hosts.start()
+    hosts.target.supervisorctl("stop", "v1-applier")
+    hosts.volume.client.write(0, bytes(4096))
+    hosts.source.supervisorctl("restart", "v1-monitor")
+    wait_for(
+        lambda: any("longer than is known" in why for why in hosts.source.status("v1")["reasons"]),
+        what="behind",
+        timeout_s=DEADLINE_S,
+    )

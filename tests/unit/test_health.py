@@ -35,6 +35,7 @@ GOOD = SourceFacts(
     condition="CONSISTENT",
     connected_senders=2,
     seconds_behind=0.0,
+    is_minimum=False,
     rpo_seconds=10.0,
     is_scanning=False,
 )
@@ -55,6 +56,8 @@ STOPPED, STARTING = StageState.STOPPED, StageState.STARTING
     [
         ({"seconds_behind": 10.0}, Word.HEALTHY, None),
         ({"seconds_behind": 10.1}, Word.BEHIND, "10.1 s behind, allowed are 10 s"),
+        ({"seconds_behind": 2.0, "is_minimum": True}, Word.HEALTHY, None),
+        ({"seconds_behind": 2.1, "is_minimum": True}, Word.BEHIND, "at least 2.1 s"),
         ({"condition": "CATCHING_UP"}, Word.BEHIND, "catching up"),
         ({"condition": "INCONSISTENT"}, Word.BROKEN, "no scanner is at work"),
         ({"condition": "INCONSISTENT", "is_scanning": True}, Word.RESYNCING, "under way"),

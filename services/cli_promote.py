@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`bdr promote` and `bdr demote`: a replica becomes a device to use, and one again.
+
+The state file remembers it: no applier touches a promoted device, whatever starts it,
+and whatever its source sends.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import click
+
+from common import config
+from common.blockdev import TargetDevice
+from common.config import Config, Target
+from common.errors import StateError, UsageError
+from common.programs import state_path
+from common.record import NO_JOURNAL, ReplicaRecord
+from common.recordfile import RecordFile, utc
+from common.wire import STREAM_BYTES, Condition
+from services import cli_options
+from services.journal_options import open_store
+from services.supervision import Supervision
+
+
+@click.command()
+@cli_options.config_path
+@click.option("--force", is_flag=True, help="Also a replica that is not consistent.")
+@click.argument("volume", shell_complete=cli_options.complete_volume)
+def promote(config_path: str, force: bool, volume: str) -> None:
+    """Makes the replica of VOLUME a device to use, on the target.
+
+    Stops its applier, brings everything that was acknowledged to the device, and has
+    no applier touch it from then on. Then fsck and mount it.
+    """
+    found, target = _target(config_path, volume)
+    _stop_applier(found, volume)
+    device = TargetDevice(target.target)
+    record_file = RecordFile(state_path(found.host, volume, target))
+    try:
+        store, record = open_store(
+            journal=target.journal,
+            journal_size=target.journal_size,
+            device=device,
+            record_file=record_file,
+            volume=volume,
+        )
+    except BaseException:
+        device.close()
+        record_file.close()
+        raise
+    store.close()
+    record = record.at_start()
+    if record.condition is not Condition.CONSISTENT and not force:
+        raise StateError(
+            f"volume {volume}: found a replica that is {_word(record)}; wanted a consistent one: "
+            "let its source finish, or take it as it is with --force"
+        )
+    with _record(found, volume, target) as (file, remembered):
+        file.save(replace(remembered, promoted_s=int(time.time())))
+    click.echo(
+        f"{volume}: promoted: {target.target} is yours; {_word(record)}, at slot {record.slot}"
+        + (f", of {utc(record.at_s)}" if record.at_s else "")
+    )
+
+
+@click.command()
+@cli_options.config_path
+@click.argument("volume", shell_complete=cli_options.complete_volume)
+def demote(config_path: str, volume: str) -> None:
+    """Makes the device of VOLUME a replica again, on the target.
+
+    Whatever was written to it is given up: when its applier runs again, everything is
+    compared, and what differs is made as the source has it.
+    """
+    found, target = _target(config_path, volume)
+    with _record(found, volume, target) as (file, remembered):
+        if remembered.journal != NO_JOURNAL:
+            raise StateError(
+                f"volume {volume}: found its journal in use; wanted one that is empty: "
+                "`bdr promote` brings it to the device first"
+            )
+        file.save(
+            replace(
+                remembered,
+                # A stream that no source has: none may go on where it was.
+                stream=secrets.token_bytes(STREAM_BYTES),
+                slot=0,
+                condition=Condition.INCONSISTENT,
+                clean=True,
+                since_s=int(time.time()),
+                promoted_s=0,
+            )
+        )
+    click.echo(f"{volume}: a replica again; now: bdr ctl start {volume}-applier")
+
+
+def _target(config_path: str, volume: str) -> tuple[Config, Target]:
+    found = config.load(config_path)
+    target = found.volume[cli_options.chosen(found, volume)]
+    if not isinstance(target, Target):
+        raise UsageError(f"volume {volume}: found a source; wanted a target, which has a replica")
+    return found, target
+
+
+def _stop_applier(found: Config, volume: str) -> None:
+    supervision = Supervision(found.host.run_dir)
+    if supervision.is_running():
+        supervision.stop(f"{volume}-applier")
+
+
+@contextmanager
+def _record(
+    found: Config, volume: str, target: Target
+) -> Iterator[tuple[RecordFile, ReplicaRecord]]:
+    """The state file and what it has; the device is not in use meanwhile."""
+    device = TargetDevice(target.target)
+    try:
+        file = RecordFile(state_path(found.host, volume, target))
+        try:
+            yield (
+                file,
+                file.load(volume=volume, device_sectors=device.sectors, promoted_too=True),
+            )
+        finally:
+            file.close()
+    finally:
+        device.close()
+
+
+def _word(record: ReplicaRecord) -> str:
+    return record.condition.name.lower().replace("_", " ")

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A replica becomes a device to use, and is nobody else's until it is a replica again."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from deploy.command import wait_for
+from tests.pipeline.hosts import DEADLINE_S, Hosts, MakeHosts, make_hosts
+
+__all__ = ["make_hosts"]  # a fixture
+
+
+def scribble(hosts: Hosts, seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(100):
+        hosts.volume.client.write(rng.randrange(1000) * 4096, rng.randbytes(4096))
+
+
+def applier_is(hosts: Hosts, word: str) -> bool:
+    return any(
+        state["name"] == "v1-applier" and state["statename"] == word
+        for state in hosts.target.supervision.processes()
+    )
+
+
+@pytest.mark.parametrize("journal", ["file", "none"])
+def test_promoted_replica_is_complete_and_stays_as_it_is_until_it_is_demoted(
+    make_hosts: MakeHosts, journal: str
+) -> None:
+    hosts = make_hosts(target={} if journal == "file" else {"journal": "none"})
+    hosts.start()
+    target, volume = hosts.target, hosts.volume
+    scribble(hosts, 1)
+    volume.settle()
+    done = target.bdr("promote", "v1")
+    assert done.returncode == 0, done.stderr
+    assert f"{volume.target} is yours; consistent, at slot 100, of " in done.stdout
+    assert volume.is_identical()
+
+    # Somebody uses it, the source lives on, and everything is started again.
+    with volume.target.open("r+b") as file:
+        file.write(b"mine" * 1024)
+    used = volume.target.read_bytes()
+    scribble(hosts, 2)
+    target.stop()
+    target.start()
+    wait_for(lambda: applier_is(hosts, "EXITED"), what="a refusal", timeout_s=DEADLINE_S)
+    assert "`bdr demote v1` makes it one again" in target.log("v1-applier")
+    assert volume.target.read_bytes() == used
+    assert "found its device promoted" in target.bdr("promote", "v1").stderr
+
+    done = target.bdr("demote", "v1")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "v1: a replica again; now: bdr ctl start v1-applier\n",
+    )
+    target.supervisorctl("start", "v1-applier")
+    hosts.source.wait_health("v1", "healthy")
+    volume.settle()
+    assert volume.is_identical()
+    assert "unknown-position" in target.log("v1-applier")
+
+
+def test_replica_that_is_not_consistent_is_promoted_by_force_only(make_hosts: MakeHosts) -> None:
+    hosts = make_hosts(source={"assume_clean": False, "scan_rate": "1MiB"})
+    hosts.target.start()
+    hosts.source.start()
+    hosts.target.wait_health("v1", "resyncing")
+    done = hosts.target.bdr("promote", "v1")
+    assert done.returncode == 72
+    assert "found a replica that is inconsistent" in done.stderr
+    done = hosts.target.bdr("promote", "--force", "v1")
+    assert done.returncode == 0, done.stderr
+    assert hosts.source.bdr("promote", "v1").returncode == 64

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is left when something around a side fails: its output, its files, its monitor."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from common import config
+from services import cli_side, exporter
+from services.exporter import Exporter
+from services.supervision import Scaling
+from tests.unit.test_monitoring import status
+
+
+def test_output_that_can_go_nowhere_is_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else supervisord stands still as soon as its pipe is full."""
+    lines = io.BytesIO(b"a line\n" * 1000)
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        cli_side._relay(lines)
+    assert lines.read() == b""
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"v": {"sen'])
+def test_damaged_scale_file_leaves_the_numbers_of_the_configuration(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "scale.json").write_text(content)
+    volume = {"role": "source", "address": "a", "chardev": "/dev/c", "senders": 3}
+    found = config.check({"volume": {"v": volume}}, where="here")
+    scaling = Scaling(str(tmp_path))
+    assert scaling.counts(found) == {}
+    scaling.set(found, {("v", "sender"): 5})
+    assert scaling.counts(found) == {("v", "sender"): 5}
+
+
+def test_scale_file_is_synced_before_it_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story: list[str] = []
+    sync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (story.append("sync"), sync(fd))[1])
+    monkeypatch.setattr(
+        Path, "replace", lambda path, to: (story.append("replace"), replace(path, to))[1]
+    )
+    found = config.check({}, where="here")
+    Scaling(str(tmp_path)).set(found, {("v", "sender"): 2})
+    assert story == ["sync", "replace"]
+
+
+def test_of_a_monitor_that_hangs_only_unknown_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Exporter("127.0.0.1", 0)
+    try:
+        served.put(status(role="source", volume="v", monitor_uptime_seconds=1.0))
+        now_s = exporter.time.monotonic()
+        monkeypatch.setattr(exporter.time, "monotonic", lambda: now_s + exporter.STALE_AFTER_S + 1)
+        words = {
+            sample.labels["health"]: sample.value
+            for family in served.collect()
+            for sample in family.samples
+            if sample.name == "bdr_health"
+        }
+        assert words.pop("unknown") == 1
+        assert not any(words.values())
+        assert not [family.name for family in served.collect() if "behind" in family.name]
+    finally:
+        monkeypatch.undo()
+        served.close()
