@@ -99,6 +99,9 @@ class TargetFacts:
     is_fed: bool | None
     """A source's session is open; None if the applier does not report."""
     condition: str | None
+    queued_seconds: float
+    """Age of the oldest that was received and is not durable."""
+    rpo_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,13 @@ def _judge_content(facts: SourceFacts) -> _Found:
 
 
 def _judge_target(facts: TargetFacts) -> _Found:
+    if facts.queued_seconds > facts.rpo_seconds:
+        text = f"received {facts.queued_seconds:.0f} s ago and not durable: the disk is slow"
+        return [(Word.BEHIND, text), *_judge_session(facts)]
+    return _judge_session(facts)
+
+
+def _judge_session(facts: TargetFacts) -> _Found:
     if facts.is_fed is None:
         return []
     if not facts.is_fed:

@@ -111,6 +111,8 @@ class Durable:
     job: int
 
 
+JOBS_MAX = 2048
+"""More than the batches of any window."""
 STANDSTILL_S = 1.0
 """A clock that jumps by more has stood still with its process: ticks come more often."""
 
@@ -213,6 +215,11 @@ class Replica:
     def is_settled(self) -> bool:
         """Whether every job is durable."""
         return self._durable_job == self._last_job
+
+    @property
+    def _is_crowded(self) -> bool:
+        """Whether so many jobs wait for the disk that what is only said makes no more of them."""
+        return self._last_job - self._durable_job >= JOBS_MAX
 
     @property
     def is_fed(self) -> bool:
@@ -320,7 +327,8 @@ class Replica:
 
     def _on_progress(self, peer: Peer, progress: Progress, actions: list[Action]) -> None:
         record = self.record
-        if record.condition in _NEEDS_SCAN and progress.left_bytes != record.left_bytes:
+        is_news = record.condition in _NEEDS_SCAN and progress.left_bytes != record.left_bytes
+        if is_news and not self._is_crowded:
             actions.append(self._job(replace(record, left_bytes=progress.left_bytes)))
         record = self.record
         standing = Standing(record.epoch, record.condition, record.since_s, record.at_s)
@@ -338,6 +346,9 @@ class Replica:
                 "then restart its applier and this source's reader"
             )
             self._refuse(peer, hello.attempt, RefusedReason.SIZE, text, actions)
+        elif self._is_crowded:
+            text = f"found {JOBS_MAX} jobs that wait for the target's disk; greet again"
+            self._refuse(peer, hello.attempt, RefusedReason.BUSY, text, actions)
         elif hello.stream == record.stream and hello.head < record.slot:
             # A ring's head never goes back. Taken at its word, this would cost a scan.
             text = (

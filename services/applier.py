@@ -65,7 +65,8 @@ class Applier:
         self._replica = replica_
         self._worker = worker
         self._checksummer = checksummer
-        self._queued: dict[int, int] = {}
+        self._queued: dict[int, tuple[int, float]] = {}
+        """Job, in order, to its bytes and when it came, in monotonic seconds."""
         self._queued_bytes = 0
         self._bad_messages = 0
         self._durable_jobs = 0
@@ -121,6 +122,7 @@ class Applier:
     def _values(self) -> metrics.Values:
         record = self._replica.record
         used, size = self._journal.fill if self._journal else (None, None)
+        oldest_s = next((came_s for _, came_s in self._queued.values()), None)
         return {
             "condition": record.condition.name,
             "is_fed": self._replica.is_fed,
@@ -134,6 +136,7 @@ class Applier:
             "jobs": self._durable_jobs,
             "bytes": self._durable_bytes,
             "queued_bytes": self._queued_bytes,
+            "queued_s": time.monotonic() - oldest_s if oldest_s is not None else 0.0,
             "checksummed_bytes": self._checksummer.hashed_bytes,
             "journal_bytes": used,
             "journal_size_bytes": size,
@@ -149,7 +152,7 @@ class Applier:
             raise self._worker.error
         durable = self._worker.durable
         for job in [job for job in self._queued if job <= durable]:
-            done_bytes = self._queued.pop(job)
+            done_bytes, _ = self._queued.pop(job)
             self._queued_bytes -= done_bytes
             self._durable_bytes += done_bytes
             self._durable_jobs += 1
@@ -226,7 +229,7 @@ class Applier:
     def _perform(self, action: Action) -> None:
         match action:
             case replica.Apply():
-                self._queued[action.job] = len(action.payload)
+                self._queued[action.job] = (len(action.payload), time.monotonic())
                 self._queued_bytes += len(action.payload)
                 self._worker.put(action)
             case replica.Send(peer, message):

@@ -200,6 +200,7 @@ def _replica(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
         return
     for key, text in (
         ("queued_bytes", "Received and not durable"),
+        ("queued_age_seconds", "Age of the oldest that is received and not durable"),
         ("last_ack_age_seconds", "Since the last acknowledgement"),
         ("journal_bytes", "Journal in use"),
         ("journal_size_bytes", "Size of the journal"),

@@ -405,6 +405,7 @@ class Monitor:
                     round(now_s - acked_s, 3) if isinstance(acked_s, int | float) else None
                 ),
                 "queued_bytes": applier["queued_bytes"] if applier else None,
+                "queued_age_seconds": _rounded(applier["queued_s"]) if applier else None,
                 "journal_bytes": applier.get("journal_bytes") if applier else None,
                 "journal_size_bytes": applier.get("journal_size_bytes") if applier else None,
             },
@@ -443,6 +444,8 @@ class Monitor:
             stages=stages,
             is_fed=part["connection"]["is_up"],
             condition=part["replica"]["condition"],
+            queued_seconds=part["replica"]["queued_age_seconds"] or 0.0,
+            rpo_seconds=self._rpo_s,
         )
 
 
@@ -476,8 +479,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 1)
+def _rounded(value: metrics.Value) -> float | None:
+    return round(value, 1) if isinstance(value, int | float) else None
 
 
 def _count(value: metrics.Value) -> int:

@@ -106,12 +106,15 @@ APPLIER = [Stage("v-applier", "applier", UP, 0.1)]
 @pytest.mark.parametrize(
     ("facts", "word"),
     [
-        (TargetFacts(APPLIER, True, "CONSISTENT"), Word.HEALTHY),
-        (TargetFacts(APPLIER, True, "CATCHING_UP"), Word.BEHIND),
-        (TargetFacts(APPLIER, True, "INCONSISTENT"), Word.RESYNCING),
-        (TargetFacts(APPLIER, False, "CONSISTENT"), Word.BROKEN),
-        (TargetFacts([replace(APPLIER[0], state=SILENT)], None, None), Word.UNKNOWN),
-        (TargetFacts([replace(APPLIER[0], state=STOPPED)], None, None), Word.BROKEN),
+        (TargetFacts(APPLIER, True, "CONSISTENT", 0.0, 10.0), Word.HEALTHY),
+        (TargetFacts(APPLIER, True, "CONSISTENT", 10.0, 10.0), Word.HEALTHY),
+        (TargetFacts(APPLIER, True, "CONSISTENT", 10.1, 10.0), Word.BEHIND),
+        (TargetFacts(APPLIER, False, "CONSISTENT", 10.1, 10.0), Word.BROKEN),
+        (TargetFacts(APPLIER, True, "CATCHING_UP", 0.0, 10.0), Word.BEHIND),
+        (TargetFacts(APPLIER, True, "INCONSISTENT", 0.0, 10.0), Word.RESYNCING),
+        (TargetFacts(APPLIER, False, "CONSISTENT", 0.0, 10.0), Word.BROKEN),
+        (TargetFacts([replace(APPLIER[0], state=SILENT)], None, None, 0.0, 10.0), Word.UNKNOWN),
+        (TargetFacts([replace(APPLIER[0], state=STOPPED)], None, None, 0.0, 10.0), Word.BROKEN),
     ],
 )
 def test_each_state_of_a_target_has_its_word(facts: TargetFacts, word: Word) -> None:

@@ -280,6 +280,19 @@ def test_hello_again_before_the_welcome_gets_one_welcome_of_the_latest_attempt()
     assert welcome.attempt == 2
 
 
+def test_greetings_without_end_queue_up_no_jobs_without_end() -> None:
+    """Each is a job for the disk, which may hang."""
+    machine = r.Replica(record=RECORD)
+    for number in range(2 * r.JOBS_MAX):
+        actions = say(machine, HELLO, b"peer-%d" % number)
+    assert machine.last_job == r.JOBS_MAX
+    (refused,) = messages(actions)
+    assert isinstance(refused, Refused)
+    assert refused.reason is RefusedReason.BUSY
+    all_durable(machine)
+    assert jobs(say(machine, HELLO))
+
+
 def test_hello_of_a_restarted_reader_waits_for_what_was_accepted_before() -> None:
     machine = open_session()
     (job,) = bring(machine, make_batch(1, 50, 3))
