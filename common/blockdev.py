@@ -30,6 +30,9 @@ _ZEROS = memoryview(bytes(1 << 20))
 _ZERO_BYTES_MAX = 256 << 20
 """In one call: where the kernel has to write them, nothing ends it before."""
 _BLKSSZGET = 0x1268
+_SYS = Path("/sys/dev/block")
+_IDENTITIES = ("dm/uuid", "md/uuid", "wwid", "device/wwid", "serial", "device/serial")
+"""Attributes of a block device, the first of which counts. All outlive a reboot."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -40,6 +43,11 @@ class TargetDevice:
 
     Args:
         path: must exist; a file is not created, nor its size changed.
+
+    Attributes:
+        sectors: of 512 bytes.
+        identity: what a block device calls itself (a disk's serial, an LVM volume's
+            UUID), by which one that was replaced is known; "" if it does not.
 
     Raises:
         DeviceError: missing, neither device nor file, or in use (mounted, opened
@@ -64,8 +72,10 @@ class TargetDevice:
                 "a block device or file that exists and that nothing else uses"
             ) from error
         try:
+            self.identity = ""
             if is_block:
                 self._block_bytes = _logical_block_bytes(self._fd)
+                self.identity = _identity(os.fstat(self._fd).st_rdev)
             else:
                 self._check_file()
             self._lock()
@@ -222,3 +232,23 @@ def _logical_block_bytes(fd: int) -> int:
     """What a block device's ranges must be multiples of."""
     (size,) = struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))
     return int(size)
+
+
+def _identity(number: int) -> str:
+    place = (_SYS / f"{os.major(number)}:{os.minor(number)}").resolve()
+    part = ""
+    if (place / "partition").exists():
+        part = f", partition {_attribute(place / 'partition')}"
+        place = place.parent
+    for name in _IDENTITIES:
+        found = _attribute(place / name)
+        if found:
+            return f"{Path(name).name} {found}{part}"
+    return ""
+
+
+def _attribute(path: Path) -> str:
+    try:
+        return " ".join(path.read_text(errors="replace").split())
+    except OSError:
+        return ""

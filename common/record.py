@@ -29,7 +29,7 @@ NO_STREAM = bytes(STREAM_BYTES)
 JOURNAL_ID_BYTES = 16
 NO_JOURNAL = bytes(JOURNAL_ID_BYTES)
 
-_LATER = ("since_s", "at_s", "left_bytes", "promoted_s")
+_LATER = ("since_s", "at_s", "left_bytes", "promoted_s", "device")
 _HEAD = struct.Struct("<8sQI16s")
 
 
@@ -58,6 +58,8 @@ class ReplicaRecord:
     """What its source had left to compare, as it last said, while a scan is needed."""
     promoted_s: int = 0
     """When the device was taken for use, in the same way; 0: it is a replica."""
+    device: str = ""
+    """What the device calls itself, if it does: see `common.blockdev`."""
 
     def at_start(self) -> ReplicaRecord:
         """The record as a starting applier must see it.

@@ -38,16 +38,21 @@ class RecordFile:
                 "for each volume"
             )
         self._generation = 0
+        self._device = ""
         self._is_new = os.fstat(self._fd).st_size == 0
 
     def load(
-        self, *, volume: str, device_sectors: int, promoted_too: bool = False
+        self, *, volume: str, device_sectors: int, device: str = "", whatever: bool = False
     ) -> ReplicaRecord:
         """What is remembered of this volume, or a blank record.
 
+        Args:
+            device: what the target calls itself, if it does; `save` remembers it.
+            whatever: also of a device that was promoted, or is another one.
+
         Raises:
-            StateError: damaged, of another volume, of a bigger device, or of one that was
-                promoted, unless `promoted_too`.
+            StateError: damaged, of another volume, or of a bigger device; or of one that was
+                promoted, or is another one.
         """
         self._settle()
         try:
@@ -59,15 +64,23 @@ class RecordFile:
             for at in range(0, format_.RECORD_BYTES, format_.COPY_BYTES)
         ]
         found = format_.choose(copies, where=self.path)
+        self._device = device
         if found is None:
-            return ReplicaRecord(volume=volume, device_sectors=device_sectors)
+            return ReplicaRecord(volume=volume, device_sectors=device_sectors, device=device)
         self._generation, record = found
+        self._device = device or record.device
         if record.volume != volume:
             raise StateError(
                 f"replica state {self.path}: found that of volume {record.volume!r}, wanted that "
                 f"of {volume!r}; name another state file"
             )
-        if record.promoted_s and not promoted_too:
+        if record.device not in ("", self._device) and not whatever:
+            raise StateError(
+                f"replica state {self.path}: found the target to be {device!r}, wanted "
+                f"{record.device!r}, which has the replica; name that as target, or, if the disk "
+                f"was replaced, `bdr demote {volume}` has everything compared"
+            )
+        if record.promoted_s and not whatever:
             raise StateError(
                 f"replica state {self.path}: found its device promoted, on "
                 f"{utc(record.promoted_s)}; wanted a replica: `bdr demote {volume}` makes "
@@ -79,7 +92,7 @@ class RecordFile:
                 f"but the target has {device_sectors}; is it the right device? If so, delete "
                 "the state file and let the source scan"
             )
-        return replace(record, device_sectors=device_sectors)
+        return replace(record, device_sectors=device_sectors, device=self._device)
 
     def _settle(self) -> None:
         """Makes what a killed process left durable, and forgets what is cached of it.
@@ -100,7 +113,7 @@ class RecordFile:
             StateError: the disk failed or is full; the other copy is intact.
         """
         self._generation += 1
-        data = format_.encode_copy(record, self._generation)
+        data = format_.encode_copy(replace(record, device=self._device), self._generation)
         try:
             at = self._generation % format_.COPIES * format_.COPY_BYTES
             if os.pwrite(self._fd, data, at) != len(data):

@@ -15,10 +15,11 @@ from dataclasses import replace
 
 import click
 
-from common import config
+from common import config, journal_recovery
 from common.blockdev import TargetDevice
 from common.config import Config, Target
 from common.errors import StateError, UsageError
+from common.journalfile import JournalFile
 from common.programs import state_path
 from common.record import NO_JOURNAL, ReplicaRecord
 from common.recordfile import RecordFile, utc
@@ -75,19 +76,18 @@ def promote(config_path: str, force: bool, volume: str) -> None:
 def demote(config_path: str, volume: str) -> None:
     """Makes the device of VOLUME a replica again, on the target.
 
-    Whatever was written to it is given up: when its applier runs again, everything is
-    compared, and what differs is made as the source has it.
+    Whatever was written to it is given up, and what its journal holds: when its applier
+    runs again, everything is compared, and what differs is made as the source has it.
+    Also for a disk that was replaced, or restored from a backup.
     """
     found, target = _target(config_path, volume)
     with _record(found, volume, target) as (file, remembered):
         if remembered.journal != NO_JOURNAL:
-            raise StateError(
-                f"volume {volume}: found its journal in use; wanted one that is empty: "
-                "`bdr promote` brings it to the device first"
-            )
+            _give_up(target.journal or f"{file.path}.journal", remembered.journal)
         file.save(
             replace(
                 remembered,
+                journal=NO_JOURNAL,
                 # A stream that no source has: none may go on where it was.
                 stream=secrets.token_bytes(STREAM_BYTES),
                 slot=0,
@@ -114,6 +114,24 @@ def _stop_applier(found: Config, volume: str) -> None:
         supervision.stop(f"{volume}-applier")
 
 
+def _give_up(path: str, journal_id: bytes) -> None:
+    """Makes this journal a blank one. If we die behind that, the state file misses it, and says
+    so: then once more."""
+    file = JournalFile(path)
+    try:
+        found, _ = journal_recovery.choose(file.read, where=path)
+        if found is not None:
+            if found.journal != journal_id:
+                raise StateError(
+                    f"journal {path}: found journal {found.journal.hex()}, wanted "
+                    f"{journal_id.hex()}, which the state file names"
+                )
+            file.write(0, [bytes(journal_recovery.BLANK_BYTES)])
+            file.sync()
+    finally:
+        file.close()
+
+
 @contextmanager
 def _record(
     found: Config, volume: str, target: Target
@@ -123,10 +141,13 @@ def _record(
     try:
         file = RecordFile(state_path(found.host, volume, target))
         try:
-            yield (
-                file,
-                file.load(volume=volume, device_sectors=device.sectors, promoted_too=True),
+            record = file.load(
+                volume=volume,
+                device_sectors=device.sectors,
+                device=device.identity,
+                whatever=True,
             )
+            yield file, record
         finally:
             file.close()
     finally:

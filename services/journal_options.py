@@ -61,7 +61,9 @@ def open_store(
         StateError: state file and journal do not fit, or one of them is damaged.
     """
     if journal == NO_JOURNAL_NAME:
-        record = record_file.load(volume=volume, device_sectors=device.sectors)
+        record = record_file.load(
+            volume=volume, device_sectors=device.sectors, device=device.identity
+        )
         check_no_journal(record, state=record_file.path)
         return DirectStore(device, record_file), record
     return open_journal(

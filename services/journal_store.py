@@ -225,7 +225,9 @@ def open_journal(
     """
     if size_bytes is not None and size_bytes < JOURNAL_BYTES_MIN:
         raise UsageError(f"--journal-size: found {size_bytes}, wanted at least {JOURNAL_BYTES_MIN}")
-    remembered = record_file.load(volume=volume, device_sectors=device.sectors)
+    remembered = record_file.load(
+        volume=volume, device_sectors=device.sectors, device=device.identity
+    )
     with contextlib.ExitStack() as unless_all_is_well:
         file = JournalFile(path)
         unless_all_is_well.callback(file.close)

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+from pathlib import Path
 
 import pytest
 
+from common.record import NO_JOURNAL
+from common.recordfile import RecordFile
 from deploy.command import wait_for
 from tests.pipeline.hosts import DEADLINE_S, Hosts, MakeHosts, make_hosts
 
@@ -17,6 +22,14 @@ def scribble(hosts: Hosts, seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(100):
         hosts.volume.client.write(rng.randrange(1000) * 4096, rng.randbytes(4096))
+
+
+def names_a_journal(state: Path, size: int) -> bool:
+    file = RecordFile(str(state))
+    try:
+        return file.load(volume="v1", device_sectors=size // 512).journal != NO_JOURNAL
+    finally:
+        file.close()
 
 
 def applier_is(hosts: Hosts, word: str) -> bool:
@@ -75,3 +88,25 @@ def test_replica_that_is_not_consistent_is_promoted_by_force_only(make_hosts: Ma
     done = hosts.target.bdr("promote", "--force", "v1")
     assert done.returncode == 0, done.stderr
     assert hosts.source.bdr("promote", "v1").returncode == 64
+
+
+def test_demoted_with_its_journal_in_use_everything_is_compared(make_hosts: MakeHosts) -> None:
+    """As for a disk that was replaced: what the journal has is no use to it."""
+    hosts = make_hosts()
+    hosts.start()
+    target, volume = hosts.target, hosts.volume
+    scribble(hosts, 1)
+    volume.settle()
+    applier = target.pids()["v1-applier"]
+    os.kill(applier, signal.SIGSTOP)
+    target.kill()
+    os.kill(applier, signal.SIGKILL)
+    assert names_a_journal(target.directory / "state/v1.state", volume.size)
+    with volume.target.open("r+b") as file:
+        file.write(bytes(volume.size))
+    done = target.bdr("demote", "v1")
+    assert done.returncode == 0, done.stderr
+    target.start()
+    hosts.source.wait_health("v1", "healthy")
+    volume.settle()
+    assert volume.is_identical()

@@ -186,8 +186,9 @@ def test_entry_round_trip(record: ReplicaRecord, slots: int, durable: int) -> No
 def test_record_has_no_field_that_the_journal_forgets() -> None:
     kept = {"volume", "device_sectors", "stream", "slot", "epoch", "condition"}
     kept |= {"since_s", "at_s", "left_bytes"}
-    implied = {"clean", "journal", "promoted_s"}  # no journal is in use of what was promoted
-    assert {field.name for field in fields(ReplicaRecord)} == kept | implied
+    implied = {"clean", "journal"}
+    of_the_state_file = {"promoted_s", "device"}
+    assert {field.name for field in fields(ReplicaRecord)} == (kept | implied | of_the_state_file)
 
 
 def test_superblock_with_any_bit_flipped_is_recognised() -> None:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from common import blockdev
 from common.errors import StateError
 from common.record import COPY_BYTES, ReplicaRecord, encode_copy
 from common.recordfile import RecordFile
@@ -89,3 +91,68 @@ def save_and_load(path: Path) -> None:
         file.load(volume=RECORD.volume, device_sectors=RECORD.device_sectors)
     finally:
         file.close()
+
+
+def test_device_that_is_another_one_is_refused_and_one_that_does_not_say_is_not(
+    tmp_path: Path,
+) -> None:
+    def load_for(device: str, *, whatever: bool = False) -> ReplicaRecord:
+        file = RecordFile(str(tmp_path / "state"))
+        try:
+            record = file.load(volume="v", device_sectors=64, device=device, whatever=whatever)
+            # As of a store whose journal knows nothing of the device.
+            file.save(replace(record, device=""))
+            return record
+        finally:
+            file.close()
+
+    assert load_for("serial 1").device == "serial 1"
+    assert load_for("").device == "serial 1"
+    assert load_for("serial 1").device == "serial 1"
+    with pytest.raises(StateError, match="found the target to be 'serial 2', wanted 'serial 1'"):
+        load_for("serial 2")
+    assert load_for("serial 2", whatever=True).device == "serial 2"
+    assert load_for("serial 2").device == "serial 2"
+
+
+def test_promoted_device_is_refused(tmp_path: Path) -> None:
+    file = RecordFile(str(tmp_path / "state"))
+    record = file.load(volume="v", device_sectors=64)
+    file.save(replace(record, promoted_s=1))
+    with pytest.raises(StateError, match="promoted, on 1970-01-01 00:00:01 UTC"):
+        file.load(volume="v", device_sectors=64)
+    assert file.load(volume="v", device_sectors=64, whatever=True).promoted_s == 1
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "identity"),
+    [
+        ({}, ""),
+        ({"serial": " fast\n"}, "serial fast"),
+        ({"device/wwid": "t10.ATA  QEMU   1 \n", "device/serial": "1"}, "wwid t10.ATA QEMU 1"),
+        ({"dm/uuid": "LVM-abc\n", "wwid": "x"}, "uuid LVM-abc"),
+        ({"dm/uuid": "\n"}, ""),
+    ],
+)
+@pytest.mark.parametrize("is_partition", [False, True])
+def test_identity_of_a_device(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    attributes: dict[str, str],
+    identity: str,
+    is_partition: bool,
+) -> None:
+    """As sysfs shows it: a link to the disk's directory, or to a partition's in that."""
+    disk = tmp_path / "devices/disk"
+    place = disk / "disk3" if is_partition else disk
+    place.mkdir(parents=True)
+    for name, value in attributes.items():
+        (disk / name).parent.mkdir(exist_ok=True)
+        (disk / name).write_text(value)
+    if is_partition:
+        (place / "partition").write_text("3\n")
+    (tmp_path / "8:3").symlink_to(place)
+    monkeypatch.setattr(blockdev, "_SYS", tmp_path)
+    suffix = ", partition 3" if is_partition and identity else ""
+    assert blockdev._identity(os.makedev(8, 3)) == identity + suffix
