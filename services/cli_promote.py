@@ -40,30 +40,21 @@ def promote(config_path: str, force: bool, volume: str) -> None:
     no applier touch it from then on. Then fsck and mount it.
     """
     found, target = _target(config_path, volume)
-    _stop_applier(found, volume)
-    device = TargetDevice(target.target)
-    record_file = RecordFile(state_path(found.host, volume, target))
+    supervision, applier = Supervision(found.host.run_dir), f"{volume}-applier"
+    ran = supervision.is_running() and supervision.stop(applier)
     try:
-        store, record = open_store(
-            journal=target.journal,
-            journal_size=target.journal_size,
-            device=device,
-            record_file=record_file,
-            volume=volume,
-        )
+        record = _complete(found, volume, target)
+        if record.condition is not Condition.CONSISTENT and not force:
+            raise StateError(
+                f"volume {volume}: found a replica that is {_word(record)}; wanted a consistent "
+                "one: let its source finish, or take it as it is with --force"
+            )
+        with _record(found, volume, target) as (file, remembered):
+            file.save(replace(remembered, promoted_s=int(time.time())))
     except BaseException:
-        device.close()
-        record_file.close()
+        if ran:
+            supervision.start(applier)
         raise
-    store.close()
-    record = record.at_start()
-    if record.condition is not Condition.CONSISTENT and not force:
-        raise StateError(
-            f"volume {volume}: found a replica that is {_word(record)}; wanted a consistent one: "
-            "let its source finish, or take it as it is with --force"
-        )
-    with _record(found, volume, target) as (file, remembered):
-        file.save(replace(remembered, promoted_s=int(time.time())))
     click.echo(
         f"{volume}: promoted: {target.target} is yours; {_word(record)}, at slot {record.slot}"
         + (f", of {utc(record.at_s)}" if record.at_s else "")
@@ -108,10 +99,24 @@ def _target(config_path: str, volume: str) -> tuple[Config, Target]:
     return found, target
 
 
-def _stop_applier(found: Config, volume: str) -> None:
-    supervision = Supervision(found.host.run_dir)
-    if supervision.is_running():
-        supervision.stop(f"{volume}-applier")
+def _complete(found: Config, volume: str, target: Target) -> ReplicaRecord:
+    """Brings everything that was acknowledged to the device, as an applier does."""
+    device = TargetDevice(target.target)
+    record_file = RecordFile(state_path(found.host, volume, target))
+    try:
+        store, record = open_store(
+            journal=target.journal,
+            journal_size=target.journal_size,
+            device=device,
+            record_file=record_file,
+            volume=volume,
+        )
+    except BaseException:
+        device.close()
+        record_file.close()
+        raise
+    store.close()
+    return record.at_start()
 
 
 def _give_up(path: str, journal_id: bytes) -> None:

@@ -169,18 +169,28 @@ class Supervision:
         """
         self._ask("supervisor.stopAllProcesses")
 
-    def stop(self, name: str) -> None:
-        """Stops one process if it runs, and waits for it.
+    def stop(self, name: str) -> bool:
+        """Stops one process, and waits for it; returns whether it ran.
 
         Raises:
             NotRunningError: no supervisord answers.
         """
-        if any(
+        ran = any(
             state["name"] == name and state["statename"] not in _DOWN for state in self.processes()
-        ):
+        )
+        if ran:
             self._ask("supervisor.stopProcess", name)
+        return ran
 
-    def _ask(self, method: str, *words: str, timeout_s: float | None = None) -> object:
+    def start(self, name: str) -> None:
+        """Starts one process, and does not wait for it.
+
+        Raises:
+            NotRunningError: no supervisord answers.
+        """
+        self._ask("supervisor.startProcess", name, False)
+
+    def _ask(self, method: str, *words: object, timeout_s: float | None = None) -> object:
         if not self.is_running():
             found = "a stale socket" if self.socket.exists() else "none"
             raise NotRunningError(

@@ -85,6 +85,7 @@ def test_replica_that_is_not_consistent_is_promoted_by_force_only(make_hosts: Ma
     done = hosts.target.bdr("promote", "v1")
     assert done.returncode == 72
     assert "found a replica that is inconsistent" in done.stderr
+    hosts.target.wait_health("v1", "resyncing")
     done = hosts.target.bdr("promote", "--force", "v1")
     assert done.returncode == 0, done.stderr
     assert hosts.source.bdr("promote", "v1").returncode == 64
