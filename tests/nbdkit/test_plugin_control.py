@@ -403,8 +403,8 @@ def test_malformed_packets_get_an_errno(server: Server) -> None:
         assert raw.ask(uapi.IOC_OPEN) == errno.EINVAL
         assert raw.ask(uapi.IOC_OPEN, bytes(7)) == errno.EINVAL
         assert raw.ask(uapi.IOC_OPEN, bytes(9)) == errno.EINVAL
-        assert raw.open(Role.OBSERVER, version=2) == errno.EPROTONOSUPPORT
-        assert raw.ask(uapi.IOC_OPEN, uapi.OPEN.pack(1, 2)) == errno.EINVAL
+        assert raw.open(Role.OBSERVER, version=uapi.ABI_VERSION + 1) == errno.EPROTONOSUPPORT
+        assert raw.ask(uapi.IOC_OPEN, uapi.OPEN.pack(uapi.ABI_VERSION, 2)) == errno.EINVAL
         assert not raw.fds
         assert raw.open(Role.CONSUMER) == 0
         assert len(raw.fds) == 2
