@@ -143,7 +143,7 @@ class NbdCapture:
         try:
             packet, descriptors, _, _ = socket.recv_fds(self._socket, _REPLY_BYTES_MAX, 2)
         except OSError as error:
-            raise self._gone(error.strerror or str(error)) from error
+            raise self._gone(error) from error
         try:
             self._check(uapi.IOC_OPEN, request, packet, wanted=0)
             if len(descriptors) != 2:
@@ -183,14 +183,14 @@ class NbdCapture:
         try:
             packet = self._socket.recv(_REPLY_BYTES_MAX)
         except OSError as error:
-            raise self._gone(error.strerror or str(error)) from error
+            raise self._gone(error) from error
         return self._check(code, argument, packet, wanted=wanted)
 
     def _send(self, code: int, argument: bytes) -> None:
         try:
             self._socket.send(uapi.REQUEST.pack(code, 0) + argument)
         except OSError as error:
-            raise self._gone(error.strerror or str(error)) from error
+            raise self._gone(error) from error
 
     def _check(self, code: int, argument: bytes, packet: bytes, *, wanted: int) -> bytes:
         if not packet:
@@ -212,7 +212,9 @@ class NbdCapture:
             )
         return result
 
-    def _gone(self, why: str | None) -> CaptureGoneError:
+    def _gone(self, why: str | OSError) -> CaptureGoneError:
+        # A timeout is an OSError without strerror.
+        why = (why.strerror or str(why)) if isinstance(why, OSError) else why
         return CaptureGoneError(f"capture {self._path}: gone ({why}); is its nbdkit running?")
 
     def _open_epoll(self) -> select.epoll:

@@ -9,7 +9,6 @@ that does not pass, the whole side ends with that process's exit code.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shlex
 import shutil
@@ -33,10 +32,10 @@ from common.config import Config, Source, Target
 from common.errors import BdrError, DeviceError, UsageError
 from common.programs import APPLIER_STOP_WAIT_S, STOP_WAIT_S, from_config
 from services import cli_options, log, options
+from services.parent import end_with_parent
 from services.supervision import Supervision, make_directory
 
 POLL_S = 0.5
-_PR_SET_PDEATHSIG = 1
 _DOWN = ("EXITED", "FATAL", "UNKNOWN")
 
 _Command = Callable[..., Any]
@@ -324,7 +323,6 @@ class _Foreground:
                 signal.signal(number, handler)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        libc = ctypes.CDLL(None)
         return subprocess.Popen(
             [
                 str(Path(sys.executable).parent / "supervisord"),
@@ -337,7 +335,7 @@ class _Foreground:
             # A Ctrl-C comes here first; supervisord is then ended in order.
             start_new_session=True,
             # Nothing is left running, even if this process is killed.
-            preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
+            preexec_fn=end_with_parent,  # noqa: PLW1509
         )
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:

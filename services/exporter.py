@@ -26,6 +26,15 @@ from common.layout import PAYLOAD_BYTES
 STALE_AFTER_S = 5.0
 """A monitor that lives has a new status several times a second."""
 
+_COUNTED_BY_ANY = {
+    "bad_messages": "Messages that were none of this protocol",
+    "connects": "Connections established",
+    "disconnects": "Connections ended",
+    "handshakes_failed": "Connections that failed to greet",
+    "authentications_failed": "Connections refused for their key",
+}
+"""What processes of several stages count, under these names in their reports."""
+
 _Status = Mapping[str, Any]
 
 
@@ -224,11 +233,7 @@ def _stages(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
             ("bdr_sent_slots", "Slots sent, repeats included"),
             ("bdr_sent_bytes", "Bytes handed to the network, repeats included"),
             ("bdr_applied_bytes", "Payload made durable since the applier's start"),
-            ("bdr_bad_messages", "Messages that were none of this protocol"),
-            ("bdr_connects", "Connections established"),
-            ("bdr_disconnects", "Connections ended"),
-            ("bdr_handshakes_failed", "Connections that failed to greet"),
-            ("bdr_authentications_failed", "Connections refused for their key"),
+            *((f"bdr_{name}", text) for name, text in _COUNTED_BY_ANY.items()),
         )
     }
     for stage in status["stages"]:
@@ -241,13 +246,7 @@ def _stages(status: _Status, volume: Mapping[str, str]) -> Iterator[Metric]:
         for name in ("batches", "slots", "bytes"):
             if prefix + name in counts and name in values:
                 counts[prefix + name].add_metric(key, values[name])
-        for name in (
-            "bad_messages",
-            "connects",
-            "disconnects",
-            "handshakes_failed",
-            "authentications_failed",
-        ):
+        for name in _COUNTED_BY_ANY:
             if name in values:
                 counts[f"bdr_{name}"].add_metric(key, values[name])
     yield from (age, up, restarts, *counts.values())

@@ -60,6 +60,15 @@ class Loop:
         if self._handlers.pop(source, None) is not None:
             self._poller.unregister(source)
 
+    def listen(
+        self, source: Source, handler: Handler, events: int = zmq.POLLIN, *, is_wanted: bool
+    ) -> None:
+        """Registers or unregisters, where it is not so already: for a call in each round."""
+        if is_wanted and source not in self._handlers:
+            self.register(source, handler, events)
+        elif not is_wanted:
+            self.unregister(source)
+
     def watch_link(
         self, watched: Socket, *, up: Handler, down: Handler, is_counted: bool = True
     ) -> Socket:

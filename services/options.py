@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,11 +16,11 @@ from common.errors import BdrError, UsageError
 from common.wire import NAME_BYTES_MAX
 from services import log
 from services.loop import Loop
+from services.parent import end_with_parent
 
 _Command = Callable[..., Any]
 _PARAMETERS = "__click_params__"
 CRASH_PAUSE_S = 1.0
-_PR_SET_PDEATHSIG = 1
 
 
 def _check_volume(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -175,7 +173,7 @@ def _end_with_supervisord() -> None:
     """Has the kernel send SIGTERM if supervisord dies: the one of after starts its own."""
     if os.environ.get("SUPERVISOR_ENABLED") != "1":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
     if os.getppid() == 1:  # it was faster
         sys.exit(0)
 

@@ -85,8 +85,6 @@ class Reader:
         """The (tail, cursor) that the capture was told last, until it has woken us."""
         self._must_release = False
         self._look_at_s = 0.0
-        self._waits_for_sender = False
-        self._listens = False
         self._announced: dict[str, int] = {}
         self._reporter = Reporter(
             self.loop,
@@ -244,38 +242,20 @@ class Reader:
                 blocked = True
                 break
             self._tell(sequencer.SendersReady(published))
-        self._wait_for_sender(blocked)
+        self.loop.listen(self._descriptors, _nothing, zmq.POLLOUT, is_wanted=blocked)
         self._arm(waits=bool(limit) and not blocked)
 
     def _arm(self, *, waits: bool) -> None:
         """Releases what may be, and asks to be woken for the next slot if nothing else will."""
-        self._listen(waits)
+        # A slot that may not go yet would wake us for ever; without, a look every `TICK_MS`
+        # finds what else there is to know.
+        self.loop.listen(self._capture.fileno(), self._on_wakeup, is_wanted=waits)
         wanted = (self.sequencer.tail, self.sequencer.cursor)
         if wanted == self._armed or not (waits or self._must_release):
             return
         self._capture.release(tail=wanted[0], cursor=wanted[1])
         self._armed = wanted
         self._must_release = False
-
-    def _listen(self, waits: bool) -> None:
-        """Whether the capture may wake us: a slot that may not go yet would do it for ever.
-
-        Without, a look every `TICK_MS` finds what else there is to know.
-        """
-        if waits != self._listens:
-            self._listens = waits
-            if waits:
-                self.loop.register(self._capture.fileno(), self._on_wakeup)
-            else:
-                self.loop.unregister(self._capture.fileno())
-
-    def _wait_for_sender(self, waits: bool) -> None:
-        if waits != self._waits_for_sender:
-            self._waits_for_sender = waits
-            if waits:
-                self.loop.register(self._descriptors, _nothing, zmq.POLLOUT)
-            else:
-                self.loop.unregister(self._descriptors)
 
     def _tell(self, event: sequencer.Event) -> None:
         for action in self.sequencer.handle(event):

@@ -23,7 +23,8 @@ Serve = Callable[..., Server]
 def start(*parameters: str, cwd: Path) -> str:
     """Standard error of a start that must fail."""
     done = subprocess.run(
-        ["nbdkit", "-f", "-U", "-", str(PLUGIN), *parameters, "--run", "true"],
+        # Not `-U -`, whose directory in /tmp nbdkit leaves behind when it fails.
+        ["nbdkit", "-f", "-U", "nbd.sock", str(PLUGIN), *parameters, "--run", "true"],
         cwd=cwd,
         capture_output=True,
         text=True,

@@ -373,8 +373,8 @@ def test_block_device_is_captured_like_a_file(tmp_path: Path, disk: Path) -> Non
             replay.drain()
             assert replay.image == Path(loop).read_bytes()
             # Opened exclusively: a second user would change it behind the ring's back.
-            command = ["nbdkit", "-f", "-U", "-", str(build_plugin()), f"file={loop}"]
-            command += [f"ring={tmp_path}/second", "--run", "true"]
+            command = ["nbdkit", "-f", "-U", f"{tmp_path}/second.nbd", str(build_plugin())]
+            command += [f"file={loop}", f"ring={tmp_path}/second", "--run", "true"]
             second = subprocess.run(
                 command, capture_output=True, text=True, timeout=DEADLINE_S, check=False
             )

@@ -9,7 +9,6 @@ accident is started anew, as supervisord does.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
@@ -27,10 +26,10 @@ from common.errors import PERMANENT_EXIT_CODES
 from common.programs import Program
 from deploy.command import wait_for
 from deploy.stack import Stack
+from services.parent import end_with_parent
 
 MODULES = ("applier", "reader", "sender", "scanner", "cli", "cli_scan", "verifier")
 POLL_MS = 20
-_PR_SET_PDEATHSIG = 1
 
 
 class ForkedStack(Stack):
@@ -44,7 +43,7 @@ class ForkedStack(Stack):
         self._nursery = os.fork()
         if not self._nursery:
             self._socket.close()
-            _die_with_parent()
+            end_with_parent(signal.SIGKILL)
             _in_child(_Nursery(theirs).run)
         theirs.close()
 
@@ -149,7 +148,7 @@ class _Nursery:
         if child.pid:
             return
         self._requests.close()
-        _die_with_parent()
+        end_with_parent(signal.SIGKILL)
         log = os.open(child.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         _in_child(lambda: _run(child.command, log))
 
@@ -178,7 +177,3 @@ def _in_child(what: Any) -> None:
     finally:
         sys.stdout.flush()
         os._exit(code)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -8,7 +8,6 @@ and signals.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -27,14 +26,13 @@ from deploy.command import end, wait_for
 from deploy.demo import free_port
 from deploy.nbd_source import nbd_server
 from services.cli_status import Place, ask
+from services.parent import end_with_parent
 from services.supervision import Supervision
 from tests.nbdkit.client import NbdClient
 
 MIB = 1 << 20
 BIN = Path(sys.executable).parent
 DEADLINE_S = 60.0
-LIBC = ctypes.CDLL(None)
-PR_SET_PDEATHSIG = 1
 
 
 def tool(name: str) -> str:
@@ -98,7 +96,7 @@ class Host:
             stderr=subprocess.PIPE,
             start_new_session=True,
             # Nothing is left running, even if the tests are killed.
-            preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
+            preexec_fn=end_with_parent,  # noqa: PLW1509
         )
         process = self._process
         wait_for(
