@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from common.capture import Capture, Role, open_capture
-from common.programs import Program
-from common.ring import PAYLOAD_BYTES
+from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.host.programs import Program
+from bdr.common.ring.layout import PAYLOAD_BYTES
 from deploy.command import SetupError, run, wait_for
 from deploy.dm_source import DmSource, dm_source, load_module
 from deploy.namespaces import Namespaces

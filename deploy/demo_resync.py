@@ -19,13 +19,13 @@ import threading
 import time
 from pathlib import Path
 
-from common.capture import Capture, Role, open_capture
-from common.ring import Mode
-from common.tickets import Reported
+from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.ring.layout import Mode
+from bdr.common.source.scheduler import Reported
+from bdr.services.cli.reader_client import NoPeerError, OfficeClient, SourcePlace
 from deploy.command import SetupError, run, wait_for
 from deploy.demo import SETTLE_TIMEOUT_S, backing_devices, captured, free_port, say, tell
 from deploy.stack import Stack, source_programs, target_programs
-from services.office_client import NoPeerError, OfficeClient, SourcePlace
 
 VOLUME = "demo"
 DATA_BYTES = 192 << 20
@@ -223,7 +223,7 @@ def verify(place: SourcePlace) -> list[str]:
     """What `bdr verify` says: nothing where it finds no difference."""
     done = subprocess.run(
         [
-            *(sys.executable, "-c", "from services.cli import main; main()", "verify"),
+            *(sys.executable, "-m", "bdr", "verify"),
             *("--run-dir", place.run_dir, "--chardev", place.chardev),
             *("--address", place.address, "--port", str(place.port), place.volume),
         ],

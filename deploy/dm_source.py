@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.attach import Attachment, LinuxHost, attach, detach
-from common.errors import DeviceError
+from bdr.common.errors import DeviceError
+from bdr.common.host.attach import Attachment, LinuxHost, attach, detach
 from deploy.nbd_source import loop_device
 
 _BUILD = Path(__file__).parent.parent / "build"

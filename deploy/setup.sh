@@ -25,7 +25,7 @@ bdr() { # the command, without needing it to be installed
 	root=$(cd "$(dirname "$0")/.." && pwd)
 	python=$root/.venv/bin/python
 	[ -x "$python" ] || python=python3
-	PYTHONPATH=$root "$python" -m services.cli_attach "$@"
+	PYTHONPATH=$root "$python" -m bdr.services.cli.attach "$@"
 }
 
 ask() { # ask VARIABLE QUESTION DEFAULT

@@ -14,7 +14,7 @@ from xmlrpc.client import Fault, ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from common.programs import Program, files
+from bdr.common.host.programs import Program, files
 from deploy.command import SetupError, end, wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -166,4 +166,4 @@ def target_programs(
 
 
 def _service(stage: str) -> list[str]:
-    return [sys.executable, "-m", f"services.{stage}"]
+    return [sys.executable, "-m", f"bdr.services.{stage}"]

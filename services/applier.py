@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The applier: receives batches, and makes the target device follow its source.
 
-A thin loop around `common.replica`; disk work runs in the thread of a `StoreWorker`.
+A thin loop around `common.target.replica`; disk work runs in the thread of a `StoreWorker`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from typing import assert_never
 import click
 import zmq
 
-from common import replica, wire
-from common.blockdev import TargetDevice
-from common.errors import WireError
-from common.recordfile import RecordFile
-from common.replica import Action, Replica
-from services import journal_options, log, memory, metrics, options, sockets
-from services.checksummer import Checksummer
-from services.journal_store import JournalStore
-from services.loop import Loop
-from services.metrics import Reporter
-from services.sockets import RunDirectory
-from services.store import StoreWorker
+from bdr.common.errors import WireError
+from bdr.common.storage.record_file import RecordFile
+from bdr.common.storage.target_device import TargetDevice
+from bdr.common.target import replica
+from bdr.common.target.replica import Action, Replica
+from bdr.common.wire import control as wire
+from bdr.services.runtime import log, malloc, options, reports, sockets
+from bdr.services.runtime.loop import Loop
+from bdr.services.runtime.reports import Reporter
+from bdr.services.runtime.sockets import RunDirectory
+from bdr.services.target.checksummer import Checksummer
+from bdr.services.target.journal_store import JournalStore
+from bdr.services.target.options import journal, open_store
+from bdr.services.target.store import StoreWorker
 
 TICK_MS = 250
 QUEUED_BYTES_MAX = 96 << 20
@@ -76,7 +78,7 @@ class Applier:
         self.loop = Loop()
         self._reporter = Reporter(
             self.loop,
-            run_directory.endpoint(metrics.ENDPOINT) if run_directory else None,
+            run_directory.endpoint(reports.ENDPOINT) if run_directory else None,
             stage="applier",
             values=self._values,
         )
@@ -119,7 +121,7 @@ class Applier:
         self._tell(replica.Tick(now_s, int(time.time())))
         self._reporter.tick(now_s, (self._replica.is_fed, self._replica.record.condition))
 
-    def _values(self) -> metrics.Values:
+    def _values(self) -> reports.Values:
         record = self._replica.record
         used, size = self._journal.fill if self._journal else (None, None)
         oldest_s = next((came_s for _, came_s in self._queued.values()), None)
@@ -264,7 +266,7 @@ def _nothing() -> None:
     type=click.Path(dir_okay=False),
     help="File that remembers the replica's place in its source's stream.",
 )
-@journal_options.journal
+@journal
 @click.option("--address", default="*", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -291,10 +293,10 @@ def main(
     """Keeps the target device of VOLUME equal to its source."""
 
     def build() -> Applier:
-        memory.keep_big_buffers(KEPT_BYTES)
+        malloc.keep_big_buffers(KEPT_BYTES)
         device = TargetDevice(target)
         record_file = RecordFile(state)
-        store, record = journal_options.open_store(
+        store, record = open_store(
             journal=journal,
             journal_size=journal_size,
             device=device,

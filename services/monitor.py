@@ -8,7 +8,7 @@ stopped, and is nobody's own word.
 Sockets in the volume's run directory:
 
 ============  ====  ============================================================
-metrics.sock  PULL  reports of the processes (`services.metrics`)
+metrics.sock  PULL  reports of the processes (`services.runtime.reports`)
 status.sock   XPUB  topic `status`: the whole status as a msgpack map, every
                     second, at once when the health changes, and to each new
                     subscriber; topic `event`: what happened
@@ -34,20 +34,21 @@ import click
 import msgpack
 import zmq
 
-from common import health, programs
-from common.capture import Capture, CaptureStatus, Role, open_capture
-from common.errors import BdrError, PermanentError
-from common.health import SourceFacts, Stage, StageState, TargetFacts
-from common.lag import LagMeter
-from common.layout import PAYLOAD_BYTES, SECTOR_BYTES, Mode
-from services import log, metrics, options, sockets
-from services.events import Detector, Event, Hooks
-from services.loop import Loop
-from services.metrics import Report
-from services.sockets import RunDirectory
+from bdr.common.capture.api import Capture, CaptureStatus, Role, open_capture
+from bdr.common.errors import BdrError, PermanentError
+from bdr.common.host import programs
+from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES, Mode
+from bdr.common.status import health
+from bdr.common.status.health import SourceFacts, Stage, StageState, TargetFacts
+from bdr.common.status.lag import LagMeter
+from bdr.services.monitoring.events import Detector, Event, Hooks
+from bdr.services.runtime import log, options, reports, sockets
+from bdr.services.runtime.loop import Loop
+from bdr.services.runtime.reports import Report
+from bdr.services.runtime.sockets import RunDirectory
 
 if TYPE_CHECKING:
-    from services.exporter import Exporter
+    from bdr.services.monitoring.exporter import Exporter
 
 TICK_MS = 250
 PUBLISH_S = 1.0
@@ -131,7 +132,7 @@ class Monitor:
         context = self.loop.context
         self._reports = context.socket(zmq.PULL)
         self._reports.set(zmq.RCVHWM, 64)
-        self._reports.set(zmq.MAXMSGSIZE, metrics.REPORT_BYTES_MAX)
+        self._reports.set(zmq.MAXMSGSIZE, reports.REPORT_BYTES_MAX)
         self._announcements = context.socket(zmq.SUB)
         self._announcements.subscribe(b"")
         self._announcements.set(zmq.RECONNECT_IVL, 100)
@@ -142,7 +143,7 @@ class Monitor:
         self.loop.register(self._reports, self._on_reports)
         self.loop.register(self._announcements, self._on_announcements)
         self.loop.register(self._status, self._on_subscribers)
-        sockets.bind(self._reports, run_directory.endpoint(metrics.ENDPOINT))
+        sockets.bind(self._reports, run_directory.endpoint(reports.ENDPOINT))
         self._tick(self._started_s)
         sockets.bind(self._status, run_directory.endpoint(STATUS_ENDPOINT))
         self._announcements.connect(run_directory.endpoint("events"))
@@ -161,7 +162,7 @@ class Monitor:
 
     def _on_reports(self) -> None:
         while sockets.is_readable(self._reports):
-            report = metrics.decode(self._reports.recv())
+            report = reports.decode(self._reports.recv())
             if report is None:
                 continue
             known = self._known.get(report.name)
@@ -365,7 +366,7 @@ class Monitor:
         }
 
     def _resync_part(
-        self, fresh: dict[str, Report], reader: metrics.Values | None
+        self, fresh: dict[str, Report], reader: reports.Values | None
     ) -> dict[str, Any] | None:
         """What is to be copied and what was, or None if nobody knows."""
         ring = self._ring.status
@@ -455,7 +456,7 @@ _GOOD_NEWS = ("connection-restored", "consistent", "rpo-restored", "stage-back",
 
 def _exporter(address: str, port: int) -> Exporter:
     # A quarter of the monitor's memory: imported only where it is wanted.
-    from services.exporter import Exporter  # noqa: PLC0415
+    from bdr.services.monitoring.exporter import Exporter  # noqa: PLC0415
 
     return Exporter(address, port)
 
@@ -479,11 +480,11 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _rounded(value: metrics.Value) -> float | None:
+def _rounded(value: reports.Value) -> float | None:
     return round(value, 1) if isinstance(value, int | float) else None
 
 
-def _count(value: metrics.Value) -> int:
+def _count(value: reports.Value) -> int:
     return value if isinstance(value, int) else 0
 
 
@@ -492,17 +493,17 @@ def _pid(known: _Known) -> int | None:
     return report.pid if report and not report.is_last and _is_alive(report.pid) else None
 
 
-def _values(known: _Known) -> dict[str, metrics.Value]:
+def _values(known: _Known) -> dict[str, reports.Value]:
     return dict(known.report.values) if known.report else {}
 
 
-def _standing(values: metrics.Values | None) -> dict[str, str | None]:
+def _standing(values: reports.Values | None) -> dict[str, str | None]:
     """Since when the condition holds, and of when the replica is, where that is known."""
     found = values or {}
     return {"since": _time(found.get("since_s")), "of": _time(found.get("at_s"))}
 
 
-def _time(value: metrics.Value) -> str | None:
+def _time(value: reports.Value) -> str | None:
     if not isinstance(value, int) or not 0 < value < _YEAR_3000_S:
         return None
     return datetime.fromtimestamp(value, UTC).isoformat()

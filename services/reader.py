@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The reader: drains the ring, and alone decides order.
 
-A thin loop around `common.sequencer`: it looks at the ring, tells the sequencer
+A thin loop around `common.source.sequencer`: it looks at the ring, tells the sequencer
 what happened, and does what the sequencer says. Payload never passes through it.
 """
 
@@ -16,16 +16,19 @@ import click
 import msgpack
 import zmq
 
-from common import ring, sequencer, tickets, wire
-from common.capture import Capture, Role, open_capture
-from common.errors import WireError
-from common.scan import PaceSettings
-from common.sequencer import Action, Sequencer, SequencerSettings
-from common.tickets import OfficeSettings, TicketOffice
-from services import log, metrics, options, sockets
-from services.loop import Loop
-from services.metrics import Reporter
-from services.sockets import RunDirectory
+from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.errors import WireError
+from bdr.common.ring import layout
+from bdr.common.ring.slots import published_count, slots_at
+from bdr.common.scan.plan import PaceSettings
+from bdr.common.source import scheduler, sequencer
+from bdr.common.source.scheduler import OfficeSettings, TicketOffice
+from bdr.common.source.sequencer import Action, Sequencer, SequencerSettings
+from bdr.common.wire import control as wire
+from bdr.services.runtime import log, options, reports, sockets
+from bdr.services.runtime.loop import Loop
+from bdr.services.runtime.reports import Reporter
+from bdr.services.runtime.sockets import RunDirectory
 
 TICK_MS = 250
 _TICKETS = ("tickets", "requests")
@@ -88,7 +91,7 @@ class Reader:
         self._announced: dict[str, int] = {}
         self._reporter = Reporter(
             self.loop,
-            run_directory.endpoint(metrics.ENDPOINT),
+            run_directory.endpoint(reports.ENDPOINT),
             stage="reader",
             values=self._values,
         )
@@ -137,7 +140,7 @@ class Reader:
             self._look()
         self._reporter.tick(now_s, (self.sequencer.phase, self.sequencer.condition))
 
-    def _values(self) -> metrics.Values:
+    def _values(self) -> reports.Values:
         machine = self.sequencer
         standing = machine.standing
         if standing is not None and standing.condition is not machine.condition:
@@ -164,9 +167,7 @@ class Reader:
         self._capture.drain_wakeup()
         self._armed = None
         cursor = self.sequencer.cursor
-        if not ring.published_count(
-            self._capture.headers, cursor=cursor, limit=ring.WRITE_SLOTS_MAX
-        ):
+        if not published_count(self._capture.headers, cursor=cursor, limit=layout.WRITE_SLOTS_MAX):
             self._look()  # woken without a slot: the mode changed
 
     def _on_control(self) -> None:
@@ -184,8 +185,8 @@ class Reader:
         while sockets.is_readable(server):
             peer, *frames = server.recv_multipart()
             try:
-                request = tickets.decode_request(frames[-1] if len(frames) == 1 else b"")
-                if not isinstance(request, tickets.Ask | tickets.Commit):
+                request = scheduler.decode_request(frames[-1] if len(frames) == 1 else b"")
+                if not isinstance(request, scheduler.Ask | scheduler.Commit):
                     # What a user asks about is the present.
                     self._look()
                 actions = self.office.request(name.encode() + peer, request)
@@ -199,24 +200,26 @@ class Reader:
         must_go_on = True
         while must_go_on:
             actions = self.office.step(time.monotonic())
-            must_go_on = any(isinstance(action, tickets.Tell | tickets.Clear) for action in actions)
+            must_go_on = any(
+                isinstance(action, scheduler.Tell | scheduler.Clear) for action in actions
+            )
             self._perform_scan(actions)
 
-    def _perform_scan(self, actions: list[tickets.Action]) -> None:
+    def _perform_scan(self, actions: list[scheduler.Action]) -> None:
         must_look = False
         for action in actions:
             match action:
-                case tickets.Reply(peer, answer):
+                case scheduler.Reply(peer, answer):
                     name = next(name for name in _TICKETS if peer.startswith(name.encode()))
-                    frames = [peer[len(name) :], tickets.encode(answer)]
+                    frames = [peer[len(name) :], scheduler.encode(answer)]
                     self._offices[name].send_multipart(frames, zmq.NOBLOCK)
-                case tickets.Clear(first, count):
+                case scheduler.Clear(first, count):
                     self._capture.clear_bitmap(first=first, count=count)
                     must_look = True
-                case tickets.MarkRegions(first, count):
+                case scheduler.MarkRegions(first, count):
                     self._capture.mark_bitmap(first=first, count=count)
                     must_look = True
-                case tickets.Tell(event):
+                case scheduler.Tell(event):
                     self._tell(event)
                 case _:
                     assert_never(action)
@@ -233,9 +236,7 @@ class Reader:
         blocked = False
         while True:
             limit = machine.dispatch_limit
-            published = (
-                ring.published_count(headers, cursor=machine.cursor, limit=limit) if limit else 0
-            )
+            published = published_count(headers, cursor=machine.cursor, limit=limit) if limit else 0
             if not published and (limit or not machine.has_mark_due):
                 break
             if not sockets.is_writable(self._descriptors):
@@ -289,7 +290,7 @@ class Reader:
 
     def _note(self, header: wire.BatchHeader) -> None:
         first, count = header.first, header.count
-        slots = ring.slots_at(self._capture.headers, first=first, count=count)
+        slots = slots_at(self._capture.headers, first=first, count=count)
         self.office.dispatched(slots, self._capture.payload(first, count))
 
     def _send(self, message: wire.Message) -> None:

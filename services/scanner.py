@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A scanner: compares dirty regions of both sides, and sends what differs.
 
-A thin loop around `common.comparer`. It keeps no state that matters: the reader hands
-out work and gives each batch its place in the order (see `common.tickets`); several
+A thin loop around `common.scan.comparer`. It keeps no state that matters: the reader hands
+out work and gives each batch its place in the order (see `common.source.scheduler`); several
 scanners share one scan, since each asks for more when it is done. Threads read and
 hash, this one talks.
 
@@ -23,19 +23,22 @@ from typing import TYPE_CHECKING, assert_never
 import click
 import zmq
 
-from common import comparer, scan, tickets, wire
-from common.capture import Capture, Role, open_capture
-from common.comparer import Comparer
-from common.errors import WireError
-from common.ring import PAYLOAD_BYTES, SECTOR_BYTES
-from common.sourcedev import SourceDevice
-from services import log, metrics, options, sockets
-from services.loop import Loop
-from services.metrics import Reporter
-from services.sockets import RunDirectory
+from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.errors import WireError
+from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES
+from bdr.common.scan import comparer
+from bdr.common.scan.comparer import Comparer
+from bdr.common.scan.plan import block_digests, digest
+from bdr.common.source import scheduler
+from bdr.common.storage.source_device import SourceDevice
+from bdr.common.wire import control as wire
+from bdr.services.runtime import log, options, reports, sockets
+from bdr.services.runtime.loop import Loop
+from bdr.services.runtime.reports import Reporter
+from bdr.services.runtime.sockets import RunDirectory
 
 if TYPE_CHECKING:
-    from services.loop import Socket
+    from bdr.services.runtime.loop import Socket
 
 TICK_MS = 250
 THREADS = 2
@@ -93,7 +96,7 @@ class Scanner:
         self.loop = Loop()
         self._reporter = Reporter(
             self.loop,
-            run_directory.endpoint(metrics.ENDPOINT),
+            run_directory.endpoint(reports.ENDPOINT),
             stage="scanner",
             values=self._values,
         )
@@ -112,7 +115,7 @@ class Scanner:
                 thread.join()
             self.loop.close()
 
-    def _values(self) -> metrics.Values:
+    def _values(self) -> reports.Values:
         return {
             "is_connected": len(self._up) == len(self._addresses),
             "tickets": self._comparer.open_tickets,
@@ -183,7 +186,7 @@ class Scanner:
     def _on_office(self) -> None:
         office = self._office
         while office is self._office and sockets.is_readable(office):
-            self._tell(comparer.Answered(tickets.decode_answer(office.recv())))
+            self._tell(comparer.Answered(scheduler.decode_answer(office.recv())))
 
     def _on_control(self) -> None:
         control = self._control
@@ -215,7 +218,7 @@ class Scanner:
             case comparer.TellOffice(request):
                 # Not connected: it is told of the lost connection, and all begins anew.
                 with contextlib.suppress(zmq.Again):
-                    self._office.send(tickets.encode(request), zmq.NOBLOCK)
+                    self._office.send(scheduler.encode(request), zmq.NOBLOCK)
             case comparer.AskTarget(message):
                 with contextlib.suppress(zmq.Again):
                     self._control.send(wire.encode_message(message), zmq.NOBLOCK)
@@ -253,7 +256,7 @@ class Scanner:
     def _hash(self, task: comparer.HashBlocks) -> comparer.BlocksHashed:
         buffer = self._buffers[task.buffer]
         digests = [
-            scan.block_digests(buffer[at : at + sectors * SECTOR_BYTES])
+            block_digests(buffer[at : at + sectors * SECTOR_BYTES])
             for at, (_, sectors) in zip(task.offsets, task.pieces, strict=True)
         ]
         return comparer.BlocksHashed(task.job, digests)
@@ -269,7 +272,7 @@ class Scanner:
                 self._source.read_into(data, sector * SECTOR_BYTES)
             except OSError:
                 bad[index] = self._read_blocks(data, sector * SECTOR_BYTES)
-            digests.append(scan.digest(data))
+            digests.append(digest(data))
         return comparer.PiecesRead(task.job, b"".join(digests), bad)
 
     def _read_blocks(self, data: memoryview, offset: int) -> list[int]:

@@ -14,14 +14,14 @@ from collections import deque
 import click
 import zmq
 
-from common import wire
-from common.capture import Capture, Role, open_capture
-from common.errors import StaleCaptureError
-from common.layout import PAYLOAD_BYTES
-from services import log, metrics, options, sockets
-from services.loop import Loop
-from services.metrics import Reporter
-from services.sockets import RunDirectory
+from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.errors import StaleCaptureError
+from bdr.common.ring.layout import PAYLOAD_BYTES
+from bdr.common.wire import control as wire
+from bdr.services.runtime import log, options, reports, sockets
+from bdr.services.runtime.loop import Loop
+from bdr.services.runtime.reports import Reporter
+from bdr.services.runtime.sockets import RunDirectory
 
 TICK_MS = 1000
 KEPT_BYTES = 64 << 20
@@ -51,7 +51,7 @@ class Sender:
         self.loop = Loop()
         self._reporter = Reporter(
             self.loop,
-            run_directory.endpoint(metrics.ENDPOINT),
+            run_directory.endpoint(reports.ENDPOINT),
             stage="sender",
             values=self._values,
         )
@@ -68,7 +68,7 @@ class Sender:
     def _on_tick(self, now_s: float) -> None:
         self._reporter.tick(now_s, self._is_connected)
 
-    def _values(self) -> metrics.Values:
+    def _values(self) -> reports.Values:
         return {
             "is_connected": self._is_connected,
             "batches": self._batches,

@@ -4,9 +4,16 @@
 Where pytest finds that it runs on a CI system, it explains a failed comparison of two
 devices' contents by a line-by-line difference, which takes it hours: a test that fails
 hangs until its time limit instead, and a planted bug that is noticed seems to hang.
+
+An example's run time is no property of the code on a busy machine: Hypothesis sets no deadline.
 """
 
 import os
 
+from hypothesis import settings
+
 for _name in ("CI", "BUILD_NUMBER"):
     os.environ.pop(_name, None)
+
+settings.register_profile("bdr", deadline=None)
+settings.load_profile("bdr")

@@ -19,16 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
-from common import ring
-from common.blockdev import TargetDevice
-from common.errors import DeviceError
-from common.extents import NO_EXTENTS, Extents, plan
-from common.recordfile import RecordFile
-from common.replica import Apply
-from common.wire import Buffer, Condition
-from services import log
-from services.journal_store import open_journal
-from services.store import StoreWorker
+from bdr.common.errors import DeviceError
+from bdr.common.ring import layout
+from bdr.common.ring.slots import encode
+from bdr.common.storage.record_file import RecordFile
+from bdr.common.storage.target_device import TargetDevice
+from bdr.common.target.extents import NO_EXTENTS, Extents, plan
+from bdr.common.target.replica import Apply
+from bdr.common.wire.control import Buffer, Condition
+from bdr.services.runtime import log
+from bdr.services.target.journal_store import open_journal
+from bdr.services.target.store import StoreWorker
 from tests.bench import bare_loop
 from tests.bench.rig import DEVICE_BYTES, Rig, cpu_seconds, resident_bytes
 
@@ -107,7 +108,7 @@ def recovery_seconds() -> float:
             volume="bench",
         )
         seconds = time.perf_counter() - began_s
-        assert record.slot == RECOVERY_BYTES // ring.PAYLOAD_BYTES
+        assert record.slot == RECOVERY_BYTES // layout.PAYLOAD_BYTES
         store.close()
         return seconds
 
@@ -136,10 +137,10 @@ def _fill(directory: str, target: Path) -> None:
     record = replace(record, stream=b"s" * 16, epoch=1, condition=Condition.CONSISTENT)
     worker.put(Apply(1, NO_EXTENTS, b"", b"", record))
     payload = os.urandom(_MIB)
-    slots = _MIB // ring.PAYLOAD_BYTES
+    slots = _MIB // layout.PAYLOAD_BYTES
     for at in range(RECOVERY_BYTES // _MIB):
-        sectors = np.arange(slots, dtype=np.uint64) * 8 + at * (_MIB // ring.SECTOR_BYTES)
-        headers = ring.encode(op=ring.Op.WRITE, sector=sectors).tobytes()
+        sectors = np.arange(slots, dtype=np.uint64) * 8 + at * (_MIB // layout.SECTOR_BYTES)
+        headers = encode(op=layout.Op.WRITE, sector=sectors).tobytes()
         record = replace(record, slot=record.slot + slots)
         extents = plan(headers, payload, device_sectors=device.sectors)
         worker.put(Apply(at + 2, extents, headers, payload, record))
@@ -153,10 +154,10 @@ def _seconds(call: Callable[[], None], rig: Rig) -> float:
     """Until the target itself has what `call` wrote."""
     began_s = time.perf_counter()
     call()
-    marker = os.urandom(ring.PAYLOAD_BYTES)
-    offset = DEVICE_BYTES - ring.PAYLOAD_BYTES
-    sectors = np.array([offset // ring.SECTOR_BYTES], np.uint64)
-    first = rig.capture.produce(ring.encode(op=ring.Op.WRITE, sector=sectors), marker)
+    marker = os.urandom(layout.PAYLOAD_BYTES)
+    offset = DEVICE_BYTES - layout.PAYLOAD_BYTES
+    sectors = np.array([offset // layout.SECTOR_BYTES], np.uint64)
+    first = rig.capture.produce(encode(op=layout.Op.WRITE, sector=sectors), marker)
     rig.wait(first + 1)
     with rig.target.open("rb") as file:
         while os.pread(file.fileno(), len(marker), offset) != marker:

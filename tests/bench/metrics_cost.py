@@ -22,14 +22,14 @@ from pathlib import Path
 
 import zmq
 
-from services import metrics
-from services.loop import Loop
-from services.metrics import Reporter
+from bdr.services.runtime import reports
+from bdr.services.runtime.loop import Loop
+from bdr.services.runtime.reports import Reporter
 from tests.bench.rig import Rig, cpu_seconds
 
 ROUNDS = 5
 BYTES = 1 << 30
-VALUES: metrics.Values = {f"counter_{at}": 1 << 40 for at in range(16)} | {"phase": "STREAMING"}
+VALUES: reports.Values = {f"counter_{at}": 1 << 40 for at in range(16)} | {"phase": "STREAMING"}
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def main() -> None:
 def _monitor(run_dir: str) -> subprocess.Popen[bytes]:
     # As a target's: the in-memory ring is not there for observers.
     words = ["--volume", "bench", "--role", "target", "--run-dir", run_dir, "--noprint"]
-    process = subprocess.Popen([sys.executable, "-m", "services.monitor", *words])
+    process = subprocess.Popen([sys.executable, "-m", "bdr.services.monitor", *words])
     while not Path(run_dir, "status.sock").exists():
         time.sleep(0.01)
     return process

@@ -21,9 +21,10 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.capture import Role
-from common.capture_nbd import NbdCapture
-from common.ring import Mode, published_count
+from bdr.common.capture.api import Role
+from bdr.common.capture.nbd import NbdCapture
+from bdr.common.ring.layout import Mode
+from bdr.common.ring.slots import published_count
 from deploy.nbd_source import loop_device
 from tests.nbdkit.server import DEADLINE_S, build_plugin, wait_until
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common.ring import Mode
+from bdr.common.ring.layout import Mode
 from tests.nbdkit.server import build_plugin
 from tests.pipeline.overload import Load, over_a_link
 from tests.pipeline.pair import MIB

@@ -14,9 +14,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from common import ring, sequencer
-from common.capture_memory import MemoryCapture
-from common.sequencer import Sequencer
+from bdr.common.capture.memory import MemoryCapture
+from bdr.common.ring import layout
+from bdr.common.ring.slots import encode, published_count
+from bdr.common.source import sequencer
+from bdr.common.source.sequencer import Sequencer
+from bdr.common.wire import control as wire
 from tests.bench import bare_loop
 from tests.bench.rig import DEVICE_BYTES, Rig, cpu_seconds, resident_bytes
 
@@ -86,13 +89,13 @@ def work_per_batch() -> dict[int, int]:
         try:
             machine = _streaming(capture)
             sectors = np.arange(slots, dtype=np.uint64)[::-1] * np.uint64(64)
-            capture.produce(ring.encode(op=ring.Op.WRITE, sector=sectors))
+            capture.produce(encode(op=layout.Op.WRITE, sector=sectors))
 
             def dispatch(
                 capture: MemoryCapture = capture, machine: Sequencer = machine, slots: int = slots
             ) -> None:
                 limit = machine.dispatch_limit
-                found = ring.published_count(capture.headers, cursor=machine.cursor, limit=limit)
+                found = published_count(capture.headers, cursor=machine.cursor, limit=limit)
                 assert found == slots
                 machine.handle(sequencer.SendersReady(found))
 
@@ -107,13 +110,13 @@ def _streaming(capture: MemoryCapture) -> Sequencer:
     machine.handle(sequencer.Tick(0.0))
     (hello,) = machine.handle(sequencer.LinkUp())
     assert isinstance(hello, sequencer.Send)
-    assert isinstance(hello.message, sequencer.Hello)
-    welcome = sequencer.Welcome(
+    assert isinstance(hello.message, wire.Hello)
+    welcome = wire.Welcome(
         attempt=hello.message.attempt,
         epoch=1,
         number=1,
         slot=0,
-        condition=sequencer.Condition.CONSISTENT,
+        condition=wire.Condition.CONSISTENT,
     )
     machine.handle(sequencer.MessageArrived(welcome))
     return machine

@@ -18,13 +18,14 @@ from typing import Self
 
 import numpy as np
 
-from common import ring
-from common.capture_memory import MemoryCapture
-from common.sequencer import SequencerSettings
+from bdr.common.capture.memory import MemoryCapture
+from bdr.common.ring import layout
+from bdr.common.ring.slots import encode
+from bdr.common.source.sequencer import SequencerSettings
+from bdr.services.reader import Reader
+from bdr.services.runtime import log
+from bdr.services.runtime.sockets import RunDirectory
 from deploy.demo import free_port
-from services import log
-from services.reader import Reader
-from services.sockets import RunDirectory
 
 DEVICE_BYTES = 1 << 30
 CAPACITY = 16384
@@ -32,7 +33,7 @@ WRITE_SLOTS = 256
 BURST_SLOTS = 4 * WRITE_SLOTS
 """Published at once: the ring's filling must not be what is measured."""
 RELEASE_TIMEOUT_S = 120.0
-_SECTORS_PER_SLOT = ring.SLOT_SECTORS
+_SECTORS_PER_SLOT = layout.SLOT_SECTORS
 
 
 class Rig:
@@ -60,7 +61,7 @@ class Rig:
         self.capture = MemoryCapture.create(
             str(self.directory / "ring"),
             capacity=CAPACITY,
-            device_sectors=DEVICE_BYTES // ring.SECTOR_BYTES,
+            device_sectors=DEVICE_BYTES // layout.SECTOR_BYTES,
         )
         everywhere = ["--volume", "bench", "--port", str(port), "--noprint"]
         self.applier = _start(
@@ -91,19 +92,19 @@ class Rig:
         self._thread = threading.Thread(target=self.reader.run)
         self._thread.start()
         rng = np.random.default_rng(1)
-        self.capture.payload(0, CAPACITY)[:] = rng.bytes(CAPACITY * ring.PAYLOAD_BYTES)
-        self.write_sequential(WRITE_SLOTS * ring.PAYLOAD_BYTES)
+        self.capture.payload(0, CAPACITY)[:] = rng.bytes(CAPACITY * layout.PAYLOAD_BYTES)
+        self.write_sequential(WRITE_SLOTS * layout.PAYLOAD_BYTES)
 
     def write_sequential(self, total_bytes: int) -> None:
         """Publishes writes of 1 MiB round the device, and waits until they are durable."""
-        slots = min(BURST_SLOTS, total_bytes // ring.PAYLOAD_BYTES)
+        slots = min(BURST_SLOTS, total_bytes // layout.PAYLOAD_BYTES)
         numbers = np.arange(slots, dtype=np.uint64)
         base = numbers * np.uint64(_SECTORS_PER_SLOT)
         last = numbers % np.uint64(WRITE_SLOTS) == WRITE_SLOTS - 1
         end = 0
-        for at in range(0, total_bytes, slots * ring.PAYLOAD_BYTES):
-            sector = np.uint64(at % DEVICE_BYTES // ring.SECTOR_BYTES)
-            headers = ring.encode(op=ring.Op.WRITE, sector=base + sector, last=last)
+        for at in range(0, total_bytes, slots * layout.PAYLOAD_BYTES):
+            sector = np.uint64(at % DEVICE_BYTES // layout.SECTOR_BYTES)
+            headers = encode(op=layout.Op.WRITE, sector=base + sector, last=last)
             end = self.capture.produce(headers) + slots
         self.wait(end)
 
@@ -112,15 +113,15 @@ class Rig:
         rng = np.random.default_rng(2)
         end = 0
         for _ in range(0, slots, BURST_SLOTS):
-            places = rng.integers(0, DEVICE_BYTES // ring.PAYLOAD_BYTES, BURST_SLOTS)
+            places = rng.integers(0, DEVICE_BYTES // layout.PAYLOAD_BYTES, BURST_SLOTS)
             sectors = places.astype(np.uint64) * np.uint64(_SECTORS_PER_SLOT)
-            end = self.capture.produce(ring.encode(op=ring.Op.WRITE, sector=sectors)) + BURST_SLOTS
+            end = self.capture.produce(encode(op=layout.Op.WRITE, sector=sectors)) + BURST_SLOTS
         self.wait(end)
 
     def write_one(self, place: int) -> None:
         """Publishes one 4 KiB write, and waits until it is durable."""
         sector = np.array([place * _SECTORS_PER_SLOT], np.uint64)
-        self.wait(self.capture.produce(ring.encode(op=ring.Op.WRITE, sector=sector)) + 1)
+        self.wait(self.capture.produce(encode(op=layout.Op.WRITE, sector=sector)) + 1)
 
     def wait(self, slot: int) -> None:
         """Waits until every slot below `slot` is durable on the target."""
@@ -155,7 +156,7 @@ def resident_bytes(pid: int) -> dict[str, int]:
 
 
 def _start(stage: str, *options: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", f"services.{stage}", *options])
+    return subprocess.Popen([sys.executable, "-m", f"bdr.services.{stage}", *options])
 
 
 def cpu_seconds(pid: int) -> float:

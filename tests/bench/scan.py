@@ -17,9 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from common.tickets import Reported
+from bdr.common.source.scheduler import Reported
+from bdr.services.cli.reader_client import OfficeClient
 from deploy.command import wait_for
-from services.office_client import OfficeClient
 from tests.nbdkit.server import build_plugin
 from tests.pipeline.pair import BLOCK_BYTES, MIB
 from tests.pipeline.scanned import ScannedPair

@@ -30,9 +30,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.capture import Role
-from common.capture_dm import DmCapture
-from common.ring import Mode
+from bdr.common.capture.api import Role
+from bdr.common.capture.dm import DmCapture
+from bdr.common.ring.layout import Mode
 from tests.kernel.conftest import MODULE
 from tests.kernel.devices import Bdr, Mapped, have_module, run, sectors_of
 

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.capture import Bitmap, Role
-from common.capture_dm import DmCapture
-from common.errors import CaptureError
+from bdr.common.capture.api import Bitmap, Role
+from bdr.common.capture.dm import DmCapture
+from bdr.common.errors import CaptureError
 from tests.kernel.devices import Bdr, Direct, Loop, run, sectors_of
 from tests.kernel.mirror import Mirror
 

@@ -19,9 +19,10 @@ from typing import Self
 
 import numpy as np
 
-from common.capture import Bitmap, Role
-from common.capture_dm import DmCapture
-from common.ring import PAYLOAD_BYTES, Mode, Op, decode, published_count, slots_at
+from bdr.common.capture.api import Bitmap, Role
+from bdr.common.capture.dm import DmCapture
+from bdr.common.ring.layout import PAYLOAD_BYTES, Mode, Op
+from bdr.common.ring.slots import decode, published_count, slots_at
 from tests.kernel.devices import Bdr, Direct
 
 _LIMIT = 2048

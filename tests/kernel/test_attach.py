@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from common.attach import Attachment, LinuxHost, attach, attached, detach
-from common.errors import DeviceError
-from services.cli import main
+from bdr.common.errors import DeviceError
+from bdr.common.host.attach import Attachment, LinuxHost, attach, attached, detach
+from bdr.services.cli.main import main
 from tests.kernel.devices import ROOT, Bdr, Direct, Loop, run
 
 SETUP = ROOT / "deploy/setup.sh"
@@ -145,7 +145,7 @@ def test_all_of_the_configuration_are_attached_and_detached(loop: Loop, tmp_path
 
 def test_commands_end_with_the_error_s_exit_code(loop: Loop) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "services.cli_attach", "detach", "nothing"],
+        [sys.executable, "-m", "bdr.services.cli.attach", "detach", "nothing"],
         capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ,
     )  # fmt: skip
     assert done.returncode == DeviceError.exit_code

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.ring import Mode, Op, decode, slots_at
+from bdr.common.ring.layout import Mode, Op
+from bdr.common.ring.slots import decode, slots_at
 from tests.kernel.devices import (
     Bdr,
     Direct,

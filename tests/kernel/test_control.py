@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from common import uapi
-from common.capture import Bitmap, Role
-from common.capture_dm import DmCapture
-from common.ring import published_count
+from bdr.common.capture import abi
+from bdr.common.capture.api import Bitmap, Role
+from bdr.common.capture.dm import DmCapture
+from bdr.common.ring.slots import published_count
 from tests.kernel.devices import TOOLS, Bdr, Direct, Loop, run
 from tests.kernel.mirror import Mirror
 
@@ -92,7 +92,7 @@ def test_release_outside_the_ring_is_refused(ring: Bdr) -> None:
         (3, 3, 0),
         (4, 4, errno.ERANGE),
     ):
-        assert refused(fd, uapi.IOC_RELEASE, uapi.RELEASE.pack(asked, cursor)) == wanted
+        assert refused(fd, abi.IOC_RELEASE, abi.RELEASE.pack(asked, cursor)) == wanted
         tail = tail if wanted else asked
         assert ring.status().tail == tail
     os.close(fd)
@@ -101,43 +101,43 @@ def test_release_outside_the_ring_is_refused(ring: Bdr) -> None:
 @pytest.mark.parametrize(
     ("code", "fields", "wanted"),
     [
-        (uapi.IOC_BITMAP_READ, (0, 64, 2, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_READ, (0, 64, 1, 1), errno.EINVAL),
-        (uapi.IOC_BITMAP_READ, (1, 64, 1, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_READ, (0, 63, 1, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_READ, (REGIONS, 64, 1, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_READ, (0, REGIONS + 64, 1, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_READ, ((1 << 64) - 64, 64, 1, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_READ, (64, (1 << 64) - 64, 1, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_READ, (0, uapi.BITMAP_CHUNK_REGIONS + 64, 1, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_READ, (REGIONS, 0, 1, 0), 0),
-        (uapi.IOC_BITMAP_CLEAR, (0, 1, 0, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_MARK, (0, 1, 0, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_MARK, (0, 1, 1, 7), errno.EINVAL),
-        (uapi.IOC_BITMAP_MARK, (REGIONS, 1, 1, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_MARK, (1, REGIONS, 1, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_MARK, ((1 << 64) - 1, 2, 1, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_CLEAR, (1, (1 << 64) - 1, 1, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_MARK, (REGIONS, 0, 1, 0), 0),
+        (abi.IOC_BITMAP_READ, (0, 64, 2, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_READ, (0, 64, 1, 1), errno.EINVAL),
+        (abi.IOC_BITMAP_READ, (1, 64, 1, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_READ, (0, 63, 1, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_READ, (REGIONS, 64, 1, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_READ, (0, REGIONS + 64, 1, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_READ, ((1 << 64) - 64, 64, 1, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_READ, (64, (1 << 64) - 64, 1, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_READ, (0, abi.BITMAP_CHUNK_REGIONS + 64, 1, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_READ, (REGIONS, 0, 1, 0), 0),
+        (abi.IOC_BITMAP_CLEAR, (0, 1, 0, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_MARK, (0, 1, 0, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_MARK, (0, 1, 1, 7), errno.EINVAL),
+        (abi.IOC_BITMAP_MARK, (REGIONS, 1, 1, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_MARK, (1, REGIONS, 1, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_MARK, ((1 << 64) - 1, 2, 1, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_CLEAR, (1, (1 << 64) - 1, 1, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_MARK, (REGIONS, 0, 1, 0), 0),
     ],
 )
 def test_bitmap_range_out_of_bounds_is_refused(
     fd: int, victim: Bdr, code: int, fields: tuple[int, int, int, int], wanted: int
 ) -> None:
-    assert refused(fd, code, uapi.BITMAP.pack(*fields, 0)) == wanted
+    assert refused(fd, code, abi.BITMAP.pack(*fields, 0)) == wanted
     assert victim.status().resync == 0
 
 
 @pytest.mark.parametrize("address", [0, 1, 8, 0x7FFF_FFFF_F000, 0xFFFF_FFFF_8000_0000, -8])
 def test_bad_pointer_gets_efault_and_changes_nothing(fd: int, victim: Bdr, address: int) -> None:
     before = victim.status()
-    for code in uapi.REQUEST_NAMES:
-        if code == uapi.IOC_OPEN:
+    for code in abi.REQUEST_NAMES:
+        if code == abi.IOC_OPEN:
             continue
         wanted = errno.EFAULT
-        assert -_raw_ioctl(fd, code, address) == wanted, uapi.REQUEST_NAMES[code]
-    request = uapi.BITMAP.pack(0, 64, 1, 0, address & (1 << 64) - 1)
-    assert refused(fd, uapi.IOC_BITMAP_READ, request) == errno.EFAULT
+        assert -_raw_ioctl(fd, code, address) == wanted, abi.REQUEST_NAMES[code]
+    request = abi.BITMAP.pack(0, 64, 1, 0, address & (1 << 64) - 1)
+    assert refused(fd, abi.IOC_BITMAP_READ, request) == errno.EFAULT
     assert victim.status() == before
 
 
@@ -152,7 +152,7 @@ def test_unknown_requests_and_wrong_sizes_get_enotty(fd: int) -> None:
     for number in range(7, 256):
         for direction in range(4):
             assert refused(fd, direction << 30 | 8 << 16 | 0xB7 << 8 | number, buffer)
-    for code in uapi.REQUEST_NAMES:
+    for code in abi.REQUEST_NAMES:
         for change in (1 << 16, 1 << 30, 1 << 8, 1 << 31):
             assert refused(fd, code ^ change, buffer) == errno.ENOTTY
 
@@ -160,13 +160,13 @@ def test_unknown_requests_and_wrong_sizes_get_enotty(fd: int) -> None:
 def test_observer_may_look_and_not_touch(victim: Bdr) -> None:
     observer = os.open(victim.device, os.O_RDONLY)
     try:
-        assert not refused(observer, uapi.IOC_INFO, bytes(uapi.INFO.size))
-        assert not refused(observer, uapi.IOC_STATUS, bytes(uapi.STATUS.size))
+        assert not refused(observer, abi.IOC_INFO, bytes(abi.INFO.size))
+        assert not refused(observer, abi.IOC_STATUS, bytes(abi.STATUS.size))
         for code, size in (
-            (uapi.IOC_RELEASE, 16),
-            (uapi.IOC_RESUME, 8),
-            (uapi.IOC_BITMAP_CLEAR, 32),
-            (uapi.IOC_BITMAP_MARK, 32),
+            (abi.IOC_RELEASE, 16),
+            (abi.IOC_RESUME, 8),
+            (abi.IOC_BITMAP_CLEAR, 32),
+            (abi.IOC_BITMAP_MARK, 32),
         ):
             assert refused(observer, code, bytes(size)) == errno.EPERM
         with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.ring import Op
+from bdr.common.ring.layout import Op
 from tests.kernel.devices import (
     Bdr,
     Direct,

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.capture import Bitmap
-from common.ring import Mode, Op, decode, slots_at
+from bdr.common.capture.api import Bitmap
+from bdr.common.ring.layout import Mode, Op
+from bdr.common.ring.slots import decode, slots_at
 from tests.kernel.devices import Bdr, Direct, Loop, Mapped, have_module, run
 from tests.kernel.mirror import Mirror
 

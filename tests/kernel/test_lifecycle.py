@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.capture import Bitmap, Role
-from common.capture_dm import DmCapture
-from common.errors import CaptureError, CaptureGoneError
-from common.ring import Mode
+from bdr.common.capture.api import Bitmap, Role
+from bdr.common.capture.dm import DmCapture
+from bdr.common.errors import CaptureError, CaptureGoneError
+from bdr.common.ring.layout import Mode
 from tests.kernel.conftest import MODULE
 from tests.kernel.devices import (
     Bdr,

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.ring import Op, decode, slots_at
+from bdr.common.ring.layout import Op
+from bdr.common.ring.slots import decode, slots_at
 from tests.kernel.devices import Bdr, Direct, Loop, Mapped, have_module, start, wait_for, write
 from tests.kernel.mirror import Mirror
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.capture import Bitmap
-from common.ring import Mode
+from bdr.common.capture.api import Bitmap
+from bdr.common.ring.layout import Mode
 from tests.kernel.devices import ROOT, Bdr, Direct, Loop, Mapped, run, start, wait_for, write
 from tests.kernel.mirror import Mirror
 

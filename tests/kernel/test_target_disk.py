@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from common.blockdev import TargetDevice
+from bdr.common.storage.target_device import TargetDevice
 
 
 def test_disk_is_known_by_its_serial_number(disk: str) -> None:

@@ -12,9 +12,10 @@ from typing import Self
 
 import numpy as np
 
-from common.capture import Role
-from common.capture_nbd import NbdCapture
-from common.ring import PAYLOAD_BYTES, SECTOR_BYTES, Op, decode, published_count, slots_at
+from bdr.common.capture.api import Role
+from bdr.common.capture.nbd import NbdCapture
+from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES, Op
+from bdr.common.ring.slots import decode, published_count, slots_at
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = ROOT / "build" / "nbdkit" / "bdr.so"

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import pytest
 
-from common import uapi
-from common.capture import Bitmap, Role, open_capture
-from common.capture_nbd import NbdCapture
-from common.errors import CaptureError, CaptureGoneError
-from common.ring import Mode
+from bdr.common.capture import abi
+from bdr.common.capture.api import Bitmap, Role, open_capture
+from bdr.common.capture.nbd import NbdCapture
+from bdr.common.errors import CaptureError, CaptureGoneError
+from bdr.common.ring.layout import Mode
 from tests.nbdkit.client import WRITE, NbdClient
 from tests.nbdkit.server import DEADLINE_S, ROOT, Server, wait_until
 
@@ -73,17 +73,17 @@ class Raw:
         self.socket.send(packet)
         answer, fds, _, _ = socket.recv_fds(self.socket, 1 << 17, 4)
         self.fds += fds
-        error, reserved = uapi.REPLY.unpack_from(answer)
+        error, reserved = abi.REPLY.unpack_from(answer)
         assert reserved == 0
         if error:
-            assert len(answer) == uapi.REPLY.size
+            assert len(answer) == abi.REPLY.size
         return int(error)
 
     def ask(self, code: int, argument: bytes = b"") -> int:
-        return self.send(uapi.REQUEST.pack(code, 0) + argument)
+        return self.send(abi.REQUEST.pack(code, 0) + argument)
 
-    def open(self, role: Role, version: int = uapi.ABI_VERSION) -> int:
-        return self.ask(uapi.IOC_OPEN, uapi.OPEN.pack(version, role.value))
+    def open(self, role: Role, version: int = abi.ABI_VERSION) -> int:
+        return self.ask(abi.IOC_OPEN, abi.OPEN.pack(version, role.value))
 
 
 def readable(capture: NbdCapture, timeout_s: float = 0) -> bool:
@@ -238,7 +238,8 @@ def test_killed_consumer_is_succeeded_at_the_tail(server: Server, client: NbdCli
     for i in range(10):
         client.write(i * 4096, bytes([i]) * 4096)
     program = (
-        "import sys; from common.capture_nbd import NbdCapture; from common.capture import Role\n"
+        "import sys; from bdr.common.capture.nbd import NbdCapture\n"
+        "from bdr.common.capture.api import Role\n"
         "capture = NbdCapture(sys.argv[1], Role.CONSUMER); capture.release(tail=4, cursor=8)\n"
         "print('released', flush=True); sys.stdin.read()"
     )
@@ -331,9 +332,9 @@ def test_bitmap_larger_than_a_packet_is_read_in_pieces(serve: Serve, disk: Path)
     os.truncate(disk, 5 << 30)
     server = serve("region=4096", "writes=8")
     regions = (5 << 30) // 4096
-    assert regions > 2 * uapi.BITMAP_CHUNK_REGIONS
+    assert regions > 2 * abi.BITMAP_CHUNK_REGIONS
     capture = server.consumer()
-    marks = (0, 63, 64, uapi.BITMAP_CHUNK_REGIONS - 1, uapi.BITMAP_CHUNK_REGIONS, regions - 1)
+    marks = (0, 63, 64, abi.BITMAP_CHUNK_REGIONS - 1, abi.BITMAP_CHUNK_REGIONS, regions - 1)
     for region in marks:
         capture.mark_bitmap(first=region, count=1)
     raw = capture.read_bitmap(Bitmap.RESYNC, first=0, count=regions)
@@ -363,22 +364,22 @@ def test_bitmap_whose_last_word_is_short_is_read_to_its_end(serve: Serve, disk: 
 @pytest.mark.parametrize(
     ("code", "argument", "error"),
     [
-        (uapi.IOC_BITMAP_READ, (0, 64, 2, 0, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_READ, (1, 64, 0, 0, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_READ, (0, 63, 0, 0, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_READ, (0, 64, 0, 1, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_READ, (0, 64, 0, 0, 1), errno.EINVAL),
-        (uapi.IOC_BITMAP_READ, (0, 320, 0, 0, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_READ, (256, 64, 0, 0, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_READ, (2**64 - 64, 64, 0, 0, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_READ, (64, 2**64 - 64, 0, 0, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_CLEAR, (0, 64, 0, 0, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_MARK, (0, 64, 0, 0, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_MARK, (0, 64, 1, 7, 0), errno.EINVAL),
-        (uapi.IOC_BITMAP_MARK, (0, 257, 1, 0, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_MARK, (257, 0, 1, 0, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_CLEAR, (2**63, 2**63, 1, 0, 0), errno.ERANGE),
-        (uapi.IOC_BITMAP_CLEAR, (1, 2**64 - 1, 1, 0, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_READ, (0, 64, 2, 0, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_READ, (1, 64, 0, 0, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_READ, (0, 63, 0, 0, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_READ, (0, 64, 0, 1, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_READ, (0, 64, 0, 0, 1), errno.EINVAL),
+        (abi.IOC_BITMAP_READ, (0, 320, 0, 0, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_READ, (256, 64, 0, 0, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_READ, (2**64 - 64, 64, 0, 0, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_READ, (64, 2**64 - 64, 0, 0, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_CLEAR, (0, 64, 0, 0, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_MARK, (0, 64, 0, 0, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_MARK, (0, 64, 1, 7, 0), errno.EINVAL),
+        (abi.IOC_BITMAP_MARK, (0, 257, 1, 0, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_MARK, (257, 0, 1, 0, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_CLEAR, (2**63, 2**63, 1, 0, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_CLEAR, (1, 2**64 - 1, 1, 0, 0), errno.ERANGE),
     ],
 )
 def test_wrong_bitmap_request_gets_an_errno_and_changes_nothing(
@@ -386,8 +387,8 @@ def test_wrong_bitmap_request_gets_an_errno_and_changes_nothing(
 ) -> None:
     with Raw(server) as raw:
         assert raw.open(Role.CONSUMER) == 0
-        assert raw.ask(uapi.IOC_BITMAP_MARK, uapi.BITMAP.pack(5, 1, 1, 0, 0)) == 0
-        assert raw.ask(code, uapi.BITMAP.pack(*argument)) == error
+        assert raw.ask(abi.IOC_BITMAP_MARK, abi.BITMAP.pack(5, 1, 1, 0, 0)) == 0
+        assert raw.ask(code, abi.BITMAP.pack(*argument)) == error
     observer = server.observer()
     assert observer.status().resync_regions == 1
     assert observer.status().active_regions == 0
@@ -395,27 +396,27 @@ def test_wrong_bitmap_request_gets_an_errno_and_changes_nothing(
 
 
 def test_malformed_packets_get_an_errno(server: Server) -> None:
-    request = uapi.REQUEST.pack
+    request = abi.REQUEST.pack
     with Raw(server) as raw:
-        assert raw.ask(uapi.IOC_STATUS) == errno.ENOTCONN
+        assert raw.ask(abi.IOC_STATUS) == errno.ENOTCONN
         assert raw.send(b"x") == errno.EINVAL
-        assert raw.send(request(uapi.IOC_OPEN, 0)[:7]) == errno.EINVAL
-        assert raw.ask(uapi.IOC_OPEN) == errno.EINVAL
-        assert raw.ask(uapi.IOC_OPEN, bytes(7)) == errno.EINVAL
-        assert raw.ask(uapi.IOC_OPEN, bytes(9)) == errno.EINVAL
-        assert raw.open(Role.OBSERVER, version=uapi.ABI_VERSION + 1) == errno.EPROTONOSUPPORT
-        assert raw.ask(uapi.IOC_OPEN, uapi.OPEN.pack(uapi.ABI_VERSION, 2)) == errno.EINVAL
+        assert raw.send(request(abi.IOC_OPEN, 0)[:7]) == errno.EINVAL
+        assert raw.ask(abi.IOC_OPEN) == errno.EINVAL
+        assert raw.ask(abi.IOC_OPEN, bytes(7)) == errno.EINVAL
+        assert raw.ask(abi.IOC_OPEN, bytes(9)) == errno.EINVAL
+        assert raw.open(Role.OBSERVER, version=abi.ABI_VERSION + 1) == errno.EPROTONOSUPPORT
+        assert raw.ask(abi.IOC_OPEN, abi.OPEN.pack(abi.ABI_VERSION, 2)) == errno.EINVAL
         assert not raw.fds
         assert raw.open(Role.CONSUMER) == 0
         assert len(raw.fds) == 2
         assert raw.open(Role.CONSUMER) == errno.EISCONN
-        assert raw.send(request(uapi.IOC_STATUS, 1)) == errno.EINVAL
-        assert raw.send(request(uapi.IOC_STATUS, 0) + b"\0") == errno.EINVAL
-        assert raw.send(request(uapi.IOC_STATUS, 0) + bytes(100_000)) == errno.EINVAL
-        assert raw.send(request(uapi.IOC_RELEASE, 0) + bytes(15)) == errno.EINVAL
-        for code in (0, 1, uapi.IOC_STATUS + 1, 2**32 - 1, uapi.IOC_STATUS ^ 1 << 30):
+        assert raw.send(request(abi.IOC_STATUS, 1)) == errno.EINVAL
+        assert raw.send(request(abi.IOC_STATUS, 0) + b"\0") == errno.EINVAL
+        assert raw.send(request(abi.IOC_STATUS, 0) + bytes(100_000)) == errno.EINVAL
+        assert raw.send(request(abi.IOC_RELEASE, 0) + bytes(15)) == errno.EINVAL
+        for code in (0, 1, abi.IOC_STATUS + 1, 2**32 - 1, abi.IOC_STATUS ^ 1 << 30):
             assert raw.ask(code) == errno.ENOTTY
-        assert raw.ask(uapi.IOC_STATUS) == 0
+        assert raw.ask(abi.IOC_STATUS) == 0
         # An empty packet is a goodbye; there is no other way to read it.
         raw.socket.send(b"")
         assert raw.socket.recv(100) == b""
@@ -424,7 +425,7 @@ def test_malformed_packets_get_an_errno(server: Server) -> None:
 def test_random_packets_do_no_harm(server: Server, client: NbdClient) -> None:
     client.write(0, bytes(8 * 4096))
     random_ = random.Random(11)
-    codes = list(uapi.REQUEST_NAMES)
+    codes = list(abi.REQUEST_NAMES)
     for _ in range(30):
         with Raw(server) as raw:
             if random_.random() < 0.9:
@@ -436,7 +437,7 @@ def test_random_packets_do_no_harm(server: Server, client: NbdClient) -> None:
                 if random_.random() < 0.5:
                     numbers = [random_.choice([0, 1, 64, 255, 256, 2**64 - 1]) for _ in range(4)]
                     argument = struct.pack("<4Q", *numbers)[: len(argument)]
-                if raw.send(uapi.REQUEST.pack(code, reserved) + argument) == errno.ENOTCONN:
+                if raw.send(abi.REQUEST.pack(code, reserved) + argument) == errno.ENOTCONN:
                     break
     assert server.process.poll() is None
     client.write(0, bytes(4096))
@@ -454,7 +455,7 @@ def test_descriptors_sent_to_the_server_are_dropped(server: Server) -> None:
         assert raw.open(Role.OBSERVER) == 0
         before = count()
         pipe = os.pipe()
-        message = uapi.REQUEST.pack(uapi.IOC_STATUS, 0)
+        message = abi.REQUEST.pack(abi.IOC_STATUS, 0)
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", pipe))
         for _ in range(50):
             raw.socket.sendmsg([message], [rights])
@@ -486,7 +487,7 @@ def test_clients_are_bounded_and_places_come_back(server: Server) -> None:
 
 
 def test_client_that_never_reads_its_answers_blocks_nobody(server: Server) -> None:
-    request = uapi.REQUEST.pack(uapi.IOC_STATUS, 0)
+    request = abi.REQUEST.pack(abi.IOC_STATUS, 0)
     with Raw(server) as raw:
         assert raw.open(Role.CONSUMER) == 0
         raw.socket.setblocking(False)
@@ -512,14 +513,14 @@ def test_client_that_dies_within_a_request_frees_the_role(
     for _ in range(65):
         client.write(0, bytes(4096))
     for code, argument in (
-        (uapi.IOC_RESUME, b""),
-        (uapi.IOC_BITMAP_READ, uapi.BITMAP.pack(0, REGIONS, 0, 0, 0)),
-        (uapi.IOC_RELEASE, uapi.RELEASE.pack(0, 0)),
+        (abi.IOC_RESUME, b""),
+        (abi.IOC_BITMAP_READ, abi.BITMAP.pack(0, REGIONS, 0, 0, 0)),
+        (abi.IOC_RELEASE, abi.RELEASE.pack(0, 0)),
     ):
         for _ in range(20):
             raw = Raw(server)
             assert raw.open(Role.CONSUMER) == 0
-            raw.socket.send(uapi.REQUEST.pack(code, 0) + argument)
+            raw.socket.send(abi.REQUEST.pack(code, 0) + argument)
             raw.__exit__()
     capture = server.consumer()
     status = capture.status()

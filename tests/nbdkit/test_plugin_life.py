@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from common import uapi
+from bdr.common.capture import abi
 from tests.nbdkit.client import NbdClient
 from tests.nbdkit.server import DEADLINE_S, PLUGIN, Server, wait_until
 
@@ -78,7 +78,7 @@ def test_dump_plugin_shows_the_abi_version() -> None:
         ["nbdkit", "--dump-plugin", str(PLUGIN)], capture_output=True, text=True, check=True
     )
     values = dict(line.split("=", 1) for line in done.stdout.splitlines())
-    assert values["bdr_abi_version"] == str(uapi.ABI_VERSION)
+    assert values["bdr_abi_version"] == str(abi.ABI_VERSION)
     assert values["thread_model"] == "parallel"
     assert values["api_version"] == "2"
 

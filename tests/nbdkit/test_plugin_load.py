@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from common.capture import Bitmap
-from common.capture_nbd import NbdCapture
-from common.ring import Mode, Op
+from bdr.common.capture.api import Bitmap
+from bdr.common.capture.nbd import NbdCapture
+from bdr.common.ring.layout import Mode, Op
 from tests.nbdkit.client import (
     FLUSH,
     FUA,

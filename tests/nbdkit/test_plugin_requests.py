@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.capture_nbd import NbdCapture
-from common.ring import Op, decode, published_count
+from bdr.common.capture.nbd import NbdCapture
+from bdr.common.ring.layout import Op
+from bdr.common.ring.slots import decode, published_count
 from tests.nbdkit.client import FAST_ZERO, FLUSH, FUA, NO_HOLE, WRITE, NbdClient
 from tests.nbdkit.server import Replay, Server
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import uapi
-from common.capture import Bitmap, Role
-from common.capture_nbd import NbdCapture
-from common.errors import CaptureError
-from common.ring import Mode, Op, decode
+from bdr.common.capture import abi
+from bdr.common.capture.api import Bitmap, Role
+from bdr.common.capture.nbd import NbdCapture
+from bdr.common.errors import CaptureError
+from bdr.common.ring.layout import Mode, Op
+from bdr.common.ring.slots import decode
 from tests.nbdkit.client import FLUSH, FUA, WRITE, NbdClient
 from tests.nbdkit.server import DEADLINE_S, Replay, Server, wait_until
 
@@ -235,22 +236,22 @@ def test_consumer_that_dies_within_a_resume_is_succeeded_after_it(
     wait_until(lambda: first.status().unlogged == 1)
     observer = server.observer()
     # It asks and dies, without waiting for the answer.
-    first._socket.send(uapi.REQUEST.pack(uapi.IOC_RESUME, 0))
+    first._socket.send(abi.REQUEST.pack(abi.IOC_RESUME, 0))
     wait_until(lambda: observer.status().mode is Mode.STREAM)
     first.close()
 
     # Two RESUMEs at a time would share a counter: the role comes after the merge.
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as successor:
         successor.connect(server.ring)
-        role = uapi.OPEN.pack(uapi.ABI_VERSION, Role.CONSUMER.value)
-        successor.send(uapi.REQUEST.pack(uapi.IOC_OPEN, 0) + role)
+        role = abi.OPEN.pack(abi.ABI_VERSION, Role.CONSUMER.value)
+        successor.send(abi.REQUEST.pack(abi.IOC_OPEN, 0) + role)
         successor.settimeout(0.2)
         with pytest.raises(TimeoutError):
             successor.recv(100)
         held.let_go(3)
         assert client.wait(unlogged).error == 0
         successor.settimeout(DEADLINE_S)
-        assert successor.recv(100) == uapi.REPLY.pack(0, 0)
+        assert successor.recv(100) == abi.REPLY.pack(0, 0)
     assert marked(observer, Bitmap.RESYNC, 3)
     assert observer.status().unlogged == 0
     observer.close()

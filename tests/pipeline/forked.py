@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.errors import PERMANENT_EXIT_CODES
-from common.programs import Program
+from bdr.common.errors import PERMANENT_EXIT_CODES
+from bdr.common.host.programs import Program
+from bdr.services.runtime.process import end_with_parent
 from deploy.command import wait_for
 from deploy.stack import Stack
-from services.parent import end_with_parent
 
-MODULES = ("applier", "reader", "sender", "scanner", "cli", "cli_scan", "verifier")
+MODULES = ("applier", "reader", "sender", "scanner", "cli.main", "cli.scan", "cli.verifier")
 POLL_MS = 20
 
 
@@ -55,7 +55,7 @@ class ForkedStack(Stack):
     def run_once(self, words: Sequence[str], *, timeout_s: float) -> tuple[int, str]:
         """Runs `bdr` with these words; its exit code, and what it said."""
         name = f"command-{words[0]}"
-        command = [sys.executable, "-m", "services.cli", *words]
+        command = [sys.executable, "-m", "bdr.services.cli.main", *words]
         log = str(self.log_dir / f"{name}.log")
         self._ask("start", name, command=command, log=log, is_once=True)
         wait_for(lambda: not self.pid(name), what=f"the end of {words}", timeout_s=timeout_s)
@@ -102,7 +102,7 @@ class _Nursery:
 
     def run(self) -> None:
         for module in MODULES:
-            importlib.import_module(f"services.{module}")
+            importlib.import_module(f"bdr.services.{module}")
         while True:
             if select.select([self._requests], [], [], POLL_MS / 1000)[0]:
                 asked = self._requests.recv(1 << 16)

@@ -20,14 +20,14 @@ from typing import Any, Self
 
 import pytest
 
-from common.capture import Capture, Role, open_capture
-from common.errors import BdrError
+from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.errors import BdrError
+from bdr.services.cli.status import Place, ask
+from bdr.services.runtime.process import end_with_parent
+from bdr.services.supervise.supervisord import Supervision
 from deploy.command import end, wait_for
 from deploy.demo import free_port
 from deploy.nbd_source import nbd_server
-from services.cli_status import Place, ask
-from services.parent import end_with_parent
-from services.supervision import Supervision
 from tests.nbdkit.client import NbdClient
 
 MIB = 1 << 20

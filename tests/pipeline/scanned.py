@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.programs import Program
-from common.ring import Mode
-from common.tickets import Reported
+from bdr.common.host.programs import Program
+from bdr.common.ring.layout import Mode
+from bdr.common.source.scheduler import Reported
+from bdr.services.cli.reader_client import OfficeClient, SourcePlace
 from deploy.command import wait_for
 from deploy.stack import source_programs
-from services.office_client import OfficeClient, SourcePlace
 from tests.pipeline.pair import DEADLINE_S, MIB, VOLUME, Pair
 
 
@@ -91,7 +91,7 @@ class ScannedPair(Pair):
         """Runs `bdr verify` or `bdr resync`."""
         return subprocess.run(
             [
-                *(sys.executable, "-c", "from services.cli import main; main()"),
+                *(sys.executable, "-m", "bdr"),
                 *self.bdr_words(command, *options),
             ],
             check=False,

@@ -13,8 +13,8 @@ from dataclasses import replace
 import msgpack
 import zmq
 
-from common import wire
-from common.wire import BatchHeader, BatchKind, Mark
+from bdr.common.wire import control as wire
+from bdr.common.wire.control import BatchHeader, BatchKind, Mark
 from deploy.command import run
 from deploy.nbd_source import loop_device, mounted, nbd_server
 from tests.pipeline.pair import DEADLINE_S, MIB, Pair

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from common.blockdev import TargetDevice
-from common.recordfile import RecordFile
+from bdr.common.storage.record_file import RecordFile
+from bdr.common.storage.target_device import TargetDevice
+from bdr.services.target.journal_store import open_journal
 from deploy.command import run, wait_for
-from services.journal_store import open_journal
 from tests.pipeline.pair import BLOCK_BYTES, DEADLINE_S, MIB, VOLUME, Pair
 from tests.pipeline.proxy import BadLink
 from tests.pipeline.stamped import StampedWriter

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from common.errors import DeviceError, StateError
+from bdr.common.errors import DeviceError, StateError
 from deploy.command import wait_for
 from tests.pipeline.pair import DEADLINE_S, MIB, Pair
 

@@ -17,19 +17,21 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from common import journal, ring
-from common.blockdev import TargetDevice
-from common.errors import DeviceError, StateError, UsageError
-from common.extents import Extents, plan
-from common.record import NO_JOURNAL, ReplicaRecord
-from common.recordfile import RecordFile
-from common.replica import Apply
-from common.wire import Buffer, Condition
+from bdr.common.errors import DeviceError, StateError, UsageError
+from bdr.common.journal import format as journal_format
+from bdr.common.ring import layout
+from bdr.common.ring.slots import encode
+from bdr.common.storage.record_file import RecordFile
+from bdr.common.storage.target_device import TargetDevice
+from bdr.common.target.extents import Extents, plan
+from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
+from bdr.common.target.replica import Apply
+from bdr.common.wire.control import Buffer, Condition
+from bdr.services.cli.main import main as bdr
+from bdr.services.target.journal_store import JournalStore, open_journal
+from bdr.services.target.options import open_store
+from bdr.services.target.store import StoreWorker
 from deploy.command import wait_for
-from services.cli import main as bdr
-from services.journal_options import open_store
-from services.journal_store import JournalStore, open_journal
-from services.store import StoreWorker
 
 MIB = 1 << 20
 SIZE = 16 * MIB
@@ -106,7 +108,7 @@ class Host:
         slots = len(data) // 4096
         self.expected[offset : offset + len(data)] = data
         sectors = np.arange(slots, dtype=np.uint64) * 8 + offset // 512
-        headers = ring.encode(op=ring.Op.WRITE, sector=sectors).tobytes()
+        headers = encode(op=layout.Op.WRITE, sector=sectors).tobytes()
         return self._job(
             replace(self.record, slot=self.record.slot + slots), headers=headers, payload=data
         )
@@ -508,7 +510,7 @@ def test_journal_on_a_block_device(host: Host) -> None:
         assert host.is_applied()
         store = host.store
         assert isinstance(store, JournalStore)
-        assert store._engine.superblock.log_bytes == journal.log_bytes_of(20 * MIB)
+        assert store._engine.superblock.log_bytes == journal_format.log_bytes_of(20 * MIB)
         worker.close()
         with pytest.raises(StateError, match="name a bigger one"):
             host.open(journal=device, size=32 * MIB)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from common.record import NO_JOURNAL
-from common.recordfile import RecordFile
+from bdr.common.storage.record_file import RecordFile
+from bdr.common.target.record import NO_JOURNAL
 from deploy.command import wait_for
 from tests.pipeline.hosts import DEADLINE_S, Hosts, MakeHosts, make_hosts
 

@@ -16,8 +16,8 @@ from typing import Any, Self
 import pytest
 import zmq
 
+from bdr.services.monitoring.client import NoAnswerError, Subscriber
 from deploy.command import wait_for
-from services.monitor_client import NoAnswerError, Subscriber
 from tests.pipeline.hosts import DEADLINE_S, Host, Hosts, MakeHosts, Volume, make_hosts
 
 __all__ = ["make_hosts"]  # a fixture

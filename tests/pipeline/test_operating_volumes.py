@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from common.programs import stage_of
+from bdr.common.host.programs import stage_of
 from deploy.command import wait_for
 from tests.pipeline.hosts import BIN, DEADLINE_S, MIB, Host, MakeHosts, bdr, make_hosts, tool
 
@@ -305,7 +305,7 @@ def test_documented_mount_waits_for_the_service_without_a_cycle(directory: Path)
 
 
 def test_every_command_explains_itself() -> None:
-    from services.cli import SECTIONS  # noqa: PLC0415
+    from bdr.services.cli.main import SECTIONS  # noqa: PLC0415
 
     documented = (Path(__file__).parent.parent.parent / "docs" / "commands.md").read_text()
     for name in (name for section in SECTIONS.values() for name in section):

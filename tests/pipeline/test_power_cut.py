@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.blockdev import TargetDevice
-from common.capture import Capture, Role, open_capture
-from common.recordfile import RecordFile
-from common.ring import PAYLOAD_BYTES, SECTOR_BYTES, Op, decode, slots_at
+from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES, Op
+from bdr.common.ring.slots import decode, slots_at
+from bdr.common.storage.record_file import RecordFile
+from bdr.common.storage.target_device import TargetDevice
+from bdr.services.target.journal_store import open_journal
 from deploy.command import wait_for
 from deploy.nbd_source import loop_device, nbd_source
-from services.journal_store import open_journal
 from tests.pipeline.pair import BLOCK_BYTES, DEADLINE_S, MIB, VOLUME, Pair
 from tests.pipeline.stamped import StampedWriter
 

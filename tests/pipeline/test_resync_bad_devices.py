@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import CaptureGoneError, DeviceError
+from bdr.common.errors import CaptureGoneError, DeviceError
 from deploy.command import wait_for
 from tests.pipeline.bad_devices import failing, half_dead
 from tests.pipeline.pair import DEADLINE_S, MIB

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from common.blockdev import TargetDevice
-from common.errors import DeviceError
-from common.extents import Extents
-from common.ring import Op
+from bdr.common.errors import DeviceError
+from bdr.common.ring.layout import Op
+from bdr.common.storage.target_device import TargetDevice
+from bdr.common.target.extents import Extents
 
 MIB = 1 << 20
 pytestmark = pytest.mark.root

@@ -13,14 +13,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
-from common import journal, sequencer, wire
-from common import record as record_format
-from common.extents import plan
-from common.journal_engine import JournalEngine
-from common.record import ReplicaRecord
-from common.replica import Apply, Replica, ReplicaSettings
-from common.sequencer import Sequencer
-from common.wire import Batch, Condition, Mark
+from bdr.common.journal import format as journal_format
+from bdr.common.journal.engine import JournalEngine
+from bdr.common.ring import layout
+from bdr.common.source.sequencer import Sequencer
+from bdr.common.target import record as record_format
+from bdr.common.target.extents import plan
+from bdr.common.target.record import ReplicaRecord
+from bdr.common.target.replica import Apply, Replica, ReplicaSettings
+from bdr.common.wire import control as wire
+from bdr.common.wire.control import Batch, Condition, Mark
 from tests.simulation import parts, stores
 from tests.simulation.parts import Reader
 from tests.simulation.source import Gate, Write
@@ -108,7 +110,7 @@ def gap_mark_only_in_stream_mode() -> Patch:
     def make(due_mark: Any) -> Any:
         def broken(self: Sequencer) -> Mark | None:
             mark: Mark | None = due_mark(self)
-            is_overflow = self._status.mode is sequencer.Mode.OVERFLOW
+            is_overflow = self._status.mode is layout.Mode.OVERFLOW
             return None if mark is Mark.RESYNC and is_overflow else mark
 
         return broken
@@ -399,12 +401,12 @@ def checkpoint_before_the_device_is_synced() -> Patch:
 
 @bug(store="journal", audits=1.0, faults={"power_cut": 0.2})
 def torn_entry_trusted() -> Patch:
-    return mock.patch.object(journal, "body_checksum", _zeros)
+    return mock.patch.object(journal_format, "body_checksum", _zeros)
 
 
 @bug(store="journal", faults={"power_cut": 0.1, "stop_applier": 0.2})
 def superblock_in_one_copy() -> Patch:
-    return mock.patch.object(journal.Superblock, "offset", 0)
+    return mock.patch.object(journal_format.Superblock, "offset", 0)
 
 
 @bug(store="journal", log_entries=2, capacity=8, audits=1.0, disk_s=0.01, wire_s=0.0002)
@@ -420,4 +422,4 @@ def journal_forgets_the_condition() -> Patch:
 
         return broken
 
-    return wrapped(journal.EntryHeader, "record", make)
+    return wrapped(journal_format.EntryHeader, "record", make)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from common.ring import SECTOR_BYTES
+from bdr.common.ring.layout import SECTOR_BYTES
 
 
 class DiskFailedError(Exception):

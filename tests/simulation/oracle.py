@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from common.record import ReplicaRecord
-from common.replica import Apply, Replica
-from common.sequencer import Sequencer
-from common.wire import Condition
+from bdr.common.source.sequencer import Sequencer
+from bdr.common.target.record import ReplicaRecord
+from bdr.common.target.replica import Apply, Replica
+from bdr.common.wire.control import Condition
 from tests.simulation.source import STREAM, BrokenRuleError
 
 if TYPE_CHECKING:

@@ -10,11 +10,14 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING
 
-from common import replica, sequencer, wire
-from common.errors import WireError
-from common.replica import Replica
-from common.ring import WRITE_SLOTS_MAX, published_count
-from common.sequencer import Sequencer
+from bdr.common.errors import WireError
+from bdr.common.ring.layout import WRITE_SLOTS_MAX
+from bdr.common.ring.slots import published_count
+from bdr.common.source import sequencer
+from bdr.common.source.sequencer import Sequencer
+from bdr.common.target import replica
+from bdr.common.target.replica import Replica
+from bdr.common.wire import control as wire
 from tests.simulation.clock import Process
 from tests.simulation.disk import DiskFailedError, PowerLostError
 from tests.simulation.network import Channel
@@ -365,7 +368,7 @@ class Sender(Process):
 
 
 class Applier(Process):
-    """Mirrors `services/applier.py` and the worker of `services/store.py`."""
+    """Mirrors `services/applier.py` and the worker of `services/target/store.py`."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world.clock)

@@ -11,11 +11,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from common import comparer, replica, scan, tickets, wire
-from common.comparer import Comparer, ComparerSettings
-from common.replica import Replica
-from common.ring import PAYLOAD_BYTES, SECTOR_BYTES
-from common.scan import BLOCK_SECTORS, Piece
+from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES
+from bdr.common.scan import comparer
+from bdr.common.scan.comparer import Comparer, ComparerSettings
+from bdr.common.scan.plan import BLOCK_SECTORS, Piece, block_digests, digest
+from bdr.common.source import scheduler
+from bdr.common.target import replica
+from bdr.common.target.replica import Replica
+from bdr.common.wire import control as wire
 from tests.simulation.disk import DiskFailedError, PowerLostError
 from tests.simulation.source import STREAM, BrokenRuleError
 from tests.simulation.stores import JournalStore
@@ -71,8 +74,8 @@ class Scanner:
         self.tell(comparer.LinksUp())
 
     def forget_messages(self) -> None:
-        self.to_office: deque[tickets.Request] = deque()
-        self.from_office: deque[tickets.Answer] = deque()
+        self.to_office: deque[scheduler.Request] = deque()
+        self.from_office: deque[scheduler.Answer] = deque()
         self.to_target: deque[wire.Checksums] = deque()
         self.from_target: deque[wire.Digests] = deque()
 
@@ -109,7 +112,7 @@ class Scanner:
         for action in self.machine.handle(event):
             match action:
                 case comparer.TellOffice(request):
-                    if isinstance(request, tickets.Ask) and self.reads_before_begin:
+                    if isinstance(request, scheduler.Ask) and self.reads_before_begin:
                         self.snapshots[request.ask] = bytes(self.world.disk)
                     self.to_office.append(request)
                 case comparer.AskTarget(message):
@@ -154,13 +157,13 @@ class Scanner:
         if isinstance(order, comparer.Read):
             digests, at = [], 0
             for _, sectors in order.pieces:
-                digests.append(scan.digest(bytes(buffer[at : at + sectors * SECTOR_BYTES])))
+                digests.append(digest(bytes(buffer[at : at + sectors * SECTOR_BYTES])))
                 at += sectors * SECTOR_BYTES
             return comparer.PiecesRead(order.job, b"".join(digests), task.bad)
         return comparer.BlocksHashed(
             order.job,
             [
-                scan.block_digests(bytes(buffer[at : at + sectors * SECTOR_BYTES]))
+                block_digests(bytes(buffer[at : at + sectors * SECTOR_BYTES]))
                 for at, (_, sectors) in zip(order.offsets, order.pieces, strict=True)
             ],
         )
@@ -261,7 +264,7 @@ class Target:
         sector, sectors = asked.pieces[len(asked.digests)]
         content = bytes(self.store.device.content[place(sector, sectors)])
         size = asked.message.block_sectors * SECTOR_BYTES
-        asked.digests.append(scan.block_digests(content, size) if size else scan.digest(content))
+        asked.digests.append(block_digests(content, size) if size else digest(content))
         if len(asked.digests) == len(asked.pieces):
             self.asked.remove(asked)
             digests = wire.Digests(asked.message.request, b"".join(asked.digests), "")

@@ -28,14 +28,19 @@ from unittest import mock
 
 import numpy as np
 
-from common import journal_engine, replica, scan, sequencer, tickets, wire
-from common.capture import Bitmap
-from common.journal import BLOCK_BYTES
-from common.record import ReplicaRecord
-from common.ring import SECTOR_BYTES, Mode, Op, published_count
-from common.sequencer import Sequencer
-from common.tickets import OfficeSettings, TicketOffice
-from common.wire import Condition
+from bdr.common.capture.api import Bitmap
+from bdr.common.journal import engine as journal_engine
+from bdr.common.journal.format import BLOCK_BYTES
+from bdr.common.ring.layout import SECTOR_BYTES, Mode, Op
+from bdr.common.ring.slots import published_count
+from bdr.common.scan import plan
+from bdr.common.source import scheduler, sequencer
+from bdr.common.source.scheduler import OfficeSettings, TicketOffice
+from bdr.common.source.sequencer import Sequencer
+from bdr.common.target import replica
+from bdr.common.target.record import ReplicaRecord
+from bdr.common.wire import control as wire
+from bdr.common.wire.control import Condition
 from tests.simulation.disk import DiskFailedError, PowerLostError
 from tests.simulation.scan_parts import Flying, Scanner, Target, place
 from tests.simulation.source import STREAM, BrokenRuleError, Gate, Write
@@ -117,8 +122,8 @@ class ScanWorld:
 
     def run(self, steps: int = 2500) -> None:
         with (
-            mock.patch.object(scan, "PIECE_SECTORS", PIECE_SECTORS),
-            mock.patch.object(tickets, "PIECE_SECTORS", PIECE_SECTORS),
+            mock.patch.object(plan, "PIECE_SECTORS", PIECE_SECTORS),
+            mock.patch.object(scheduler, "PIECE_SECTORS", PIECE_SECTORS),
             mock.patch.object(journal_engine, "KEPT_BYTES_MAX", self.kept_bytes),
         ):
             self._run(steps)
@@ -251,7 +256,7 @@ class ScanWorld:
 
     def read_bits(self, bitmap: Bitmap, first: int, count: int) -> bytes:
         bits = self.gate.resync if bitmap is Bitmap.RESYNC else self.gate.active
-        return scan.pack_bits(np.array([first + i in bits for i in range(count)]))
+        return plan.pack_bits(np.array([first + i in bits for i in range(count)]))
 
     def look(self) -> None:
         self.tell(sequencer.Tick(self.now_s))
@@ -266,7 +271,7 @@ class ScanWorld:
         must_go_on = True
         while must_go_on:
             actions = self.office.step(self.now_s)
-            must_go_on = any(isinstance(a, tickets.Tell | tickets.Clear) for a in actions)
+            must_go_on = any(isinstance(a, scheduler.Tell | scheduler.Clear) for a in actions)
             self.perform(actions)
         machine = self.machine
         limit = machine.dispatch_limit
@@ -313,23 +318,23 @@ class ScanWorld:
     def ask_for_resync(self) -> None:
         first = self.user.randrange(SECTORS)
         ranges = wire.encode_ranges([(first, self.user.randint(1, SECTORS - first))])
-        self.perform(self.office.request(b"user", tickets.MarkDirty(1, ranges)))
+        self.perform(self.office.request(b"user", scheduler.MarkDirty(1, ranges)))
 
-    def perform(self, actions: list[tickets.Action]) -> None:
+    def perform(self, actions: list[scheduler.Action]) -> None:
         must_look = False
         for action in actions:
             match action:
-                case tickets.Reply(peer, answer):
+                case scheduler.Reply(peer, answer):
                     for scanner in self.scanners:
                         if scanner.peer == peer:
                             scanner.from_office.append(answer)
-                case tickets.Clear(first, count):
+                case scheduler.Clear(first, count):
                     self.gate.resync -= set(range(first, first + count))
                     must_look = True
-                case tickets.MarkRegions(first, count):
+                case scheduler.MarkRegions(first, count):
                     self.gate.resync |= set(range(first, first + count))
                     must_look = True
-                case tickets.Tell(event):
+                case scheduler.Tell(event):
                     self.tell(event)
                 case _:
                     pass

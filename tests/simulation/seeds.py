@@ -8,7 +8,7 @@ import contextlib
 import sys
 import time
 
-from common.errors import BdrError
+from bdr.common.errors import BdrError
 from tests.simulation.source import BrokenRuleError
 from tests.simulation.world import Options, World
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.capture import CaptureInfo, CaptureStatus
-from common.ring import (
+from bdr.common.capture.api import CaptureInfo, CaptureStatus
+from bdr.common.ring.layout import (
     COUNT_SHIFT,
     FUA_SHIFT,
     LAST_SHIFT,
@@ -24,9 +24,8 @@ from common.ring import (
     SLOT_SECTORS,
     Mode,
     Op,
-    phase,
-    slots_at,
 )
+from bdr.common.ring.slots import phase, slots_at
 
 STREAM = bytes(range(16))
 

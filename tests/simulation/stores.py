@@ -14,16 +14,16 @@ from random import Random
 from typing import Any, Protocol
 from unittest import mock
 
-from common import journal_recovery
-from common import record as format_
-from common.extents import Extents
-from common.journal import LOG_OFFSET
-from common.journal_engine import JournalEngine, open_run
-from common.record import NO_JOURNAL, ReplicaRecord
-from common.replica import Apply
-from common.ring import HEADER_BYTES, Op
-from common.wire import Buffer
-from services import journal_store, store
+from bdr.common.journal import recovery as journal_recovery
+from bdr.common.journal.engine import JournalEngine, open_run
+from bdr.common.journal.format import LOG_OFFSET
+from bdr.common.ring.layout import HEADER_BYTES, Op
+from bdr.common.target import record as format_
+from bdr.common.target.extents import Extents
+from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
+from bdr.common.target.replica import Apply
+from bdr.common.wire.control import Buffer
+from bdr.services.target import journal_store, store
 from tests.simulation.disk import Disk
 
 VOLUME = "volume"
@@ -94,7 +94,7 @@ class Device:
 
 
 class RecordFile:
-    """As `common.recordfile`."""
+    """As `common.storage.record_file`."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
@@ -179,7 +179,7 @@ class DirectStore:
 
 
 class JournalFile:
-    """As `common.journalfile`."""
+    """As `common.storage.journal_file`."""
 
     path = "simulated"
     is_block = False
@@ -237,7 +237,7 @@ class JournalStore:
         return {"device": self.device, "record": self._record_disk, "log": self._log_disk}
 
     def recover(self) -> ReplicaRecord:
-        """As `services.journal_store.open_journal`."""
+        """As `services.target.journal_store.open_journal`."""
         self.device.settle()
         file: Any = JournalFile(self._log_disk)
         device: Any = Device(self.device)

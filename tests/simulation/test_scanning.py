@@ -10,11 +10,12 @@ from unittest import mock
 
 import pytest
 
-from common import comparer, replica
-from common.comparer import Comparer, Stage
-from common.errors import BdrError
-from common.sequencer import Sequencer
-from common.tickets import TicketOffice
+from bdr.common.errors import BdrError
+from bdr.common.scan import comparer
+from bdr.common.scan.comparer import Comparer, Stage
+from bdr.common.source.scheduler import TicketOffice
+from bdr.common.source.sequencer import Sequencer
+from bdr.common.target import replica
 from tests.simulation.disk import Disk
 from tests.simulation.scan_parts import Scanner, Target
 from tests.simulation.scanning import ScanWorld

@@ -11,12 +11,12 @@ from random import Random
 from typing import Any
 from unittest import mock
 
-from common import journal_engine
-from common.journal import BLOCK_BYTES
-from common.replica import ReplicaSettings
-from common.ring import SECTOR_BYTES, Mode, Op
-from common.sequencer import SequencerSettings
-from common.wire import PROTOCOL, Condition, Hello, encode_message
+from bdr.common.journal import engine as journal_engine
+from bdr.common.journal.format import BLOCK_BYTES
+from bdr.common.ring.layout import SECTOR_BYTES, Mode, Op
+from bdr.common.source.sequencer import SequencerSettings
+from bdr.common.target.replica import ReplicaSettings
+from bdr.common.wire.control import PROTOCOL, Condition, Hello, encode_message
 from tests.simulation.clock import Clock
 from tests.simulation.disk import DiskFailedError, PowerLostError
 from tests.simulation.network import Channel

@@ -8,16 +8,17 @@ from random import Random
 
 import numpy as np
 
-from common import journal, ring
-from common.errors import DeviceError, StateError
-from common.extents import Extents, plan
-from common.journal import LOG_OFFSET, Superblock
-from common.journal_engine import JournalEngine, begin_run, create, open_run
-from common.journal_recovery import Recovery, recover
-from common.record import ReplicaRecord
-from common.replica import Apply
-from common.ring import SECTOR_BYTES, Op
-from common.wire import Buffer, Condition
+from bdr.common.errors import DeviceError, StateError
+from bdr.common.journal import format as journal_format
+from bdr.common.journal.engine import JournalEngine, begin_run, create, open_run
+from bdr.common.journal.format import LOG_OFFSET, Superblock
+from bdr.common.journal.recovery import Recovery, recover
+from bdr.common.ring.layout import SECTOR_BYTES, Op
+from bdr.common.ring.slots import encode
+from bdr.common.target.extents import Extents, plan
+from bdr.common.target.record import ReplicaRecord
+from bdr.common.target.replica import Apply
+from bdr.common.wire.control import Buffer, Condition
 from tests.simulation.disk import Disk, DiskFailedError
 
 VOLUME = "vol"
@@ -103,7 +104,7 @@ class Jobs:
             else:
                 payload += (8).to_bytes(8, "little").ljust(4096, b"\0")
                 self.content[sector * 512 : sector * 512 + 4096] = bytes(4096)
-        headers = ring.encode(op=op, sector=np.array(sectors, np.uint64)).tobytes()
+        headers = encode(op=op, sector=np.array(sectors, np.uint64)).tobytes()
         self.record = replace(self.record, slot=self.record.slot + len(sectors))
         return self._job(headers, bytes(payload))
 
@@ -131,7 +132,7 @@ class Target:
     """Journal and device of one target, with the life cycle of an applier."""
 
     def __init__(self, *, blocks: int = 32) -> None:
-        self.log_bytes = blocks * journal.BLOCK_BYTES
+        self.log_bytes = blocks * journal_format.BLOCK_BYTES
         self.journal = MemoryJournal(Disk(LOG_OFFSET + self.log_bytes))
         self.device = MemoryDevice(Disk(DEVICE_SECTORS * SECTOR_BYTES))
         self.jobs = Jobs(RECORD, bytearray(DEVICE_SECTORS * SECTOR_BYTES))

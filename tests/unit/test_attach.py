@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from common.attach import Attachment, attach, attached, detach, writes_of_bytes
-from common.errors import BdrError, DeviceError, UsageError
+from bdr.common.errors import BdrError, DeviceError, UsageError
+from bdr.common.host.attach import Attachment, attach, attached, detach, writes_of_bytes
 
 WANTED = Attachment(name="data", underlying="/dev/vdb", chardev="bdr-data", capacity=16352)
 

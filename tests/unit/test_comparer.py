@@ -8,11 +8,13 @@ from random import Random
 import numpy as np
 import pytest
 
-from common import comparer as c
-from common import scan, tickets, wire
-from common.comparer import Comparer, ComparerSettings
-from common.errors import PERMANENT_EXIT_CODES, StaleCaptureError
-from common.ring import SECTOR_BYTES
+from bdr.common.errors import PERMANENT_EXIT_CODES, StaleCaptureError
+from bdr.common.ring.layout import SECTOR_BYTES
+from bdr.common.scan import comparer as c
+from bdr.common.scan.comparer import Comparer, ComparerSettings
+from bdr.common.scan.plan import Piece, block_digests, digest, digests_wanted, pack_bits
+from bdr.common.source import scheduler
+from bdr.common.wire import control as wire
 
 STREAM = b"stream-of-tests!"
 PIECES = [(0, 16), (64, 8)]
@@ -35,17 +37,17 @@ class Desk:
         return [
             action.request.ask
             for action in self.machine.handle(c.RoomSeen(0))
-            if isinstance(action, c.TellOffice) and isinstance(action.request, tickets.Ask)
+            if isinstance(action, c.TellOffice) and isinstance(action.request, scheduler.Ask)
         ]
 
-    def begin(self, pieces: list[scan.Piece] = PIECES) -> tuple[c.Read, wire.Checksums]:
+    def begin(self, pieces: list[Piece] = PIECES) -> tuple[c.Read, wire.Checksums]:
         """It asks, and gets ticket 5 of epoch 7."""
         (ask,) = self.ask()
         return self.work(ask, pieces)
 
-    def work(self, ask: int, pieces: list[scan.Piece] = PIECES) -> tuple[c.Read, wire.Checksums]:
+    def work(self, ask: int, pieces: list[Piece] = PIECES) -> tuple[c.Read, wire.Checksums]:
         ranges = wire.encode_ranges(pieces)
-        read, asked = self.machine.handle(c.Answered(tickets.Work(ask, 5, STREAM, 7, ranges)))
+        read, asked = self.machine.handle(c.Answered(scheduler.Work(ask, 5, STREAM, 7, ranges)))
         assert isinstance(read, c.Read)
         assert isinstance(asked, c.AskTarget)
         return read, asked.message
@@ -66,7 +68,7 @@ class Desk:
         for content in (SOURCE, theirs):
             both.append(
                 [
-                    scan.block_digests(content[at : at + sectors * SECTOR_BYTES])
+                    block_digests(content[at : at + sectors * SECTOR_BYTES])
                     for at, (_, sectors) in zip(hashing.offsets, hashing.pieces, strict=True)
                 ]
             )
@@ -76,7 +78,7 @@ class Desk:
 
 
 def digests_of(data: bytes) -> bytes:
-    return scan.digest(data[: 16 * 512]) + scan.digest(data[16 * 512 :])
+    return digest(data[: 16 * 512]) + digest(data[16 * 512 :])
 
 
 def with_other_block(block: int) -> bytes:
@@ -84,15 +86,15 @@ def with_other_block(block: int) -> bytes:
     return SOURCE[:at] + bytes(4096) + SOURCE[at + 4096 :]
 
 
-def commits(actions: list[c.Action]) -> list[tickets.Commit]:
+def commits(actions: list[c.Action]) -> list[scheduler.Commit]:
     return [
         action.request
         for action in actions
-        if isinstance(action, c.TellOffice) and isinstance(action.request, tickets.Commit)
+        if isinstance(action, c.TellOffice) and isinstance(action.request, scheduler.Commit)
     ]
 
 
-GIVEN_BACK = tickets.Commit(5, 0, 0, wire.encode_ranges(PIECES), b"")
+GIVEN_BACK = scheduler.Commit(5, 0, 0, wire.encode_ranges(PIECES), b"")
 
 
 def test_asks_once_for_each_buffer_and_again_when_nobody_answers() -> None:
@@ -101,7 +103,7 @@ def test_asks_once_for_each_buffer_and_again_when_nobody_answers() -> None:
     assert len(asks) == 3
     assert desk.ask() == []
     again = desk.machine.handle(c.Tick(desk.now_s + 2.1))
-    assert again == [c.TellOffice(tickets.Ask(ask)) for ask in asks]
+    assert again == [c.TellOffice(scheduler.Ask(ask)) for ask in asks]
 
 
 @pytest.mark.parametrize("batches", [0, 32])
@@ -123,8 +125,8 @@ def test_equal_pieces_are_committed_without_batches(is_read_first: bool) -> None
     else:
         assert desk.target_has(asked, SOURCE) == []
         actions = desk.read(read)
-    assert commits(actions) == [tickets.Commit(5, 0, 0, b"", b"")]
-    assert desk.machine.handle(c.Answered(tickets.Committed(5, 7, 9, 40, b""))) == []
+    assert commits(actions) == [scheduler.Commit(5, 0, 0, b"", b"")]
+    assert desk.machine.handle(c.Answered(scheduler.Committed(5, 7, 9, 40, b""))) == []
     assert desk.machine.compared_bytes == len(SOURCE)
     assert len(desk.ask()) == 1
 
@@ -134,10 +136,10 @@ def test_differing_block_is_sent_at_the_place_that_the_reader_gives_it() -> None
     read, asked = desk.begin()
     desk.read(read)
     actions = desk.compare_blocks(desk.target_has(asked, with_other_block(1)), with_other_block(1))
-    assert commits(actions) == [tickets.Commit(5, 1, 1, b"", b"")]
+    assert commits(actions) == [scheduler.Commit(5, 1, 1, b"", b"")]
     excluded = np.zeros(24, np.bool_)
     excluded[3] = True
-    committed = tickets.Committed(5, 7, 9, 40, scan.pack_bits(excluded))
+    committed = scheduler.Committed(5, 7, 9, 40, pack_bits(excluded))
     (batch,) = desk.machine.handle(c.Answered(committed))
     assert isinstance(batch, c.SendBatch)
     assert (batch.epoch, batch.number, batch.first) == (7, 9, 40)
@@ -154,8 +156,8 @@ def test_blocks_beyond_a_batch_go_into_the_next_one() -> None:
     desk.read(read)
     theirs = bytes(len(SOURCE))
     actions = desk.compare_blocks(desk.target_has(asked, theirs), theirs)
-    assert commits(actions) == [tickets.Commit(5, 2, 3, b"", b"")]
-    batches = desk.machine.handle(c.Answered(tickets.Committed(5, 7, 9, 40, b"")))
+    assert commits(actions) == [scheduler.Commit(5, 2, 3, b"", b"")]
+    batches = desk.machine.handle(c.Answered(scheduler.Committed(5, 7, 9, 40, b"")))
     assert [batch.number for batch in batches if isinstance(batch, c.SendBatch)] == [9, 10]
 
 
@@ -169,15 +171,15 @@ def test_requests_for_blocks_are_split_where_an_answer_would_not_fit() -> None:
     assert isinstance(second, c.AskTarget)
     assert wire.decode_ranges(first.message.ranges) == [PIECES[0]]
     assert wire.decode_ranges(second.message.ranges) == [PIECES[1]]
-    blocks = [scan.block_digests(SOURCE[: 16 * 512]), scan.block_digests(SOURCE[16 * 512 :])]
+    blocks = [block_digests(SOURCE[: 16 * 512]), block_digests(SOURCE[16 * 512 :])]
     desk.machine.handle(c.BlocksHashed(read.job, blocks))
     # In the other order, and only one of them differs.
     desk.machine.handle(c.DigestsArrived(wire.Digests(second.message.request, blocks[1], "")))
-    theirs_first = scan.block_digests(with_other_block(0)[: 16 * 512])
+    theirs_first = block_digests(with_other_block(0)[: 16 * 512])
     actions = desk.machine.handle(
         c.DigestsArrived(wire.Digests(first.message.request, theirs_first, ""))
     )
-    assert commits(actions) == [tickets.Commit(5, 1, 1, b"", b"")]
+    assert commits(actions) == [scheduler.Commit(5, 1, 1, b"", b"")]
 
 
 def test_blocks_that_cannot_be_read_are_named_and_not_sent() -> None:
@@ -188,9 +190,9 @@ def test_blocks_that_cannot_be_read_are_named_and_not_sent() -> None:
     theirs = bytes(len(SOURCE))
     actions = desk.compare_blocks(actions, theirs)
     # Piece 1 is equal; of piece 0 block 0 differs, and block 1 cannot be read.
-    assert commits(actions) == [tickets.Commit(5, 1, 1, b"", wire.encode_ranges([(8, 8)]))]
+    assert commits(actions) == [scheduler.Commit(5, 1, 1, b"", wire.encode_ranges([(8, 8)]))]
     assert c.Note("unreadable", {"sectors": "[(8, 8)]"}) in actions
-    (batch,) = desk.machine.handle(c.Answered(tickets.Committed(5, 7, 9, 40, b"")))
+    (batch,) = desk.machine.handle(c.Answered(scheduler.Committed(5, 7, 9, 40, b"")))
     assert isinstance(batch, c.SendBatch)
     assert [part.blocks.tolist() for part in batch.parts] == [[True, False]]
 
@@ -221,13 +223,13 @@ def test_work_for_a_question_asked_twice_is_given_back() -> None:
     desk = Desk()
     (ask,) = desk.ask()
     desk.work(ask)
-    second = tickets.Work(ask, 6, STREAM, 7, wire.encode_ranges(PIECES))
+    second = scheduler.Work(ask, 6, STREAM, 7, wire.encode_ranges(PIECES))
     actions = desk.machine.handle(c.Answered(second))
-    assert commits(actions) == [tickets.Commit(6, 0, 0, second.ranges, b"")]
+    assert commits(actions) == [scheduler.Commit(6, 0, 0, second.ranges, b"")]
 
 
 @pytest.mark.parametrize(
-    "loss", [c.LinkLost(), c.Answered(tickets.Dropped(5))], ids=["link lost", "dropped"]
+    "loss", [c.LinkLost(), c.Answered(scheduler.Dropped(5))], ids=["link lost", "dropped"]
 )
 def test_buffer_of_a_forgotten_job_is_not_used_while_a_thread_reads_into_it(
     loss: c.Event,
@@ -248,14 +250,14 @@ def test_commit_of_a_forgotten_job_sends_nothing() -> None:
     desk.read(read)
     desk.target_has(asked, SOURCE)
     desk.machine.handle(c.LinkLost())
-    assert desk.machine.handle(c.Answered(tickets.Committed(5, 7, 9, 40, b""))) == []
+    assert desk.machine.handle(c.Answered(scheduler.Committed(5, 7, 9, 40, b""))) == []
     assert desk.machine.compared_bytes == 0
 
 
 def test_work_below_another_capture_ends_the_process_to_be_started_anew() -> None:
     desk = Desk()
     (ask,) = desk.ask()
-    other = tickets.Work(ask, 5, b"another-stream..", 7, wire.encode_ranges(PIECES))
+    other = scheduler.Work(ask, 5, b"another-stream..", 7, wire.encode_ranges(PIECES))
     (stop,) = desk.machine.handle(c.Answered(other))
     assert isinstance(stop, c.Stop)
     assert isinstance(stop.error, StaleCaptureError)
@@ -274,7 +276,7 @@ def test_any_order_of_events_keeps_every_buffer_and_ends_every_ticket(seed: int)
     def take(actions: list[c.Action]) -> None:
         for action in actions:
             match action:
-                case c.TellOffice(tickets.Commit(ticket=ticket)):
+                case c.TellOffice(scheduler.Commit(ticket=ticket)):
                     assert ticket in open_tickets
                     open_tickets.discard(ticket)
                     waiting.append(action)
@@ -294,18 +296,18 @@ def test_any_order_of_events_keeps_every_buffer_and_ends_every_ticket(seed: int)
         if not waiting:
             continue
         match waiting.pop(rng.randrange(len(waiting))):
-            case c.TellOffice(tickets.Ask(ask)):
+            case c.TellOffice(scheduler.Ask(ask)):
                 given += 1
                 open_tickets.add(given)
                 ranges = wire.encode_ranges(PIECES)
-                take(desk.machine.handle(c.Answered(tickets.Work(ask, given, STREAM, 7, ranges))))
-            case c.TellOffice(tickets.Commit(ticket=ticket)):
+                take(desk.machine.handle(c.Answered(scheduler.Work(ask, given, STREAM, 7, ranges))))
+            case c.TellOffice(scheduler.Commit(ticket=ticket)):
                 answer = rng.choice(
-                    (tickets.Committed(ticket, 7, 1, 1, b""), tickets.Dropped(ticket))
+                    (scheduler.Committed(ticket, 7, 1, 1, b""), scheduler.Dropped(ticket))
                 )
                 take(desk.machine.handle(c.Answered(answer)))
             case c.AskTarget(asked):
-                count = scan.digests_wanted(wire.decode_ranges(asked.ranges), asked.block_sectors)
+                count = digests_wanted(wire.decode_ranges(asked.ranges), asked.block_sectors)
                 answer = wire.Digests(asked.request, rng.randbytes(16 * count), "")
                 if rng.random() < 0.2:
                     answer = wire.Digests(asked.request, b"", "not now")
@@ -314,7 +316,7 @@ def test_any_order_of_events_keeps_every_buffer_and_ends_every_ticket(seed: int)
                 bad = {0: [0]} if rng.random() < 0.1 else {}
                 take(desk.machine.handle(c.PiecesRead(job, digests_of(SOURCE), bad)))
             case c.HashBlocks(job=job, pieces=pieces):
-                sizes = [scan.digests_wanted([piece], 8) for piece in pieces]
+                sizes = [digests_wanted([piece], 8) for piece in pieces]
                 digests = [rng.randbytes(16 * size) for size in sizes]
                 take(desk.machine.handle(c.BlocksHashed(job, digests)))
     assert given > 30

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import config
-from common.config import ConfigError, Host, Source, Target
+from bdr.common.host import config
+from bdr.common.host.config import ConfigError, Host, Source, Target
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "deploy" / "bdr.example.toml"

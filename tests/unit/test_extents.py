@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import ring
-from common.errors import InvalidSlotsError
-from common.extents import Extents, plan
-from common.ring import PAYLOAD_BYTES, SECTOR_BYTES, Op
+from bdr.common.errors import InvalidSlotsError
+from bdr.common.ring import layout
+from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES, Op
+from bdr.common.target.extents import Extents, plan
 
 DEVICE_SECTORS = 64
 DEVICE_BYTES = DEVICE_SECTORS * SECTOR_BYTES
@@ -25,8 +25,10 @@ def encode(slots: list[Slot]) -> tuple[bytes, bytes]:
     headers, payload = b"", b""
     for i, (op, sector, sectors) in enumerate(slots):
         count = sectors if op is Op.WRITE else 1
-        word = sector | (count - 1) << ring.COUNT_SHIFT | op << ring.OP_SHIFT
-        headers += (word | (i & 1) << ring.LAST_SHIFT | 1 << ring.PHASE_SHIFT).to_bytes(8, "little")
+        word = sector | (count - 1) << layout.COUNT_SHIFT | op << layout.OP_SHIFT
+        headers += (word | (i & 1) << layout.LAST_SHIFT | 1 << layout.PHASE_SHIFT).to_bytes(
+            8, "little"
+        )
         body = np.arange(i << 16, (i << 16) + PAYLOAD_BYTES // 4, dtype="<u4").tobytes()
         if op in (Op.DISCARD, Op.WRITE_ZEROES):
             body = sectors.to_bytes(8, "little") + body[8:]
@@ -106,7 +108,7 @@ def test_nop_flush_and_empty_ranges_leave_nothing() -> None:
 
 def test_nop_and_flush_reach_nowhere_whatever_they_say() -> None:
     """The NOP of a failed write still names its sectors."""
-    slots = [(Op.NOP, ring.SECTOR_MASK, 8), (Op.FLUSH, ring.SECTOR_MASK, 0)]
+    slots = [(Op.NOP, layout.SECTOR_MASK, 8), (Op.FLUSH, layout.SECTOR_MASK, 0)]
     assert len(plan(*encode(slots), device_sectors=DEVICE_SECTORS)) == 0
 
 
@@ -115,11 +117,11 @@ def test_nop_and_flush_reach_nowhere_whatever_they_say() -> None:
     [
         (Op.WRITE, DEVICE_SECTORS - 7, 8),
         (Op.WRITE, DEVICE_SECTORS, 1),
-        (Op.WRITE, ring.SECTOR_MASK, 8),
+        (Op.WRITE, layout.SECTOR_MASK, 8),
         (Op.DISCARD, 0, DEVICE_SECTORS + 1),
         (Op.DISCARD, 1, (1 << 64) - 1),
         (Op.WRITE_ZEROES, DEVICE_SECTORS - 1, (1 << 64) - 1),
-        (Op.WRITE_ZEROES, ring.SECTOR_MASK, 1),
+        (Op.WRITE_ZEROES, layout.SECTOR_MASK, 1),
     ],
 )
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -132,7 +134,7 @@ def test_slot_that_reaches_outside_condemns_the_whole_batch(slot: Slot, place: i
 
 @pytest.mark.parametrize("op", [5, 6, 7])
 def test_unknown_operation_condemns_the_whole_batch(op: int) -> None:
-    words = np.array([1 << ring.OP_SHIFT, op << ring.OP_SHIFT], "<u8")
+    words = np.array([1 << layout.OP_SHIFT, op << layout.OP_SHIFT], "<u8")
     with pytest.raises(InvalidSlotsError, match=str(op)):
         plan(words.tobytes(), bytes(2 * PAYLOAD_BYTES), device_sectors=DEVICE_SECTORS)
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.health import SourceFacts, Stage, StageState, TargetFacts, Word, judge
-from common.lag import LOOKS_MAX, LagMeter
+from bdr.common.status.health import SourceFacts, Stage, StageState, TargetFacts, Word, judge
+from bdr.common.status.lag import LOOKS_MAX, LagMeter
 
 UP, SILENT = StageState.REPORTING, StageState.SILENT
 

@@ -16,14 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import journal_engine, journal_recovery
-from common.errors import DeviceError, InternalError, StateError
-from common.journal import BLOCK_BYTES
-from common.journal_engine import JournalEngine
-from common.journal_recovery import Found, Verdict
-from common.record import ReplicaRecord
-from common.replica import Apply
-from common.wire import Condition
+from bdr.common.errors import DeviceError, InternalError, StateError
+from bdr.common.journal import engine as journal_engine
+from bdr.common.journal import format as journal_format
+from bdr.common.journal import recovery as journal_recovery
+from bdr.common.journal.engine import JournalEngine
+from bdr.common.journal.format import BLOCK_BYTES
+from bdr.common.journal.recovery import Found, Verdict
+from bdr.common.target.record import ReplicaRecord
+from bdr.common.target.replica import Apply
+from bdr.common.wire.control import Condition
 from tests.simulation.disk import Disk
 from tests.unit.journal_rig import MemoryDevice, MemoryJournal, Target
 
@@ -211,7 +213,7 @@ _append, _checkpoint = JournalEngine.append, JournalEngine.checkpoint
         (JournalEngine, "append", apply_before_commit),
         (JournalEngine, "checkpoint", checkpoint_without_device_sync),
         (JournalEngine, "fits", room_for_all),
-        (journal_recovery.journal, "body_checksum", any_body),
+        (journal_format, "body_checksum", any_body),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from common import journal, journal_recovery
-from common.errors import StateError
-from common.journal import (
+from bdr.common.errors import StateError
+from bdr.common.journal import format as journal_format
+from bdr.common.journal import recovery as journal_recovery
+from bdr.common.journal.engine import begin_run, open_run
+from bdr.common.journal.format import (
     BLOCK_BYTES,
     COPIES,
     HEADER_ENTRY_BYTES,
@@ -19,8 +21,7 @@ from common.journal import (
     EntryHeader,
     Superblock,
 )
-from common.journal_engine import begin_run, open_run
-from common.journal_recovery import (
+from bdr.common.journal.recovery import (
     VERDICTS,
     Found,
     JournalRefusedError,
@@ -30,9 +31,9 @@ from common.journal_recovery import (
     recover,
     truth,
 )
-from common.record import NO_JOURNAL, ReplicaRecord
-from common.ring import Op
-from common.wire import Condition
+from bdr.common.ring.layout import Op
+from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
+from bdr.common.wire.control import Condition
 from tests.unit.journal_rig import DEVICE_SECTORS, JOURNAL_ID, RECORD, Target
 
 JOBS_BEFORE = 3
@@ -48,8 +49,8 @@ def with_jobs(count: int = JOBS_BEFORE) -> Target:
 
 def header_at(target: Target, index: int) -> tuple[int, EntryHeader]:
     """Offset and header of the entry with this index, each of one slot."""
-    offset = LOG_OFFSET + index * journal.entry_bytes(1)
-    header = journal.decode_entry_header(target.journal.read(offset, BLOCK_BYTES))
+    offset = LOG_OFFSET + index * journal_format.entry_bytes(1)
+    header = journal_format.decode_entry_header(target.journal.read(offset, BLOCK_BYTES))
     assert header is not None
     return offset, header
 
@@ -64,7 +65,7 @@ def forge(target: Target, index: int, **changes: object) -> None:
     offset, header = header_at(target, index)
     meta = bytearray(target.journal.read(offset, BLOCK_BYTES))
     payload = target.journal.read(offset + BLOCK_BYTES, 4096)
-    journal._seal(meta, payload, replace(header, **changes))  # type: ignore[arg-type]
+    journal_format._seal(meta, payload, replace(header, **changes))  # type: ignore[arg-type]
     put(target, offset, bytes(meta))
 
 
@@ -155,7 +156,7 @@ def test_no_header_ends_the_log() -> None:
     assert (found.jobs, found.ended_by) == (2, Found.NO_HEADER)
 
 
-@pytest.mark.parametrize("sector", range(journal.entry_bytes(1) // 512))
+@pytest.mark.parametrize("sector", range(journal_format.entry_bytes(1) // 512))
 def test_torn_tail_is_cut_whichever_sector_is_lost(sector: int) -> None:
     target = with_jobs()
     offset, _ = header_at(target, 2)
@@ -246,7 +247,7 @@ def test_payload_that_looks_like_a_witness_is_none() -> None:
     target = with_jobs(2)
     _, header = header_at(target, 1)
     fake = bytearray(BLOCK_BYTES)
-    journal._seal(fake, b"", replace(header, durable=99, cursor=Cursor(0, 99)))
+    journal_format._seal(fake, b"", replace(header, durable=99, cursor=Cursor(0, 99)))
     job = target.jobs.write([0], b"x")
     target.engine.append(replace(job, payload=bytes(fake)))
     target.engine.commit()
@@ -260,13 +261,13 @@ def test_payload_that_looks_like_a_witness_is_none() -> None:
     [
         (Found.NEWER, {"run": 99}),
         (Found.NEWER, {"cursor": Cursor(1 << 40, 99)}),
-        (Found.MISPLACED, {"cursor": Cursor(2 * journal.entry_bytes(1), 99)}),
+        (Found.MISPLACED, {"cursor": Cursor(2 * journal_format.entry_bytes(1), 99)}),
         (Found.IMPOSSIBLE, {"blocks": 3}),
         (Found.IMPOSSIBLE, {"blocks": 0}),
         (Found.IMPOSSIBLE, {"slots": 0}),
         (Found.IMPOSSIBLE, {"slots": 1025, "blocks": 1028}),
         (Found.IMPOSSIBLE, {"slots": 1024, "blocks": 1027}),
-        (Found.IMPOSSIBLE, {"kind": journal.Kind.SKIP}),
+        (Found.IMPOSSIBLE, {"kind": journal_format.Kind.SKIP}),
         (Found.DISCONTINUOUS, {"stream": bytes(16)}),
         (Found.DISCONTINUOUS, {"epoch": 4}),
         (Found.DISCONTINUOUS, {"slot": 11}),
@@ -321,7 +322,11 @@ def test_every_case_has_a_verdict() -> None:
 @pytest.mark.parametrize("how", ["zeroed", "torn", "foreign"])
 def test_either_copy_alone_recovers_everything_at_any_moment(damaged: int, how: str) -> None:
     target = Target(blocks=16)
-    wrong = {"zeroed": bytes(4096), "torn": journal.SUPERBLOCK_MAGIC, "foreign": b"\xeb" * 4096}
+    wrong = {
+        "zeroed": bytes(4096),
+        "torn": journal_format.SUPERBLOCK_MAGIC,
+        "foreign": b"\xeb" * 4096,
+    }
     for at in range(40):
         job = target.jobs.write([at % 100 * 8], b"%d" % at)
         while not target.engine.fits(1):
@@ -375,9 +380,9 @@ def test_other_version_is_refused_even_beside_an_intact_copy(
 ) -> None:
     target = with_jobs()
     superblock = target.recover().superblock
-    monkeypatch.setattr(journal, "VERSION", 2)
-    block = journal.encode_superblock(superblock)
-    monkeypatch.setattr(journal, "VERSION", 1)
+    monkeypatch.setattr(journal_format, "VERSION", 2)
+    block = journal_format.encode_superblock(superblock)
+    monkeypatch.setattr(journal_format, "VERSION", 1)
     for copy in copies:
         put(target, copy * BLOCK_BYTES, block)
     message = refused(target)

@@ -17,22 +17,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services import log, metrics
-from services.cli_top import gauge, sparkline
-from services.events import QUEUE_MAX, Detector, Event, Hooks, environment
-from services.log import Logger, RateLimit
-from services.metrics import Report
+from bdr.services.cli.top import gauge, sparkline
+from bdr.services.monitoring.events import QUEUE_MAX, Detector, Event, Hooks, environment
+from bdr.services.runtime import log, reports
+from bdr.services.runtime.log import Logger, RateLimit
+from bdr.services.runtime.reports import Report
 
 REPORT = Report("sender", "v-sender-1", 7, 1.5, False, {"bytes": 3, "text": "x", "none": None})
 
 
 def test_a_report_crosses_the_socket() -> None:
-    assert metrics.decode(metrics.encode(REPORT)) == REPORT
+    assert reports.decode(reports.encode(REPORT)) == REPORT
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_report_or_none(data: bytes) -> None:
-    found = metrics.decode(data)
+    found = reports.decode(data)
     assert found is None or isinstance(found, Report)
 
 
@@ -45,8 +45,8 @@ JSON = st.recursive(
 
 @given(st.sampled_from(["version", "stage", "name", "pid", "sent_s", "is_last", "values"]), JSON)
 def test_a_report_with_a_wrong_field_is_none_or_still_typed(key: str, value: Any) -> None:
-    tree = msgpack.unpackb(metrics.encode(REPORT)) | {key: value}
-    found = metrics.decode(msgpack.packb(tree))
+    tree = msgpack.unpackb(reports.encode(REPORT)) | {key: value}
+    found = reports.decode(msgpack.packb(tree))
     if found is not None:
         assert isinstance(found.name, str)
         assert isinstance(found.pid, int)

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from supervisor.options import ServerOptions
 
-from common import config, programs
-from common.programs import PERMANENT_EXIT_CODES, Program
+from bdr.common.errors import PERMANENT_EXIT_CODES
+from bdr.common.host import config, programs
+from bdr.common.host.programs import Program
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = st.text(
@@ -136,7 +137,7 @@ def test_every_key_reaches_its_process() -> None:
         "web-monitor",
     }  # fmt: skip
     link = "--chardev /dev/c --address a --port 1000"
-    start = "/py -m services.{} --volume {} --run-dir /run/bdr/{}"
+    start = "/py -m bdr.services.{} --volume {} --run-dir /run/bdr/{}"
     assert commands["db-reader"] == (
         f"{start.format('reader', 'db', 'db')} {link} --assume-clean --scan-rate 1048576 --debug"
     )

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import record as format_
-from common.errors import StateError
-from common.record import COPY_BYTES, ReplicaRecord, choose, decode_copy, encode_copy
-from common.wire import Condition
+from bdr.common.errors import StateError
+from bdr.common.target import record as format_
+from bdr.common.target.record import COPY_BYTES, ReplicaRecord, choose, decode_copy, encode_copy
+from bdr.common.wire.control import Condition
 
 RECORD = ReplicaRecord(
     volume="vol",

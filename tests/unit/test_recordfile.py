@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from common import blockdev
-from common.errors import StateError
-from common.record import COPY_BYTES, ReplicaRecord, encode_copy
-from common.recordfile import RecordFile
+from bdr.common.errors import StateError
+from bdr.common.storage import target_device
+from bdr.common.storage.record_file import RecordFile
+from bdr.common.target.record import COPY_BYTES, ReplicaRecord, encode_copy
 
 RECORD = ReplicaRecord(volume="v", device_sectors=64, slot=7)
 
@@ -153,6 +153,6 @@ def test_identity_of_a_device(
     if is_partition:
         (place / "partition").write_text("3\n")
     (tmp_path / "8:3").symlink_to(place)
-    monkeypatch.setattr(blockdev, "_SYS", tmp_path)
+    monkeypatch.setattr(target_device, "_SYS", tmp_path)
     suffix = ", partition 3" if is_partition and identity else ""
-    assert blockdev._identity(os.makedev(8, 3)) == identity + suffix
+    assert target_device._identity(os.makedev(8, 3)) == identity + suffix

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from common import replica as r
-from common import ring, wire
-from common.record import ReplicaRecord
-from common.wire import (
+from bdr.common.ring import layout
+from bdr.common.ring.slots import encode
+from bdr.common.target import replica as r
+from bdr.common.target.record import ReplicaRecord
+from bdr.common.wire import control as wire
+from bdr.common.wire.control import (
     PROTOCOL,
     Ack,
     Batch,
@@ -70,7 +72,7 @@ def make_batch(number: int, first: int, count: int = 1, **fields: object) -> Bat
         | fields  # type: ignore[arg-type]
     )
     slots = np.arange(first, first + count, dtype=np.uint64)
-    headers = ring.encode(op=ring.Op.WRITE, sector=slots * 8 % DEVICE_SECTORS).tobytes()
+    headers = encode(op=layout.Op.WRITE, sector=slots * 8 % DEVICE_SECTORS).tobytes()
     payload = b"".join(bytes([slot % 251 + 1]) * 4096 for slot in slots.tolist())
     top = wire.encode_batch(header, headers, payload)
     return wire.decode_batch([top, headers, payload])
@@ -375,8 +377,8 @@ def test_batch_that_leaves_slots_out_ends_the_session() -> None:
 
 
 def test_batch_beyond_the_device_is_refused_for_good_and_nothing_of_it_is_applied() -> None:
-    headers = ring.encode(
-        op=ring.Op.WRITE, sector=np.array([0, DEVICE_SECTORS - 4], np.uint64)
+    headers = encode(
+        op=layout.Op.WRITE, sector=np.array([0, DEVICE_SECTORS - 4], np.uint64)
     ).tobytes()
     payload = bytes(2 * 4096)
     header = BatchHeader(BatchKind.LIVE, Mark.NONE, STREAM, 4, 1, 50, 2)

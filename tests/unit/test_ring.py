@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import ring
-from common.ring import Op
-from common.ringmap import RingMap, page_round
+from bdr.common.ring import layout
+from bdr.common.ring.layout import Op
+from bdr.common.ring.mapping import RingMap, page_round
+from bdr.common.ring.slots import decode, encode, phase, published_count, slots_at, stamp
 
-WRITES_MAX = ring.WRITE_SLOTS_MAX
+WRITES_MAX = layout.WRITE_SLOTS_MAX
 
 
 @dataclass
@@ -83,7 +84,7 @@ def test_published_count_equals_going_slot_by_slot(
         else:
             slow.publish(number, only_later_half=step == "half")
         for cursor in {slow.tail, slow.tail + slow.whole_writes(slow.tail, 5)}:
-            found = ring.published_count(slow.headers, cursor=cursor, limit=limit)
+            found = published_count(slow.headers, cursor=cursor, limit=limit)
             assert found == slow.whole_writes(cursor, limit)
 
 
@@ -94,12 +95,12 @@ def test_published_count_of_a_full_ring_that_wraps_is_all_of_it() -> None:
     slow.tail = 5
     slow.reserve(8)
     slow.publish(0)
-    assert ring.published_count(slow.headers, cursor=5, limit=WRITES_MAX) == 8
+    assert published_count(slow.headers, cursor=5, limit=WRITES_MAX) == 8
 
 
 def test_published_count_of_a_ring_that_was_never_written_is_none() -> None:
     headers = np.zeros(8, np.uint64)
-    assert ring.published_count(headers, cursor=0, limit=WRITES_MAX) == 0
+    assert published_count(headers, cursor=0, limit=WRITES_MAX) == 0
 
 
 def test_published_count_beyond_a_full_lap_is_none() -> None:
@@ -107,7 +108,7 @@ def test_published_count_beyond_a_full_lap_is_none() -> None:
     slow = SlowRing(8)
     slow.reserve(8)
     slow.publish(0)
-    assert ring.published_count(slow.headers, cursor=8, limit=WRITES_MAX) == 0
+    assert published_count(slow.headers, cursor=8, limit=WRITES_MAX) == 0
 
 
 @given(st.integers(8, 40), st.integers(0, 1 << 40), st.data())
@@ -116,7 +117,7 @@ def test_slots_at_equals_taking_them_one_by_one(
 ) -> None:
     count = data.draw(st.integers(0, capacity))
     array = np.arange(capacity, dtype=np.uint64)
-    found = ring.slots_at(array, first=first, count=count)
+    found = slots_at(array, first=first, count=count)
     assert found.tolist() == [slot % capacity for slot in range(first, first + count)]
 
 
@@ -125,20 +126,20 @@ def test_header_bytes_are_those_of_slots_at(first: int, count: int) -> None:
     with tempfile.TemporaryFile() as file:
         capacity = 24
         headers = np.arange(capacity, dtype=np.uint64)
-        file.write(headers.tobytes().ljust(page_round(1) + capacity * ring.PAYLOAD_BYTES, b"\0"))
+        file.write(headers.tobytes().ljust(page_round(1) + capacity * layout.PAYLOAD_BYTES, b"\0"))
         file.flush()
         mapped = RingMap(
             file.fileno(), capacity=capacity, headers_offset=0, payload_offset=page_round(1)
         )
         try:
             found = mapped.header_bytes(first, count)
-            assert found == ring.slots_at(headers, first=first, count=count).tobytes()
+            assert found == slots_at(headers, first=first, count=count).tobytes()
             assert found.format == "B"
         finally:
             mapped.close()
 
 
-SECTORS = st.integers(0, ring.SECTOR_MASK)
+SECTORS = st.integers(0, layout.SECTOR_MASK)
 
 
 @given(
@@ -149,8 +150,8 @@ def test_decode_gives_what_encode_was_given(
     slots: list[tuple[Op, int, int, bool]], fua: bool
 ) -> None:
     op, sector, sectors, last = (list(column) for column in zip(*slots, strict=True))
-    columns = ring.decode(
-        ring.encode(
+    columns = decode(
+        encode(
             op=np.array(op, np.uint64),
             sector=np.array(sector, np.uint64),
             sectors=np.array(sectors, np.uint64),
@@ -167,11 +168,11 @@ def test_decode_gives_what_encode_was_given(
 
 @given(st.integers(8, 40), st.integers(0, 1 << 62), st.integers(1, 60))
 def test_stamp_gives_each_slot_the_phase_of_its_lap(capacity: int, first: int, count: int) -> None:
-    stamped = ring.stamp(np.zeros(count, np.uint64), first=first, capacity=capacity)
-    wanted = [ring.phase(slot, capacity) for slot in range(first, first + count)]
+    stamped = stamp(np.zeros(count, np.uint64), first=first, capacity=capacity)
+    wanted = [phase(slot, capacity) for slot in range(first, first + count)]
     assert (stamped >> np.uint64(63)).tolist() == wanted
 
 
 @pytest.mark.parametrize(("slot", "wanted"), [(0, 1), (7, 1), (8, 0), (15, 0), (16, 1)])
 def test_phase_is_the_parity_of_the_lap_and_1_in_the_first(slot: int, wanted: int) -> None:
-    assert ring.phase(slot, 8) == wanted
+    assert phase(slot, 8) == wanted

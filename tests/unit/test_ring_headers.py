@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from common import ring, uapi
-from common.capture import Bitmap, Role
+from bdr.common.capture import abi
+from bdr.common.capture.api import Bitmap, Role
+from bdr.common.ring import layout
 
 ROOT = Path(__file__).parents[2]
 KERN = ROOT / "kern"
@@ -22,60 +23,60 @@ WARNINGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror")
 NOT_MIRRORED = {"BDR_IOC_MAGIC", "BDR_WORD_REGIONS"}
 
 MIRROR = {
-    "BDR_SECTOR_BYTES": ring.SECTOR_BYTES,
-    "BDR_PAYLOAD_BYTES": ring.PAYLOAD_BYTES,
-    "BDR_HEADER_BYTES": ring.HEADER_BYTES,
-    "BDR_SLOT_BYTES": ring.SLOT_BYTES,
-    "BDR_SLOT_SECTORS": ring.SLOT_SECTORS,
-    "BDR_WRITE_SLOTS_MAX": ring.WRITE_SLOTS_MAX,
-    "BDR_CAPACITY_MIN": ring.CAPACITY_MIN,
-    "BDR_CAPACITY_MAX": ring.CAPACITY_MAX,
-    "BDR_SECTOR_BITS": ring.SECTOR_BITS,
-    "BDR_SECTOR_MASK": ring.SECTOR_MASK,
-    "BDR_COUNT_SHIFT": ring.COUNT_SHIFT,
-    "BDR_COUNT_MASK": ring.COUNT_MASK,
-    "BDR_OP_SHIFT": ring.OP_SHIFT,
-    "BDR_OP_MASK": ring.OP_MASK,
-    "BDR_FUA_SHIFT": ring.FUA_SHIFT,
-    "BDR_LAST_SHIFT": ring.LAST_SHIFT,
-    "BDR_PHASE_SHIFT": ring.PHASE_SHIFT,
-    "BDR_OP_NOP": ring.Op.NOP,
-    "BDR_OP_WRITE": ring.Op.WRITE,
-    "BDR_OP_DISCARD": ring.Op.DISCARD,
-    "BDR_OP_WRITE_ZEROES": ring.Op.WRITE_ZEROES,
-    "BDR_OP_FLUSH": ring.Op.FLUSH,
-    "BDR_REGION_SECTORS_DEFAULT": ring.REGION_SECTORS_DEFAULT,
-    "BDR_REGION_SECTORS_MIN": ring.REGION_SECTORS_MIN,
-    "BDR_REGION_SECTORS_MAX": ring.REGION_SECTORS_MAX,
-    "BDR_MODE_STREAM": ring.Mode.STREAM,
-    "BDR_MODE_OVERFLOW": ring.Mode.OVERFLOW,
-    "BDR_GAP_NONE": ring.GAP_NONE,
-    "BDR_ABI_VERSION": uapi.ABI_VERSION,
-    "BDR_STREAM_ID_BYTES": uapi.STREAM_ID_BYTES,
+    "BDR_SECTOR_BYTES": layout.SECTOR_BYTES,
+    "BDR_PAYLOAD_BYTES": layout.PAYLOAD_BYTES,
+    "BDR_HEADER_BYTES": layout.HEADER_BYTES,
+    "BDR_SLOT_BYTES": layout.SLOT_BYTES,
+    "BDR_SLOT_SECTORS": layout.SLOT_SECTORS,
+    "BDR_WRITE_SLOTS_MAX": layout.WRITE_SLOTS_MAX,
+    "BDR_CAPACITY_MIN": layout.CAPACITY_MIN,
+    "BDR_CAPACITY_MAX": layout.CAPACITY_MAX,
+    "BDR_SECTOR_BITS": layout.SECTOR_BITS,
+    "BDR_SECTOR_MASK": layout.SECTOR_MASK,
+    "BDR_COUNT_SHIFT": layout.COUNT_SHIFT,
+    "BDR_COUNT_MASK": layout.COUNT_MASK,
+    "BDR_OP_SHIFT": layout.OP_SHIFT,
+    "BDR_OP_MASK": layout.OP_MASK,
+    "BDR_FUA_SHIFT": layout.FUA_SHIFT,
+    "BDR_LAST_SHIFT": layout.LAST_SHIFT,
+    "BDR_PHASE_SHIFT": layout.PHASE_SHIFT,
+    "BDR_OP_NOP": layout.Op.NOP,
+    "BDR_OP_WRITE": layout.Op.WRITE,
+    "BDR_OP_DISCARD": layout.Op.DISCARD,
+    "BDR_OP_WRITE_ZEROES": layout.Op.WRITE_ZEROES,
+    "BDR_OP_FLUSH": layout.Op.FLUSH,
+    "BDR_REGION_SECTORS_DEFAULT": layout.REGION_SECTORS_DEFAULT,
+    "BDR_REGION_SECTORS_MIN": layout.REGION_SECTORS_MIN,
+    "BDR_REGION_SECTORS_MAX": layout.REGION_SECTORS_MAX,
+    "BDR_MODE_STREAM": layout.Mode.STREAM,
+    "BDR_MODE_OVERFLOW": layout.Mode.OVERFLOW,
+    "BDR_GAP_NONE": layout.GAP_NONE,
+    "BDR_ABI_VERSION": abi.ABI_VERSION,
+    "BDR_STREAM_ID_BYTES": abi.STREAM_ID_BYTES,
     "BDR_BITMAP_ACTIVE": Bitmap.ACTIVE,
     "BDR_BITMAP_RESYNC": Bitmap.RESYNC,
-    "BDR_BITMAP_CHUNK_REGIONS": uapi.BITMAP_CHUNK_REGIONS,
+    "BDR_BITMAP_CHUNK_REGIONS": abi.BITMAP_CHUNK_REGIONS,
     "BDR_ROLE_OBSERVER": Role.OBSERVER.value,
     "BDR_ROLE_CONSUMER": Role.CONSUMER.value,
-    "BDR_IOC_INFO": uapi.IOC_INFO,
-    "BDR_IOC_STATUS": uapi.IOC_STATUS,
-    "BDR_IOC_RELEASE": uapi.IOC_RELEASE,
-    "BDR_IOC_RESUME": uapi.IOC_RESUME,
-    "BDR_IOC_BITMAP_READ": uapi.IOC_BITMAP_READ,
-    "BDR_IOC_BITMAP_CLEAR": uapi.IOC_BITMAP_CLEAR,
-    "BDR_IOC_BITMAP_MARK": uapi.IOC_BITMAP_MARK,
-    "BDR_IOC_OPEN": uapi.IOC_OPEN,
+    "BDR_IOC_INFO": abi.IOC_INFO,
+    "BDR_IOC_STATUS": abi.IOC_STATUS,
+    "BDR_IOC_RELEASE": abi.IOC_RELEASE,
+    "BDR_IOC_RESUME": abi.IOC_RESUME,
+    "BDR_IOC_BITMAP_READ": abi.IOC_BITMAP_READ,
+    "BDR_IOC_BITMAP_CLEAR": abi.IOC_BITMAP_CLEAR,
+    "BDR_IOC_BITMAP_MARK": abi.IOC_BITMAP_MARK,
+    "BDR_IOC_OPEN": abi.IOC_OPEN,
 }
 
 STRUCTS = {
-    "bdr_info": uapi.INFO,
-    "bdr_status": uapi.STATUS,
-    "bdr_release": uapi.RELEASE,
-    "bdr_resume": uapi.RESUME,
-    "bdr_bitmap": uapi.BITMAP,
-    "bdr_open": uapi.OPEN,
-    "bdr_request": uapi.REQUEST,
-    "bdr_reply": uapi.REPLY,
+    "bdr_info": abi.INFO,
+    "bdr_status": abi.STATUS,
+    "bdr_release": abi.RELEASE,
+    "bdr_resume": abi.RESUME,
+    "bdr_bitmap": abi.BITMAP,
+    "bdr_open": abi.OPEN,
+    "bdr_request": abi.REQUEST,
+    "bdr_reply": abi.REPLY,
 }
 
 
@@ -120,8 +121,8 @@ def test_python_mirror_has_every_constant_with_its_value(abi: dict[str, str]) ->
 
 def test_enumerations_have_no_value_that_the_header_lacks() -> None:
     values = set(MIRROR)
-    assert {f"BDR_OP_{op.name}" for op in ring.Op} <= values
-    assert {f"BDR_MODE_{mode.name}" for mode in ring.Mode} <= values
+    assert {f"BDR_OP_{op.name}" for op in layout.Op} <= values
+    assert {f"BDR_MODE_{mode.name}" for mode in layout.Mode} <= values
     assert {f"BDR_BITMAP_{bitmap.name}" for bitmap in Bitmap} <= values
     assert {f"BDR_ROLE_{role.name}" for role in Role} <= values
 

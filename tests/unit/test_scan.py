@@ -7,11 +7,22 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import scan
-from common.exclusions import Covered, Exclusions
-from common.extents import plan
-from common.ring import PAYLOAD_BYTES, SECTOR_BYTES, Op, encode
-from common.scan import PIECE_SECTORS, Pace, PaceSettings, Repair
+from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES, Op
+from bdr.common.ring.slots import encode
+from bdr.common.scan.plan import (
+    BATCH_BLOCKS_MAX,
+    PIECE_SECTORS,
+    Pace,
+    PaceSettings,
+    Repair,
+    block_digests,
+    build_batch,
+    differing,
+    group_blocks,
+    plan_pieces,
+)
+from bdr.common.source.exclusions import Covered, Exclusions
+from bdr.common.target.extents import plan
 
 FLAGS = st.lists(st.booleans(), min_size=1, max_size=80)
 
@@ -22,7 +33,7 @@ def test_pieces_cover_the_dirty_regions_and_nothing_else(
 ) -> None:
     first = skipped * 64
     device = (first + len(dirty) - 1) * region_sectors + min(last_sectors, region_sectors)
-    pieces = scan.plan_pieces(
+    pieces = plan_pieces(
         np.array(dirty), first_region=first, region_sectors=region_sectors, device_sectors=device
     )
     covered = [sector for begin, count in pieces for sector in range(begin, begin + count)]
@@ -42,7 +53,7 @@ def test_pieces_cover_the_dirty_regions_and_nothing_else(
 @given(st.lists(st.tuples(st.integers(0, 50), FLAGS), max_size=8))
 def test_groups_have_every_chosen_block_once_and_are_full(chosen: list[tuple[int, list]]) -> None:
     pieces = [(index, np.array(flags)) for index, flags in enumerate(flags for _, flags in chosen)]
-    groups = scan.group_blocks(pieces, limit=7)
+    groups = group_blocks(pieces, limit=7)
     found = [
         (index, block)
         for group in groups
@@ -70,7 +81,7 @@ def test_batch_makes_the_target_equal_where_it_may(data: st.DataObject) -> None:
     if data.draw(st.booleans()):
         excluded = np.array(data.draw(st.lists(st.booleans(), min_size=sectors, max_size=sectors)))
     repair = Repair(sector, content.tobytes(), chosen, excluded)
-    headers, payload = scan.build_batch([repair])
+    headers, payload = build_batch([repair])
     assert len(payload) == len(headers) // 8 * PAYLOAD_BYTES
     extents = plan(headers, payload, device_sectors=sector + sectors)
 
@@ -89,16 +100,16 @@ def test_batch_makes_the_target_equal_where_it_may(data: st.DataObject) -> None:
 
 def test_worst_case_fits_a_batch() -> None:
     """Every other sector of 256 blocks left out."""
-    size = scan.BATCH_BLOCKS_MAX * PAYLOAD_BYTES
+    size = BATCH_BLOCKS_MAX * PAYLOAD_BYTES
     excluded = np.arange(size // SECTOR_BYTES) % 2 == 0
-    repair = Repair(0, b"x" * size, np.ones(scan.BATCH_BLOCKS_MAX, np.bool_), excluded)
-    headers, _ = scan.build_batch([repair])
+    repair = Repair(0, b"x" * size, np.ones(BATCH_BLOCKS_MAX, np.bool_), excluded)
+    headers, _ = build_batch([repair])
     assert len(headers) // 8 == 1024
 
 
 def test_zeros_go_as_one_slot() -> None:
     blocks = np.ones(256, np.bool_)
-    headers, payload = scan.build_batch([Repair(64, bytes(1 << 20), blocks)])
+    headers, payload = build_batch([Repair(64, bytes(1 << 20), blocks)])
     extents = plan(headers, payload, device_sectors=1 << 20)
     assert (extents.op, extents.offset, extents.length) == ([Op.WRITE_ZEROES], [32768], [1 << 20])
 
@@ -108,7 +119,7 @@ def test_differing_blocks_are_found() -> None:
     other = bytearray(one)
     other[3 * PAYLOAD_BYTES + 7] ^= 1
     other[-1] ^= 1
-    differs = scan.differing(scan.block_digests(one), scan.block_digests(other))
+    differs = differing(block_digests(one), block_digests(other))
     assert np.flatnonzero(differs).tolist() == [3, 10]
 
 

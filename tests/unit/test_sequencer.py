@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from common import sequencer as s
-from common.capture import CaptureInfo, CaptureStatus
-from common.errors import InternalError, RefusedError
-from common.ring import WRITE_SLOTS_MAX, Mode
-from common.wire import (
+from bdr.common.capture.api import CaptureInfo, CaptureStatus
+from bdr.common.errors import InternalError, RefusedError
+from bdr.common.ring.layout import WRITE_SLOTS_MAX, Mode
+from bdr.common.source import sequencer as s
+from bdr.common.wire.control import (
     PROTOCOL,
     Ack,
     BatchHeader,

@@ -7,24 +7,27 @@ from dataclasses import replace
 
 import pytest
 
-from common import sequencer as s
-from common.errors import PERMANENT_EXIT_CODES, InternalError, StaleCaptureError
-from common.ring import Mode
-from common.wire import Condition, Mark, Progress, Standing
+from bdr.common.capture import api
+from bdr.common.errors import PERMANENT_EXIT_CODES, InternalError, StaleCaptureError
+from bdr.common.ring.layout import Mode
+from bdr.common.source import sequencer
+from bdr.common.wire.control import Condition, Mark, Progress, Standing
 from tests.unit.test_sequencer import INFO, STATUS, ack, dispatch, new_sequencer, streaming, welcome
 
 DIRTY = replace(STATUS, resync_regions=3)
 
 
-def of_kind(actions: list[s.Action], kind: type[s.Action]) -> list[s.Action]:
+def of_kind(
+    actions: list[sequencer.Action], kind: type[sequencer.Action]
+) -> list[sequencer.Action]:
     return [action for action in actions if isinstance(action, kind)]
 
 
 def test_unknown_target_has_every_region_marked_before_that_is_declared() -> None:
     machine = new_sequencer()
-    machine.handle(s.LinkUp())
-    assert of_kind(welcome(machine, 40, Condition.UNKNOWN), s.MarkAll)
-    machine.handle(s.CaptureSeen(DIRTY))
+    machine.handle(sequencer.LinkUp())
+    assert of_kind(welcome(machine, 40, Condition.UNKNOWN), sequencer.MarkAll)
+    machine.handle(sequencer.CaptureSeen(DIRTY))
     assert machine.dispatch_limit == 0
     assert dispatch(machine, 0).mark is Mark.RESYNC
     assert machine.condition is Condition.INCONSISTENT
@@ -33,13 +36,13 @@ def test_unknown_target_has_every_region_marked_before_that_is_declared() -> Non
 
 def test_unknown_target_is_marked_anew_if_the_mark_was_lost() -> None:
     machine = new_sequencer()
-    machine.handle(s.LinkUp())
+    machine.handle(sequencer.LinkUp())
     welcome(machine, 40, Condition.UNKNOWN)
-    machine.handle(s.CaptureSeen(DIRTY))
+    machine.handle(sequencer.CaptureSeen(DIRTY))
     dispatch(machine, 0)
-    machine.handle(s.LinkDown())
-    machine.handle(s.LinkUp())
-    assert of_kind(welcome(machine, 40, Condition.UNKNOWN), s.MarkAll)
+    machine.handle(sequencer.LinkDown())
+    machine.handle(sequencer.LinkUp())
+    assert of_kind(welcome(machine, 40, Condition.UNKNOWN), sequencer.MarkAll)
     assert machine.has_mark_due
 
 
@@ -52,17 +55,17 @@ def test_unknown_target_is_marked_anew_if_the_mark_was_lost() -> None:
         replace(STATUS, unlogged=1),
     ],
 )
-def test_inconsistent_stays_so_while_anything_is_dirty_or_missed(status: s.CaptureStatus) -> None:
+def test_inconsistent_stays_so_while_anything_is_dirty_or_missed(status: api.CaptureStatus) -> None:
     machine = streaming(condition=Condition.INCONSISTENT)
-    machine.handle(s.CaptureSeen(status))
+    machine.handle(sequencer.CaptureSeen(status))
     dispatch(machine, 60)
     assert not machine.has_mark_due
 
 
 def test_consistent_is_taken_back_by_a_look_that_finds_dirt() -> None:
     machine = streaming(condition=Condition.INCONSISTENT)
-    machine.handle(s.CaptureSeen(STATUS))
-    machine.handle(s.CaptureSeen(DIRTY))
+    machine.handle(sequencer.CaptureSeen(STATUS))
+    machine.handle(sequencer.CaptureSeen(DIRTY))
     dispatch(machine, 60)
     assert not machine.has_mark_due
 
@@ -70,7 +73,7 @@ def test_consistent_is_taken_back_by_a_look_that_finds_dirt() -> None:
 def test_resync_batches_are_numbered_among_the_others_and_move_nothing() -> None:
     machine = streaming(DIRTY, condition=Condition.INCONSISTENT)
     assert dispatch(machine, 5).number == 1
-    numbers = [action.header for action in machine.handle(s.ResyncReady(2))]  # type: ignore[union-attr]
+    numbers = [action.header for action in machine.handle(sequencer.ResyncReady(2))]  # type: ignore[union-attr]
     assert [(header.number, header.first) for header in numbers] == [(2, 45), (3, 45)]
     assert dispatch(machine, 5).first == 45
     ack(machine, 3)
@@ -80,7 +83,7 @@ def test_resync_batches_are_numbered_among_the_others_and_move_nothing() -> None
 def test_more_resync_batches_than_there_is_room_for_is_an_internal_error() -> None:
     machine = streaming(DIRTY, condition=Condition.INCONSISTENT)
     with pytest.raises(InternalError):
-        machine.handle(s.ResyncReady(machine.resync_room + 1))
+        machine.handle(sequencer.ResyncReady(machine.resync_room + 1))
 
 
 @pytest.mark.parametrize(
@@ -91,66 +94,68 @@ def test_resync_batches_in_flight_are_few_where_the_ring_is_small(
 ) -> None:
     info = replace(INFO, capacity=capacity)
     status = replace(DIRTY, head=STATUS.tail)
-    machine = s.Sequencer(volume="v", info=info, status=status)
-    machine.handle(s.LinkUp())
+    machine = sequencer.Sequencer(volume="v", info=info, status=status)
+    machine.handle(sequencer.LinkUp())
     welcome(machine, status.tail, Condition.INCONSISTENT)
-    machine.handle(s.CaptureSeen(status))
+    machine.handle(sequencer.CaptureSeen(status))
     assert machine.resync_limit == limit
     # One ticket always goes as a whole.
     assert machine.resync_room == 32
-    machine.handle(s.ResyncReady(1))
+    machine.handle(sequencer.ResyncReady(1))
     assert machine.resync_room == limit - 1
 
 
 def test_no_resync_batch_is_added_while_the_ring_is_half_full() -> None:
     machine = streaming(DIRTY, condition=Condition.INCONSISTENT)
     half = STATUS.tail + INFO.capacity // 2
-    machine.handle(s.CaptureSeen(replace(DIRTY, head=half)))
+    machine.handle(sequencer.CaptureSeen(replace(DIRTY, head=half)))
     assert machine.resync_room > 0
-    machine.handle(s.CaptureSeen(replace(DIRTY, head=half + 1)))
+    machine.handle(sequencer.CaptureSeen(replace(DIRTY, head=half + 1)))
     assert machine.resync_room == 0
 
 
 def test_scanner_lost_greets_again_only_if_its_batches_have_not_arrived() -> None:
     machine = streaming(DIRTY, condition=Condition.INCONSISTENT)
-    machine.handle(s.ResyncReady(1))
+    machine.handle(sequencer.ResyncReady(1))
     ack(machine, 0, accepted=1)
-    machine.handle(s.ScannerLost())
-    assert machine.phase is s.Phase.STREAMING
-    machine.handle(s.ResyncReady(1))
-    machine.handle(s.ScannerLost())
-    assert machine.phase is s.Phase.GREETING
+    machine.handle(sequencer.ScannerLost())
+    assert machine.phase is sequencer.Phase.STREAMING
+    machine.handle(sequencer.ResyncReady(1))
+    machine.handle(sequencer.ScannerLost())
+    assert machine.phase is sequencer.Phase.GREETING
 
 
 def test_failed_writes_do_not_wait_for_a_scan_that_does_not_end() -> None:
     """A region that cannot be read keeps its bit."""
-    machine = streaming(settings=s.SequencerSettings(failed_wait_s=3.0))
-    machine.handle(s.Tick(1.0))
-    machine.handle(s.CaptureSeen(replace(STATUS, resync_regions=1)))
+    machine = streaming(settings=sequencer.SequencerSettings(failed_wait_s=3.0))
+    machine.handle(sequencer.Tick(1.0))
+    machine.handle(sequencer.CaptureSeen(replace(STATUS, resync_regions=1)))
     both = replace(STATUS, active_regions=1, resync_regions=1)
-    machine.handle(s.Tick(3.9))
-    assert not of_kind(machine.handle(s.CaptureSeen(both)), s.Resume)
-    machine.handle(s.Tick(4.0))
-    assert of_kind(machine.handle(s.CaptureSeen(both)), s.Resume)
+    machine.handle(sequencer.Tick(3.9))
+    assert not of_kind(machine.handle(sequencer.CaptureSeen(both)), sequencer.Resume)
+    machine.handle(sequencer.Tick(4.0))
+    assert of_kind(machine.handle(sequencer.CaptureSeen(both)), sequencer.Resume)
 
 
 def test_failed_writes_that_go_on_let_a_scan_have_ever_longer() -> None:
     """Each RESUME makes it begin anew: at one a minute a slow link would never end it."""
-    machine = streaming(settings=s.SequencerSettings(failed_wait_s=1.0, failed_wait_max_s=5.0))
+    machine = streaming(
+        settings=sequencer.SequencerSettings(failed_wait_s=1.0, failed_wait_max_s=5.0)
+    )
     both = replace(STATUS, active_regions=1, resync_regions=1)
 
-    def merges(status: s.CaptureStatus, *, last_s: int) -> list[int]:
+    def merges(status: api.CaptureStatus, *, last_s: int) -> list[int]:
         found = []
         for now_s in range(last_s - 25, last_s):
-            machine.handle(s.Tick(float(now_s)))
+            machine.handle(sequencer.Tick(float(now_s)))
             ack(machine, 0)
-            looks = [machine.handle(s.CaptureSeen(status)) for _ in range(3)]
-            found += [now_s for actions in looks if of_kind(actions, s.Resume)]
+            looks = [machine.handle(sequencer.CaptureSeen(status)) for _ in range(3)]
+            found += [now_s for actions in looks if of_kind(actions, sequencer.Resume)]
         return found
 
-    machine.handle(s.CaptureSeen(replace(both, active_regions=0)))
+    machine.handle(sequencer.CaptureSeen(replace(both, active_regions=0)))
     assert merges(both, last_s=26) == [1, 3, 7, 12, 17, 22]
-    machine.handle(s.CaptureSeen(STATUS))
+    machine.handle(sequencer.CaptureSeen(STATUS))
     assert merges(both, last_s=51)[:2] == [26, 28]
 
 
@@ -158,44 +163,56 @@ def test_overflow_within_a_resume_is_noticed() -> None:
     """Both looks find the mode OVERFLOW."""
     machine = streaming()
     full = replace(STATUS, mode=Mode.OVERFLOW, overflows=1)
-    machine.handle(s.CaptureSeen(full))
-    again = machine.handle(s.CaptureSeen(replace(full, overflows=2)))
-    assert [action.topic for action in again if isinstance(action, s.Announce)] == ["overflow"]
-    assert not of_kind(again, s.Resume)
+    machine.handle(sequencer.CaptureSeen(full))
+    again = machine.handle(sequencer.CaptureSeen(replace(full, overflows=2)))
+    assert [action.topic for action in again if isinstance(action, sequencer.Announce)] == [
+        "overflow"
+    ]
+    assert not of_kind(again, sequencer.Resume)
 
 
 def test_failed_writes_are_merged_when_no_scan_is_under_way() -> None:
     machine = streaming()
-    machine.handle(s.CaptureSeen(STATUS))
+    machine.handle(sequencer.CaptureSeen(STATUS))
     failed = replace(STATUS, active_regions=1)
-    assert not of_kind(machine.handle(s.CaptureSeen(replace(failed, resync_regions=1))), s.Resume)
+    assert not of_kind(
+        machine.handle(sequencer.CaptureSeen(replace(failed, resync_regions=1))), sequencer.Resume
+    )
     generation = machine.generation
-    assert of_kind(machine.handle(s.CaptureSeen(failed)), s.Resume)
+    assert of_kind(machine.handle(sequencer.CaptureSeen(failed)), sequencer.Resume)
     assert machine.generation > generation
 
 
 def test_target_is_told_what_is_left_and_tells_since_when() -> None:
     machine = streaming(condition=Condition.INCONSISTENT)
-    machine.handle(s.CaptureSeen(replace(STATUS, active_regions=1, resync_regions=2)))
-    sent = [action.message for action in machine.handle(s.Tick(1.0)) if isinstance(action, s.Send)]
+    machine.handle(sequencer.CaptureSeen(replace(STATUS, active_regions=1, resync_regions=2)))
+    sent = [
+        action.message
+        for action in machine.handle(sequencer.Tick(1.0))
+        if isinstance(action, sequencer.Send)
+    ]
     assert sent[1:] == [Progress(7, 3 * 65536)]
     both = replace(STATUS, active_regions=INFO.regions, resync_regions=INFO.regions)
-    machine.handle(s.CaptureSeen(both))
-    sent = [action.message for action in machine.handle(s.Tick(2.0)) if isinstance(action, s.Send)]
+    machine.handle(sequencer.CaptureSeen(both))
+    sent = [
+        action.message
+        for action in machine.handle(sequencer.Tick(2.0))
+        if isinstance(action, sequencer.Send)
+    ]
     assert sent[1:] == [Progress(7, INFO.device_sectors * 512)]
     assert machine.standing is None
     standing = Standing(7, Condition.INCONSISTENT, 1000, 1060)
-    machine.handle(s.MessageArrived(replace(standing, epoch=6)))
+    machine.handle(sequencer.MessageArrived(replace(standing, epoch=6)))
     assert machine.standing is None
-    machine.handle(s.MessageArrived(standing))
+    machine.handle(sequencer.MessageArrived(standing))
     assert machine.standing == standing
 
 
 @pytest.mark.parametrize("sectors", [STATUS.device_sectors + 8, STATUS.device_sectors - 8])
 def test_device_of_another_size_ends_the_process_to_be_started_anew(sectors: int) -> None:
     machine = streaming()
-    (stop,) = machine.handle(s.CaptureSeen(replace(STATUS, device_sectors=sectors)))
-    assert isinstance(stop, s.Stop)
+    (stop,) = machine.handle(sequencer.CaptureSeen(replace(STATUS, device_sectors=sectors)))
+    assert isinstance(stop, sequencer.Stop)
     assert isinstance(stop.error, StaleCaptureError)
     assert stop.error.exit_code not in PERMANENT_EXIT_CODES
 
@@ -205,17 +222,17 @@ def test_device_of_another_size_ends_the_process_to_be_started_anew(sectors: int
 FULL = replace(STATUS, mode=Mode.OVERFLOW, gap=100)
 
 
-def overflow_lasts_s(machine: s.Sequencer, now_s: float) -> float:
+def overflow_lasts_s(machine: sequencer.Sequencer, now_s: float) -> float:
     """An overflow begins now and its ring has drained; until when is it left?"""
-    machine.handle(s.Tick(now_s))
+    machine.handle(sequencer.Tick(now_s))
     began_s = now_s
     full = replace(FULL, overflows=machine.status.overflows + 1)
-    while not of_kind(machine.handle(s.CaptureSeen(full)), s.Resume):
+    while not of_kind(machine.handle(sequencer.CaptureSeen(full)), sequencer.Resume):
         now_s += 0.25
-        machine.handle(s.Tick(now_s))
+        machine.handle(sequencer.Tick(now_s))
         ack(machine, 0)  # the target is alive
         assert now_s < began_s + 60
-    machine.handle(s.CaptureSeen(replace(STATUS, overflows=full.overflows)))
+    machine.handle(sequencer.CaptureSeen(replace(STATUS, overflows=full.overflows)))
     return now_s - began_s
 
 
@@ -235,6 +252,6 @@ def test_load_that_falls_is_forgiven() -> None:
         now_s += overflow_lasts_s(machine, now_s) + 0.1
     for _ in range(60):
         now_s += 1
-        machine.handle(s.Tick(now_s))
+        machine.handle(sequencer.Tick(now_s))
         ack(machine, 0)
     assert overflow_lasts_s(machine, now_s) == 0

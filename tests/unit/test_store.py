@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from common.extents import NO_EXTENTS, Extents
-from common.record import ReplicaRecord
-from common.replica import Apply
-from common.wire import Condition
-from services.store import DirectStore
+from bdr.common.target.extents import NO_EXTENTS, Extents
+from bdr.common.target.record import ReplicaRecord
+from bdr.common.target.replica import Apply
+from bdr.common.wire.control import Condition
+from bdr.services.target.store import DirectStore
 
 RECORD = ReplicaRecord(volume="v", device_sectors=8)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from common import config
-from services import cli_side, exporter
-from services.exporter import Exporter
-from services.supervision import Scaling
+from bdr.common.host import config
+from bdr.services.cli import foreground
+from bdr.services.monitoring import exporter
+from bdr.services.monitoring.exporter import Exporter
+from bdr.services.supervise.supervisord import Scaling
 from tests.unit.test_monitoring import status
 
 
@@ -22,7 +23,7 @@ def test_output_that_can_go_nowhere_is_read_on(monkeypatch: pytest.MonkeyPatch) 
     lines = io.BytesIO(b"a line\n" * 1000)
     with open("/dev/full", "wb", buffering=0) as full:
         monkeypatch.setattr(sys, "stdout", full)
-        cli_side._relay(lines)
+        foreground._relay(lines)
     assert lines.read() == b""
 
 

@@ -8,14 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from common import sequencer as s
-from common import tickets as t
-from common import wire
-from common.capture import Bitmap, CaptureInfo
-from common.errors import WireError
-from common.ring import Mode, Op, encode
-from common.scan import PaceSettings
-from common.wire import Ack, Condition, Mark
+from bdr.common.capture.api import Bitmap, CaptureInfo
+from bdr.common.errors import WireError
+from bdr.common.ring.layout import Mode, Op
+from bdr.common.ring.slots import encode
+from bdr.common.scan.plan import PaceSettings
+from bdr.common.source import scheduler as t
+from bdr.common.source import sequencer as s
+from bdr.common.wire import control as wire
+from bdr.common.wire.control import Ack, Condition, Mark
 from tests.unit.test_sequencer import STATUS, STREAM, welcome
 
 PEER = b"scanner"

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from common import wire
-from common.errors import WireError
-from common.wire import (
+from bdr.common.errors import WireError
+from bdr.common.wire import control as wire
+from bdr.common.wire.control import (
     Ack,
     Batch,
     BatchHeader,

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Puts the device-mapper target `bdr` in front of a device, and takes it away.
+
+Everything is checked before anything is changed, and each refusal says what to
+do. What the host looks like comes through `Host`, so the checks can be tested
+against a host that does not exist; the kernel makes the last check itself, when
+it opens the device exclusively.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from bdr.common.errors import DeviceError, UsageError
+from bdr.common.ring.layout import (
+    CAPACITY_MAX,
+    CAPACITY_MIN,
+    REGION_SECTORS_DEFAULT,
+    REGION_SECTORS_MAX,
+    REGION_SECTORS_MIN,
+    SLOT_BYTES,
+)
+
+STABLE_MODES = ("copy", "hint")
+DISCARD_MODES = ("zero", "pass")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_NODE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """What `attach` asks the kernel for."""
+
+    name: str
+    """The application's device will be /dev/mapper/NAME."""
+    underlying: str
+    """Path of the device that holds the data."""
+    chardev: str
+    """The control device will be /dev/CHARDEV."""
+    capacity: int
+    """Slots: writes of at most 4096 bytes."""
+    region_sectors: int = REGION_SECTORS_DEFAULT
+    stable: str = "copy"
+    discard: str = "zero"
+
+    def table(self, device_sectors: int) -> str:
+        """The device-mapper table."""
+        return (
+            f"0 {device_sectors} bdr {self.underlying} {self.chardev} {self.capacity} "
+            f"6 region_sectors {self.region_sectors} stable {self.stable} discard {self.discard}"
+        )
+
+
+class Host(Protocol):
+    """What attaching needs to know of a host, and to do there."""
+
+    def run(self, *words: str) -> str:
+        """Runs a command as root; raises `DeviceError` with what it said if it fails."""
+        ...
+
+    def number(self, path: str) -> str | None:
+        """ "MAJOR:MINOR" of the block device at `path`, None if there is no such device."""
+        ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def read(self, path: str) -> str:
+        """Content of a file of /proc or /sys, "" if it is not there."""
+        ...
+
+    def names(self, path: str) -> list[str]:
+        """Entries of a directory, none if it is not there."""
+        ...
+
+
+def writes_of_bytes(size_bytes: int) -> int:
+    """How many writes a buffer of so many bytes holds; one takes 4104.
+
+    Raises:
+        UsageError: fewer or more than a ring may have.
+    """
+    writes = size_bytes // SLOT_BYTES
+    if not CAPACITY_MIN <= writes <= CAPACITY_MAX:
+        raise UsageError(
+            f"buffer of {size_bytes} bytes: found room for {writes} writes of {SLOT_BYTES} bytes, "
+            f"wanted {CAPACITY_MIN} to {CAPACITY_MAX}"
+        )
+    return writes
+
+
+def attach(host: Host, wanted: Attachment) -> None:
+    """Creates /dev/mapper/NAME over the device.
+
+    Raises:
+        UsageError: a name or number is not possible.
+        DeviceError: the module, the device or a name is not available.
+    """
+    _check_arguments(wanted)
+    _check_module(host)
+    sectors = _check_device(host, wanted.underlying)
+    for path in (f"/dev/mapper/{wanted.name}", f"/dev/{wanted.chardev}"):
+        if host.exists(path):
+            raise DeviceError(f"{path}: exists already; choose another name")
+    if wanted.name in _mapped_names(host):
+        raise DeviceError(f"{wanted.name}: a device-mapper device has this name; choose another")
+    host.run("dmsetup", "create", wanted.name, "--table", wanted.table(sectors))
+    _wait_for_node(lambda: host.exists(f"/dev/{wanted.chardev}"), f"/dev/{wanted.chardev}")
+
+
+def detach(host: Host, name: str, *, force: bool = False) -> None:
+    """Removes /dev/mapper/NAME; the underlying device keeps every write.
+
+    Args:
+        force: also when the ring holds writes that the replica does not have. The
+            next attach begins with a resync either way.
+
+    Raises:
+        DeviceError: NAME is no `bdr` device, is in use, or holds such writes.
+    """
+    table = _bdr_table(host, name)
+    status = host.run("dmsetup", "status", name).split()
+    mode, used = status[3], status[4].split("/")[0]
+    mounted = _mounts(host, _mapped_number(host, name))
+    if mounted:
+        raise DeviceError(f"/dev/mapper/{name}: mounted at {mounted[0]}; unmount it first")
+    if not force and (mode != "STREAM" or used != "0"):
+        raise DeviceError(
+            f"/dev/mapper/{name}: the replica lacks {used} writes of the ring"
+            f"{'' if mode == 'STREAM' else ' and what the bitmap marks'}; wait, or use --force"
+        )
+    host.run("dmsetup", "remove", "--retry", name)
+    chardev = f"/dev/{table[4]}"
+    _wait_for_node(lambda: not host.exists(chardev), f"the end of {chardev}")
+
+
+def attached(host: Host) -> list[tuple[str, str, str, int]]:
+    """(name, underlying device's number, control device's path, capacity) of each target."""
+    found = []
+    for line in host.run("dmsetup", "table", "--target", "bdr").splitlines():
+        name, _, table = line.partition(": ")
+        words = table.split()
+        if len(words) >= 6 and words[2] == "bdr":
+            found.append((name, words[3], f"/dev/{words[4]}", int(words[5])))
+    return found
+
+
+def _check_arguments(wanted: Attachment) -> None:
+    for what, name in (("device", wanted.name), ("control device", wanted.chardev)):
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{what} name {name!r}: wanted 1 to 63 of a-z A-Z 0-9 - _ . with a letter or "
+                "digit first"
+            )
+    if not CAPACITY_MIN <= wanted.capacity <= CAPACITY_MAX:
+        raise UsageError(
+            f"buffer of {wanted.capacity} writes: wanted {CAPACITY_MIN} to {CAPACITY_MAX}"
+        )
+    region = wanted.region_sectors
+    if region & (region - 1) or not REGION_SECTORS_MIN <= region <= REGION_SECTORS_MAX:
+        raise UsageError(
+            f"regions of {region} sectors: wanted a power of two from {REGION_SECTORS_MIN} to "
+            f"{REGION_SECTORS_MAX}"
+        )
+    if wanted.stable not in STABLE_MODES:
+        raise UsageError(f"stable {wanted.stable!r}: wanted one of {', '.join(STABLE_MODES)}")
+    if wanted.discard not in DISCARD_MODES:
+        raise UsageError(f"discard {wanted.discard!r}: wanted one of {', '.join(DISCARD_MODES)}")
+
+
+def _check_module(host: Host) -> None:
+    if _target_is_known(host):
+        return
+    try:
+        host.run("modprobe", "bdr")
+    except DeviceError as error:
+        raise DeviceError(
+            f"the kernel module bdr is not loaded and cannot be ({error}); build it with `make "
+            "module-install`, or capture with the nbdkit plugin where modules cannot be loaded"
+        ) from error
+    if not _target_is_known(host):
+        raise DeviceError("modprobe bdr succeeded, and yet device-mapper knows no target `bdr`")
+
+
+def _target_is_known(host: Host) -> bool:
+    targets = host.run("dmsetup", "targets").splitlines()
+    return any(line.split()[:1] == ["bdr"] for line in targets)
+
+
+def _check_device(host: Host, path: str) -> int:
+    """Size in sectors of a device that nobody uses."""
+    number = host.number(path)
+    if number is None:
+        raise DeviceError(f"{path}: no block device; give the device that holds the data")
+    family = [number, *_partitions(host, number)]
+    for member in family:
+        mounted = _mounts(host, member)
+        if mounted:
+            raise DeviceError(
+                f"{path}: {_kernel_name(host, member)} is mounted at {mounted[0]}; unmount it, "
+                "and mount /dev/mapper/NAME instead"
+            )
+        for line in host.read("/proc/swaps").splitlines()[1:]:
+            if host.number(line.split()[0]) == member:
+                raise DeviceError(f"{path}: {line.split()[0]} is swap; swapoff it first")
+        for name, lower, chardev, _ in attached(host):
+            if lower == member:
+                raise DeviceError(f"{path}: already attached as /dev/mapper/{name} with {chardev}")
+        holders = host.names(f"/sys/dev/block/{member}/holders")
+        if holders:
+            raise DeviceError(f"{path}: in use by {', '.join(holders)}")
+    # /sys counts in sectors of 512 bytes, whatever the device's own are.
+    sectors = int(host.read(f"/sys/dev/block/{number}/size") or 0)
+    if not sectors:
+        raise DeviceError(f"{path}: it has no size")
+    return sectors
+
+
+def _partitions(host: Host, number: str) -> list[str]:
+    base = f"/sys/dev/block/{number}"
+    return [
+        host.read(f"{base}/{entry}/dev").strip()
+        for entry in host.names(base)
+        if host.exists(f"{base}/{entry}/partition")
+    ]
+
+
+def _kernel_name(host: Host, number: str) -> str:
+    for line in host.read(f"/sys/dev/block/{number}/uevent").splitlines():
+        if line.startswith("DEVNAME="):
+            return f"/dev/{line.removeprefix('DEVNAME=')}"
+    return number
+
+
+def _mounts(host: Host, number: str) -> list[str]:
+    """Where the device is mounted."""
+    fields = (line.split() for line in host.read("/proc/self/mountinfo").splitlines())
+    found = []
+    for words in fields:
+        # btrfs shows a number of its own, but names the device as its source.
+        source = words[words.index("-") + 2] if "-" in words else ""
+        if words[2] == number or (source.startswith("/dev/") and host.number(source) == number):
+            found.append(words[4])
+    return found
+
+
+def _mapped_names(host: Host) -> list[str]:
+    lines = host.run("dmsetup", "ls").splitlines()
+    return [line.split()[0] for line in lines if "\t" in line or "(" in line]
+
+
+def _mapped_number(host: Host, name: str) -> str:
+    return host.run(
+        "dmsetup", "info", "-c", "--noheadings", "--separator", ":", "-o", "major,minor", name
+    ).strip()
+
+
+def _bdr_table(host: Host, name: str) -> list[str]:
+    if name not in _mapped_names(host):
+        raise DeviceError(f"/dev/mapper/{name}: not attached")
+    lines = host.run("dmsetup", "table", name).splitlines()
+    words = lines[0].split() if len(lines) == 1 else []
+    if len(words) < 6 or words[2] != "bdr":
+        raise DeviceError(f"/dev/mapper/{name}: a device-mapper device, but not one of bdr's")
+    return words
+
+
+def _wait_for_node(fact: Callable[[], bool], what: str) -> None:
+    deadline_s = time.monotonic() + _NODE_TIMEOUT_S
+    while not fact():
+        if time.monotonic() > deadline_s:
+            raise DeviceError(f"{what}: not within {_NODE_TIMEOUT_S:g} s; is devtmpfs at /dev?")
+        time.sleep(0.02)
+
+
+class LinuxHost:
+    """This host."""
+
+    def run(self, *words: str) -> str:
+        try:
+            done = subprocess.run(
+                words, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True
+            )
+        except FileNotFoundError as error:
+            raise DeviceError(f"{words[0]}: not installed") from error
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip() or f"ended with {done.returncode}"
+            hint = "; dmesg says why" if words[:2] == ("dmsetup", "create") else ""
+            if "kernel device-mapper driver" in said:
+                said = said.splitlines()[0]
+                hint = "; wanted device-mapper in this kernel: modprobe dm_mod"
+            raise DeviceError(f"{' '.join(words[:3])}: {said}{hint}")
+        return done.stdout
+
+    def number(self, path: str) -> str | None:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        if not stat.S_ISBLK(status.st_mode):
+            return None
+        return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+
+    def exists(self, path: str) -> bool:
+        return os.path.lexists(path)
+
+    def read(self, path: str) -> str:
+        try:
+            return Path(path).read_text()
+        except OSError:
+            return ""
+
+    def names(self, path: str) -> list[str]:
+        try:
+            return sorted(os.listdir(path))
+        except OSError:
+            return []

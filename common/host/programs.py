@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The supervisord program of each process of a volume. No I/O here.
+
+One file a process, so that adding or removing one leaves the others alone. A
+stage that may have several processes is a supervisord group besides, so that
+`supervisorctl stop VOLUME-sender:*` takes all of them:
+
+==================  ==============================  ===========================
+process             its file                        supervisorctl calls it
+==================  ==============================  ===========================
+the reader of db    db-reader.conf                  db-reader
+its second sender   db-sender-2.conf                db-sender:db-sender-2
+all its senders     db-sender.group.conf            db-sender:*
+==================  ==============================  ===========================
+
+supervisord's own `update` restarts a whole group when one member is added; the
+extension `services.supervise.rpc` adds it to the running group instead.
+
+A program runs its process directly, without a shell, so that signals reach it.
+
+`startsecs=0` and `exitcodes`: an error that cannot heal ends the process with one
+of `PERMANENT_EXIT_CODES`, which supervisord leaves alone; anything else, a kill
+included, is restarted at once. Processes pause by themselves before they end for
+a bug.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bdr.common.errors import PERMANENT_EXIT_CODES
+
+if TYPE_CHECKING:
+    from bdr.common.host.config import Config, Host, Source, Target
+
+PRIORITIES = {"applier": 100, "reader": 200, "sender": 300, "scanner": 400, "monitor": 500}
+"""Lower ones start first and stop last."""
+
+SCALABLE_STAGES = ("sender", "scanner")
+"""May have several processes; every other stage has exactly one."""
+
+STOP_WAIT_S = 15
+"""After SIGTERM and so long comes SIGKILL."""
+APPLIER_STOP_WAIT_S = 600
+"""It moves what its journal still holds to the device, which is complete only then."""
+
+LOG_BYTES = 10 << 20
+LOG_BACKUPS = 5
+
+_COMMENT = re.compile(r"(\s)([;#])")
+_APART = r'\1""\2'
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One process under supervisord.
+
+    Attributes:
+        volume: the volume's name.
+        stage: reader, sender, ...
+        instance: distinguishes several of one stage; from 1 on.
+        command: program and arguments.
+        environment: variables besides those of supervisord; their values are plain words.
+    """
+
+    volume: str
+    stage: str
+    instance: int
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """The supervisord group: one for each stage of each volume."""
+        return f"{self.volume}-{self.stage}"
+
+    @property
+    def name(self) -> str:
+        """The process's own name, unique on a host."""
+        return f"{self.group}-{self.instance}" if self.is_scalable else self.group
+
+    @property
+    def namespec(self) -> str:
+        """What supervisorctl calls it."""
+        return f"{self.group}:{self.name}" if self.is_scalable else self.name
+
+    @property
+    def is_scalable(self) -> bool:
+        """Whether its stage may have several processes."""
+        return self.stage in SCALABLE_STAGES
+
+    @property
+    def file_name(self) -> str:
+        """Its file in the directory of program files."""
+        return f"{self.name}.conf"
+
+    def section(self, *, log_dir: str | None) -> str:
+        """The content of its program file.
+
+        Args:
+            log_dir: where its log goes, rotated; None has it on supervisord's output.
+        """
+        command = " ".join(_quote(word) for word in self.command)
+        exit_codes = ",".join(map(str, PERMANENT_EXIT_CODES))
+        environment = ",".join(
+            f"{name}={_quote(value)}" for name, value in sorted(self.environment.items())
+        )
+        if log_dir is None:
+            log_file, log_bytes = "/dev/stdout", 0
+        else:
+            log_file, log_bytes = _escape(f"{log_dir}/{self.name}.log"), LOG_BYTES
+        return f"""\
+[program:{self.name}]
+command={command}
+priority={PRIORITIES[self.stage]}
+environment={environment}
+umask=077
+startsecs=0
+autorestart=unexpected
+exitcodes={exit_codes}
+stopsignal=TERM
+stopwaitsecs={APPLIER_STOP_WAIT_S if self.stage == "applier" else STOP_WAIT_S}
+stopasgroup=true
+killasgroup=true
+redirect_stderr=true
+stdout_logfile={log_file}
+stdout_logfile_maxbytes={log_bytes}
+stdout_logfile_backups={LOG_BACKUPS}
+"""
+
+
+def from_config(
+    config: Config, *, python: str, programs_dir: str, counts: Mapping[tuple[str, str], int]
+) -> list[Program]:
+    """Every process of every volume of a host.
+
+    Args:
+        config: what the host runs.
+        python: the interpreter.
+        programs_dir: the include directory, from which monitors learn what ought to run.
+        counts: (volume, stage) to a number that replaces the configured one.
+    """
+    found: list[Program] = []
+    for name, volume in config.volume.items():
+        common = _Common(config.host, name, config.run_dir_of(name), python, programs_dir)
+        if volume.role == "source":
+            senders = counts.get((name, "sender"), volume.senders)
+            scanners = counts.get((name, "scanner"), volume.scanners)
+            found += _source_programs(common, volume, senders, scanners)
+        else:
+            found += _target_programs(common, volume)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Common:
+    host: Host
+    volume: str
+    run_dir: str
+    python: str
+    programs_dir: str
+
+    def program(self, stage: str, *words: object, instance: int = 1) -> Program:
+        """One that runs services.STAGE; words are option names and values in turn."""
+        level = {"debug": ["--debug"], "warning": ["--noprint"]}.get(self.host.log_level, [])
+        command = [self.python, "-m", f"bdr.services.{stage}", "--volume", self.volume]
+        command += ["--run-dir", self.run_dir, *map(str, words), *level]
+        return Program(
+            self.volume, stage, instance, command, {"BDR_LOG_FORMAT": self.host.log_format}
+        )
+
+    def monitor(self, volume: Source | Target, *words: object) -> Program:
+        """The monitor of either side."""
+        options: list[object] = ["--role", volume.role, "--programs-dir", self.programs_dir]
+        options += ["--rpo-seconds", f"{volume.rpo_seconds:g}"]
+        if volume.metrics_port is not None:
+            options += ["--metrics-address", volume.metrics_address]
+            options += ["--metrics-port", volume.metrics_port]
+        command = volume.on_event or self.host.on_event
+        if command:
+            options += ["--on-event", shlex.join(command)]
+        return self.program("monitor", *options, *words)
+
+
+def _source_programs(common: _Common, volume: Source, senders: int, scanners: int) -> list[Program]:
+    target = ["--chardev", volume.chardev, "--address", volume.address, "--port", volume.port]
+    clean = ["--assume-clean"] if volume.assume_clean else []
+    rate = ["--scan-rate", volume.scan_rate] if volume.scan_rate is not None else []
+    below = ["--underdev", volume.underdev] if volume.underdev is not None else []
+    return [
+        common.program("reader", *target, *clean, *rate),
+        *(common.program("sender", *target, instance=at + 1) for at in range(senders)),
+        *(common.program("scanner", *target, *below, instance=at + 1) for at in range(scanners)),
+        common.monitor(volume, "--chardev", volume.chardev),
+    ]
+
+
+def state_path(host: Host, name: str, volume: Target) -> str:
+    """The file that remembers a replica's place."""
+    return volume.state or f"{host.state_dir}/{name}.state"
+
+
+def _target_programs(common: _Common, volume: Target) -> list[Program]:
+    state = state_path(common.host, common.volume, volume)
+    options: list[object] = ["--target", volume.target, "--state", state]
+    options += ["--address", volume.address, "--port", volume.port]
+    if volume.journal is not None:
+        options += ["--journal", volume.journal]
+    if volume.journal_size is not None:
+        options += ["--journal-size", volume.journal_size]
+    return [common.program("applier", *options), common.monitor(volume)]
+
+
+def files(programs: Iterable[Program], *, log_dir: str | None) -> dict[str, str]:
+    """Every file of the include directory, by name: programs, and groups of them."""
+    found: dict[str, str] = {}
+    groups: dict[str, list[Program]] = {}
+    for program in programs:
+        found[program.file_name] = program.section(log_dir=log_dir)
+        if program.is_scalable:
+            groups.setdefault(program.group, []).append(program)
+    for group, members in groups.items():
+        members.sort(key=lambda member: member.instance)
+        found[f"{group}.group.conf"] = (
+            f"[group:{group}]\n"
+            f"programs={','.join(member.name for member in members)}\n"
+            f"priority={PRIORITIES[members[0].stage]}\n"
+        )
+    return found
+
+
+def stage_of(name: str, *, volume: str) -> str | None:
+    """The stage of a process of this volume by its name; None if it is none of them."""
+    for stage in PRIORITIES:
+        base = f"{volume}-{stage}"
+        if stage in SCALABLE_STAGES:
+            if name.startswith(f"{base}-") and name[len(base) + 1 :].isdigit():
+                return stage
+        elif name == base:
+            return stage
+    return None
+
+
+def _escape(text: str) -> str:
+    """supervisord expands %(name)s everywhere."""
+    return text.replace("%", "%%")
+
+
+def _quote(word: str) -> str:
+    """One word of a command as supervisord's shlex reads it."""
+    escaped = _escape(word).replace("\\", "\\\\").replace('"', '\\"')
+    # A ; or # behind a blank would begin a comment: a quotation ends between them.
+    return f'"{_COMMENT.sub(_APART, escaped)}"'

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The ring's numbers: sizes, limits, fields of a header. See `common.ring.slots`.
+
+They stand apart from it because half of the processes look at no slot, and numpy is
+a third of a process's memory.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+SECTOR_BYTES = 512
+PAYLOAD_BYTES = 4096
+HEADER_BYTES = 8
+SLOT_BYTES = HEADER_BYTES + PAYLOAD_BYTES
+SLOT_SECTORS = PAYLOAD_BYTES // SECTOR_BYTES
+
+WRITE_SLOTS_MAX = 256
+CAPACITY_MIN = 8
+CAPACITY_MAX = 1 << 28
+
+SECTOR_BITS = 48
+SECTOR_MASK = (1 << SECTOR_BITS) - 1
+COUNT_SHIFT = 48
+COUNT_MASK = 7
+OP_SHIFT = 51
+OP_MASK = 7
+FUA_SHIFT = 54
+LAST_SHIFT = 55
+PHASE_SHIFT = 63
+
+REGION_SECTORS_DEFAULT = 128
+REGION_SECTORS_MIN = 8
+REGION_SECTORS_MAX = 1 << 20
+
+GAP_NONE = (1 << 64) - 1
+
+JOURNAL_BYTES_MIN = 16 << 20
+"""Room for a few batches of the biggest kind."""
+
+
+class Op(IntEnum):
+    """What a slot asks for."""
+
+    NOP = 0
+    WRITE = 1
+    DISCARD = 2
+    WRITE_ZEROES = 3
+    FLUSH = 4
+
+
+class Mode(IntEnum):
+    """Whether writes take slots, or only mark the dirty bitmap."""
+
+    STREAM = 0
+    OVERFLOW = 1

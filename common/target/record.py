@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a target remembers of its replica, and how that is written. No I/O here.
+
+The record lives in two copies of 4096 bytes, written in turn: a power cut while
+one is written leaves the other. Each copy bears a generation and a checksum; the
+intact one of the higher generation counts.
+
+Copy: 8 bytes magic, u64 generation, u32 body length, xxh3-128 of generation and
+body (16 bytes), body: msgpack map, which lacks the times and the rest of a scan where
+they are not known. Little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import asdict, dataclass, replace
+
+import msgpack
+import xxhash
+
+from bdr.common.errors import StateError
+from bdr.common.wire.control import NAME_BYTES_MAX, STREAM_BYTES, Condition
+
+MAGIC = b"BDRREC01"
+COPY_BYTES = 4096
+COPIES = 2
+RECORD_BYTES = COPIES * COPY_BYTES
+NO_STREAM = bytes(STREAM_BYTES)
+JOURNAL_ID_BYTES = 16
+NO_JOURNAL = bytes(JOURNAL_ID_BYTES)
+
+_LATER = ("since_s", "at_s", "left_bytes", "promoted_s", "device")
+_HEAD = struct.Struct("<8sQI16s")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRecord:
+    """The replica's place in its source's stream, as of the last sync."""
+
+    volume: str
+    device_sectors: int
+    stream: bytes = NO_STREAM
+    """Zeros: no source has been seen yet."""
+    slot: int = 0
+    """Every slot below it is durable on the device."""
+    epoch: int = 0
+    """Last epoch given out; the next one is higher, so old batches are known."""
+    condition: Condition = Condition.INCONSISTENT
+    clean: bool = True
+    """The device holds nothing beyond `slot`: set by a clean stop, or by a journal's replay."""
+    journal: bytes = NO_JOURNAL
+    """Id of the journal that is in use, and so has what is newer than the state file."""
+    since_s: int = 0
+    """Since when the condition holds: seconds since 1970, UTC; 0 if that is not known."""
+    at_s: int = 0
+    """When the last batch was accepted, in the same way: how old the replica is."""
+    left_bytes: int = 0
+    """What its source had left to compare, as it last said, while a scan is needed."""
+    promoted_s: int = 0
+    """When the device was taken for use, in the same way; 0: it is a replica."""
+    device: str = ""
+    """What the device calls itself, if it does: see `common.storage.target_device`."""
+
+    def at_start(self) -> ReplicaRecord:
+        """The record as a starting applier must see it.
+
+        After a crash the device may hold writes beyond `slot`, in any mixture: the
+        content is a prefix again only when the source has sent all it had.
+        """
+        if self.condition is Condition.CONSISTENT and not self.clean:
+            return replace(self, condition=Condition.CATCHING_UP, since_s=0)
+        return self
+
+
+def encode_copy(record: ReplicaRecord, generation: int) -> bytes:
+    """One copy, padded to `COPY_BYTES`."""
+    fields = asdict(record) | {"condition": int(record.condition)}
+    # Came later: where they are not known, the bytes are those of before.
+    fields = {name: value for name, value in fields.items() if value or name not in _LATER}
+    body: bytes = msgpack.packb(fields, use_bin_type=True)
+    head = _HEAD.pack(MAGIC, generation, len(body), _digest(generation, body))
+    return (head + body).ljust(COPY_BYTES, b"\0")
+
+
+def decode_copy(data: bytes) -> tuple[int, ReplicaRecord] | None:
+    """Generation and record, or None where the copy is torn, blank or foreign."""
+    if len(data) != COPY_BYTES:
+        return None
+    magic, generation, length, digest = _HEAD.unpack_from(data)
+    body = data[_HEAD.size : _HEAD.size + length]
+    if magic != MAGIC or len(body) != length or digest != _digest(generation, body):
+        return None
+    try:
+        fields = msgpack.unpackb(body, raw=False)
+        record = ReplicaRecord(**fields | {"condition": Condition(fields["condition"])})
+        sizes = len(record.stream), len(record.volume.encode())
+    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException):
+        return None
+    if sizes[0] != STREAM_BYTES or sizes[1] > NAME_BYTES_MAX:
+        return None
+    return generation, record
+
+
+def choose(copies: list[bytes], *, where: str) -> tuple[int, ReplicaRecord] | None:
+    """The copy that counts, or None where nothing was ever made durable.
+
+    Raises:
+        StateError: something is there, and no copy of it is intact.
+    """
+    intact = [found for found in map(decode_copy, copies) if found is not None]
+    if intact:
+        return max(intact, key=lambda found: found[0])
+    if any(copy.strip(b"\0") for copy in copies) and not _is_first_save_torn(copies):
+        raise StateError(
+            f"replica state {where}: found bytes that are no intact record of this version, "
+            f"wanted two copies that begin with {MAGIC.decode()}; if this file is not BDR's, "
+            "name another one; if it is, delete it and let the source scan"
+        )
+    return None
+
+
+def _is_first_save_torn(copies: list[bytes]) -> bool:
+    """Whether the power was cut in the very first save: the second found copy 0 blank."""
+    others = copies[:1] + copies[2:]
+    begun = copies[1][: len(MAGIC)].rstrip(b"\0")
+    return MAGIC.startswith(begun) and not any(copy.strip(b"\0") for copy in others)
+
+
+def _digest(generation: int, body: bytes) -> bytes:
+    return xxhash.xxh3_128(generation.to_bytes(8, "little") + body).digest()

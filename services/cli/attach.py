@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`bdr attach` and `bdr detach`: the kernel's capture in front of a device."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from bdr.common.errors import BdrError, UsageError
+from bdr.common.host.attach import (
+    DISCARD_MODES,
+    STABLE_MODES,
+    Attachment,
+    LinuxHost,
+    writes_of_bytes,
+)
+from bdr.common.host.attach import attach as attach_device
+from bdr.common.host.attach import detach as detach_device
+from bdr.common.host.config import parse_size
+from bdr.common.ring.layout import REGION_SECTORS_DEFAULT, SLOT_BYTES
+
+
+def _buffer_writes(text: str) -> int:
+    try:
+        return writes_of_bytes(parse_size(text))
+    except ValueError as error:
+        raise UsageError(f"buffer {text!r}: wanted bytes, or a number with K, M or G") from error
+
+
+@click.command()
+@click.argument("device")
+@click.option("--name", required=True, help="The new device will be /dev/mapper/NAME.")
+@click.option("--chardev", help="The control device will be /dev/CHARDEV.  [default: bdr-NAME]")
+@click.option(
+    "--buffer",
+    default="64M",
+    show_default=True,
+    help=f"Size of the ring in bytes, K, M or G; a write takes {SLOT_BYTES} bytes.",
+)
+@click.option(
+    "--region-sectors",
+    type=int,
+    default=REGION_SECTORS_DEFAULT,
+    show_default=True,
+    help="Sectors that one bit of the dirty bitmap stands for.",
+)
+@click.option("--stable", type=click.Choice(STABLE_MODES), default="copy", show_default=True)
+@click.option(
+    "--discard",
+    type=click.Choice(DISCARD_MODES),
+    default="zero",
+    show_default=True,
+    help="zero: discards go down as write-zeroes; pass: as they are.",
+)
+def attach(
+    device: str,
+    *,
+    name: str,
+    chardev: str | None,
+    buffer: str,
+    region_sectors: int,
+    stable: str,
+    discard: str,
+) -> None:
+    """Capture the writes of DEVICE: creates /dev/mapper/NAME in front of it."""
+    wanted = Attachment(
+        name=name,
+        underlying=device,
+        chardev=chardev or f"bdr-{name}",
+        capacity=_buffer_writes(buffer),
+        region_sectors=region_sectors,
+        stable=stable,
+        discard=discard,
+    )
+    attach_device(LinuxHost(), wanted)
+    click.echo(
+        f"/dev/mapper/{name} is {device} with a buffer of {wanted.capacity} writes; "
+        f"its control device is /dev/{wanted.chardev}"
+    )
+
+
+@click.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Also with writes that the replica does not have.")
+def detach(name: str, *, force: bool) -> None:
+    """Remove /dev/mapper/NAME; the device below keeps its data."""
+    detach_device(LinuxHost(), name.removeprefix("/dev/mapper/"), force=force)
+    click.echo(f"/dev/mapper/{name.removeprefix('/dev/mapper/')} is detached")
+
+
+@click.group()
+def main() -> None:
+    """The two commands alone, for `deploy/setup.sh`."""
+
+
+main.add_command(attach)
+main.add_command(detach)
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BdrError as error:
+        click.echo(f"bdr: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Options that several subcommands of `bdr` share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from bdr.common.errors import BdrError, UsageError
+from bdr.common.host import config
+from bdr.common.host.config import Config
+
+SIDE_FILE = "side.toml"
+"""In the run directory of a `bdr client` or `bdr server`: its options, as a configuration."""
+
+_Command = Callable[..., Any]
+
+
+def config_path(command: _Command) -> _Command:
+    """--config."""
+    return click.option(
+        "--config",
+        "config_path",
+        envvar="BDR_CONFIG",
+        default=config.DEFAULT_PATH,
+        show_default=True,
+        type=click.Path(),
+        help="The configuration file; also in $BDR_CONFIG.",
+    )(command)
+
+
+def load(config_path: str) -> Config:
+    """The configuration of a command that asks what runs.
+
+    Raises:
+        UsageError: it is missing or wrong; sides in the foreground are pointed out.
+    """
+    try:
+        return config.load(config_path)
+    except BdrError as error:
+        sides = sorted(Path("/run").glob(f"*/{SIDE_FILE}"))
+        if os.path.exists(config_path) or not sides:
+            raise
+        raise UsageError(
+            f"{error}\na `bdr client` or `bdr server` runs here: add --run-dir "
+            + " or --run-dir ".join(str(path.parent) for path in sides)
+        ) from error
+
+
+def side_config(run_dir: str) -> Config:
+    """What a `bdr client` or `bdr server` was told, from its run directory.
+
+    Raises:
+        UsageError: none runs there.
+    """
+    path = Path(run_dir) / SIDE_FILE
+    if not path.exists():
+        raise UsageError(
+            f"run directory {run_dir}: found no {SIDE_FILE} there; wanted the directory that a "
+            "running `bdr client` or `bdr server` has named"
+        )
+    return config.load(path)
+
+
+def complete_volume(
+    ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of volumes, for the shell."""
+    try:
+        found = config.load(ctx.params.get("config_path") or config.DEFAULT_PATH)
+    except BdrError:
+        return []
+    return [CompletionItem(name) for name in found.volume if name.startswith(incomplete)]
+
+
+def chosen(found: Config, volume: str) -> str:
+    """A volume by its name.
+
+    Raises:
+        UsageError: the configuration has none of that name.
+    """
+    if volume not in found.volume:
+        known = ", ".join(found.volume) or "no volume at all"
+        raise UsageError(f"volume {volume!r}: not in the configuration, which has {known}")
+    return volume

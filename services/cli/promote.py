@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`bdr promote` and `bdr demote`: a replica becomes a device to use, and one again.
+
+The state file remembers it: no applier touches a promoted device, whatever starts it,
+and whatever its source sends.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import click
+
+from bdr.common.errors import StateError, UsageError
+from bdr.common.host import config
+from bdr.common.host.config import Config, Target
+from bdr.common.host.programs import state_path
+from bdr.common.journal import recovery as journal_recovery
+from bdr.common.storage.journal_file import JournalFile
+from bdr.common.storage.record_file import RecordFile, utc
+from bdr.common.storage.target_device import TargetDevice
+from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
+from bdr.common.wire.control import STREAM_BYTES, Condition
+from bdr.services.cli import options as cli_options
+from bdr.services.supervise.supervisord import Supervision
+from bdr.services.target.options import open_store
+
+
+@click.command()
+@cli_options.config_path
+@click.option("--force", is_flag=True, help="Also a replica that is not consistent.")
+@click.argument("volume", shell_complete=cli_options.complete_volume)
+def promote(config_path: str, force: bool, volume: str) -> None:
+    """Makes the replica of VOLUME a device to use, on the target.
+
+    Stops its applier, brings everything that was acknowledged to the device, and has
+    no applier touch it from then on. Then fsck and mount it.
+    """
+    found, target = _target(config_path, volume)
+    supervision, applier = Supervision(found.host.run_dir), f"{volume}-applier"
+    ran = supervision.is_running() and supervision.stop(applier)
+    try:
+        record = _complete(found, volume, target)
+        if record.condition is not Condition.CONSISTENT and not force:
+            raise StateError(
+                f"volume {volume}: found a replica that is {_word(record)}; wanted a consistent "
+                "one: let its source finish, or take it as it is with --force"
+            )
+        with _record(found, volume, target) as (file, remembered):
+            file.save(replace(remembered, promoted_s=int(time.time())))
+    except BaseException:
+        if ran:
+            supervision.start(applier)
+        raise
+    click.echo(
+        f"{volume}: promoted: {target.target} is yours; {_word(record)}, at slot {record.slot}"
+        + (f", of {utc(record.at_s)}" if record.at_s else "")
+    )
+
+
+@click.command()
+@cli_options.config_path
+@click.argument("volume", shell_complete=cli_options.complete_volume)
+def demote(config_path: str, volume: str) -> None:
+    """Makes the device of VOLUME a replica again, on the target.
+
+    Whatever was written to it is given up, and what its journal holds: when its applier
+    runs again, everything is compared, and what differs is made as the source has it.
+    Also for a disk that was replaced, or restored from a backup.
+    """
+    found, target = _target(config_path, volume)
+    with _record(found, volume, target) as (file, remembered):
+        if remembered.journal != NO_JOURNAL:
+            _give_up(target.journal or f"{file.path}.journal", remembered.journal)
+        file.save(
+            replace(
+                remembered,
+                journal=NO_JOURNAL,
+                # A stream that no source has: none may go on where it was.
+                stream=secrets.token_bytes(STREAM_BYTES),
+                slot=0,
+                condition=Condition.INCONSISTENT,
+                clean=True,
+                since_s=int(time.time()),
+                promoted_s=0,
+            )
+        )
+    click.echo(f"{volume}: a replica again; now: bdr ctl start {volume}-applier")
+
+
+def _target(config_path: str, volume: str) -> tuple[Config, Target]:
+    found = config.load(config_path)
+    target = found.volume[cli_options.chosen(found, volume)]
+    if not isinstance(target, Target):
+        raise UsageError(f"volume {volume}: found a source; wanted a target, which has a replica")
+    return found, target
+
+
+def _complete(found: Config, volume: str, target: Target) -> ReplicaRecord:
+    """Brings everything that was acknowledged to the device, as an applier does."""
+    device = TargetDevice(target.target)
+    record_file = RecordFile(state_path(found.host, volume, target))
+    try:
+        store, record = open_store(
+            journal=target.journal,
+            journal_size=target.journal_size,
+            device=device,
+            record_file=record_file,
+            volume=volume,
+        )
+    except BaseException:
+        device.close()
+        record_file.close()
+        raise
+    store.close()
+    return record.at_start()
+
+
+def _give_up(path: str, journal_id: bytes) -> None:
+    """Makes this journal a blank one. If we die behind that, the state file misses it, and says
+    so: then once more."""
+    file = JournalFile(path)
+    try:
+        found, _ = journal_recovery.choose(file.read, where=path)
+        if found is not None:
+            if found.journal != journal_id:
+                raise StateError(
+                    f"journal {path}: found journal {found.journal.hex()}, wanted "
+                    f"{journal_id.hex()}, which the state file names"
+                )
+            file.write(0, [bytes(journal_recovery.BLANK_BYTES)])
+            file.sync()
+    finally:
+        file.close()
+
+
+@contextmanager
+def _record(
+    found: Config, volume: str, target: Target
+) -> Iterator[tuple[RecordFile, ReplicaRecord]]:
+    """The state file and what it has; the device is not in use meanwhile."""
+    device = TargetDevice(target.target)
+    try:
+        file = RecordFile(state_path(found.host, volume, target))
+        try:
+            record = file.load(
+                volume=volume,
+                device_sectors=device.sectors,
+                device=device.identity,
+                whatever=True,
+            )
+            yield file, record
+        finally:
+            file.close()
+    finally:
+        device.close()
+
+
+def _word(record: ReplicaRecord) -> str:
+    return record.condition.name.lower().replace("_", " ")

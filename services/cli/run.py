@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`bdr run`, `reload`, `scale` and `ctl`: the processes of this host."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from bdr.common.errors import UsageError
+from bdr.common.host import config
+from bdr.common.host.config import SCANNERS_MAX, SENDERS_MAX, Config
+from bdr.services.cli import options as cli_options
+from bdr.services.supervise.supervisord import (
+    Scaling,
+    Supervision,
+    configured_count,
+    make_directory,
+    programs_of,
+)
+
+
+@click.command()
+@cli_options.config_path
+def run(config_path: str) -> None:
+    """Writes the program files and becomes supervisord, in the foreground.
+
+    This is what the systemd unit runs. Logs go to files under log_dir; SIGTERM
+    stops every process in an orderly way.
+    """
+    found = config.load(config_path)
+    supervision = Supervision(found.host.run_dir)
+    _prepare(found, supervision)
+    if supervision.is_running():
+        raise UsageError(
+            f"supervisord: found one running at {supervision.socket}; wanted none: "
+            "`bdr reload` applies a changed configuration to it"
+        )
+    _write(found, supervision)
+    # supervisord sets its own umask only where it becomes a daemon.
+    os.umask(0o077)
+    supervisord = str(Path(sys.executable).parent / "supervisord")
+    os.execv(supervisord, [supervisord, "--nodaemon", "--configuration", str(supervision.conf)])
+
+
+@click.command()
+@cli_options.config_path
+def reload(config_path: str) -> None:
+    """Applies bdr.toml to what runs: starts, stops and restarts only what differs."""
+    found = config.load(config_path)
+    supervision = Supervision(found.host.run_dir)
+    with_changes = _apply(found, supervision)
+    if not with_changes:
+        click.echo("nothing to change")
+
+
+@click.command()
+@cli_options.config_path
+@click.argument("volume", shell_complete=cli_options.complete_volume)
+@click.argument("stages", nargs=-1, required=True, metavar="STAGE=NUMBER...")
+def scale(config_path: str, volume: str, stages: tuple[str, ...]) -> None:
+    """Has VOLUME run NUMBER processes of a stage, such as sender=4.
+
+    Processes are added and removed while the pipeline runs; all others, of the
+    same stage too, go on untouched. The number outlives restarts and reboots,
+    until bdr.toml names another number than it does now; STAGE=default goes back
+    to that of bdr.toml.
+    """
+    found = config.load(config_path)
+    name = cli_options.chosen(found, volume)
+    changes = {(name, stage): count for stage, count in _counts(found, name, stages)}
+    supervision = Supervision(found.host.run_dir)
+    if not supervision.is_running():
+        supervision.processes()  # raises
+    make_directory(Path(found.host.state_dir), mode=0o700)
+    with supervision.locked():
+        Scaling(found.host.state_dir).set(found, changes)
+    if not _apply(found, supervision):
+        click.echo("nothing to change")
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@cli_options.config_path
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def ctl(config_path: str, words: tuple[str, ...]) -> None:
+    """supervisorctl of this host's supervisord: bdr ctl stop db-sender:*
+
+    Programs are called VOLUME-reader, VOLUME-applier, VOLUME-monitor, and
+    VOLUME-sender:VOLUME-sender-1; VOLUME-sender:* is all senders.
+    """
+    supervision = Supervision(config.load(config_path).host.run_dir)
+    supervision.processes()  # raises where none runs
+    supervisorctl = str(Path(sys.executable).parent / "supervisorctl")
+    os.execv(supervisorctl, [supervisorctl, "--configuration", str(supervision.conf), *words])
+
+
+def _counts(found: Config, volume: str, stages: tuple[str, ...]) -> list[tuple[str, int]]:
+    counts = []
+    for word in stages:
+        stage, _, number = word.partition("=")
+        configured = configured_count(found, volume, stage)
+        if configured is None:
+            raise UsageError(
+                f"stage {stage!r}: volume {volume} is a {found.volume[volume].role}, "
+                "where this stage does not exist or has exactly one process; "
+                "a source's sender and scanner can be scaled"
+            )
+        count = configured if number == "default" else int(number) if number.isdecimal() else 0
+        most = SENDERS_MAX if stage == "sender" else SCANNERS_MAX
+        if not 1 <= count <= most:
+            raise UsageError(
+                f"{stage}: found {number!r}; wanted a whole number from 1 to {most}, or default"
+            )
+        counts.append((stage, count))
+    return counts
+
+
+def _prepare(found: Config, supervision: Supervision) -> None:
+    supervision.prepare(log_dir=found.host.log_dir)
+    make_directory(Path(found.host.state_dir), mode=0o700)
+
+
+def _write(found: Config, supervision: Supervision) -> None:
+    with supervision.locked():
+        programs = programs_of(found, supervision, Scaling(found.host.state_dir))
+        supervision.write(programs, log_dir=found.host.log_dir)
+
+
+def _apply(found: Config, supervision: Supervision) -> bool:
+    """Writes the files and updates supervisord; returns whether anything changed."""
+    supervision.processes()  # raises before anything is written
+    _prepare(found, supervision)
+    with supervision.locked():
+        programs = programs_of(found, supervision, Scaling(found.host.state_dir))
+        supervision.write(programs, log_dir=found.host.log_dir)
+        changes = supervision.update()
+    for what, names in changes.items():
+        for name in names:
+            click.echo(f"{what} {name}")
+    return any(changes.values())

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Asking a volume's monitor: its status now, or every status that follows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, cast
+
+import msgpack
+import zmq
+
+from bdr.common.errors import RetryableError
+
+STATUS_TOPIC = b"status"
+STATUS_VERSION = 1
+
+
+class NoAnswerError(RetryableError):
+    """The monitor is not there, or does not answer."""
+
+    exit_code = 2
+
+
+class Subscriber:
+    """A subscription to one monitor.
+
+    Args:
+        context: of the calling process.
+        run_dir: the volume's.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: str) -> None:
+        self._path = Path(run_dir) / "status.sock"
+        self.socket = context.socket(zmq.SUB)
+        self.socket.set(zmq.LINGER, 0)
+        self.socket.set(zmq.RECONNECT_IVL, 100)
+        self.socket.set(zmq.MAXMSGSIZE, 1 << 20)
+        self.socket.subscribe(STATUS_TOPIC)
+        self.socket.connect(f"ipc://{self._path}")
+
+    def status(self, timeout_s: float) -> Mapping[str, Any]:
+        """The next status; the first comes at once.
+
+        Raises:
+            NoAnswerError: none came in time.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            is_there = self._path.exists()
+        except PermissionError as error:
+            raise NoAnswerError(
+                f"monitor: {self._path} is not permitted to this user; run as root"
+            ) from error
+        if not is_there:
+            raise NoAnswerError(
+                f"monitor: found no socket {self._path}; wanted a running monitor: "
+                "is the volume started?"
+            )
+        while True:
+            left_ms = max(0, int((deadline_s - time.monotonic()) * 1000))
+            if not self.socket.poll(left_ms):
+                raise NoAnswerError(
+                    f"monitor: no answer on {self._path} within {timeout_s:g} s; it is stopped, "
+                    "hangs, or has left a stale socket"
+                )
+            frames = self.socket.recv_multipart()
+            found = msgpack.unpackb(frames[-1])
+            if isinstance(found, dict) and found.get("version") == STATUS_VERSION:
+                return cast("Mapping[str, Any]", found)
+
+    def close(self) -> None:
+        """Ends the subscription."""
+        self.socket.close(linger=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
