@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.capture.api import Capture, Role
+from bdr.common.capture.opening import open_capture
 from bdr.common.host.programs import Program
 from bdr.common.ring.layout import PAYLOAD_BYTES
 from deploy.command import SetupError, run, wait_for

@@ -19,7 +19,8 @@ import threading
 import time
 from pathlib import Path
 
-from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.capture.api import Capture, Role
+from bdr.common.capture.opening import open_capture
 from bdr.common.ring.layout import Mode
 from bdr.common.source.scheduler import Reported
 from bdr.services.cli.reader_client import NoPeerError, OfficeClient, SourcePlace

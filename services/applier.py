@@ -17,6 +17,7 @@ from bdr.common.errors import WireError
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target import replica
+from bdr.common.target.job import Apply
 from bdr.common.target.replica import Action, Replica
 from bdr.common.wire import control as wire
 from bdr.services.runtime import log, malloc, options, reports, sockets
@@ -230,7 +231,7 @@ class Applier:
 
     def _perform(self, action: Action) -> None:
         match action:
-            case replica.Apply():
+            case Apply():
                 self._queued[action.job] = (len(action.payload), time.monotonic())
                 self._queued_bytes += len(action.payload)
                 self._worker.put(action)

@@ -34,14 +34,16 @@ import click
 import msgpack
 import zmq
 
-from bdr.common.capture.api import Capture, CaptureStatus, Role, open_capture
+from bdr.common.capture.api import Capture, CaptureStatus, Role
+from bdr.common.capture.opening import open_capture
 from bdr.common.errors import BdrError, PermanentError
 from bdr.common.host import programs
 from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES, Mode
 from bdr.common.status import health
 from bdr.common.status.health import SourceFacts, Stage, StageState, TargetFacts
 from bdr.common.status.lag import LagMeter
-from bdr.services.monitoring.events import Detector, Event, Hooks
+from bdr.services.monitoring.events import Detector, Event
+from bdr.services.monitoring.hooks import Hooks
 from bdr.services.runtime import log, options, reports, sockets
 from bdr.services.runtime.loop import Loop
 from bdr.services.runtime.reports import Report

@@ -16,12 +16,13 @@ import click
 import msgpack
 import zmq
 
-from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.capture.api import Capture, Role
+from bdr.common.capture.opening import open_capture
 from bdr.common.errors import WireError
 from bdr.common.ring import layout
 from bdr.common.ring.slots import published_count, slots_at
-from bdr.common.scan.plan import PaceSettings
 from bdr.common.source import scheduler, sequencer
+from bdr.common.source.rate_limit import PaceSettings
 from bdr.common.source.scheduler import OfficeSettings, TicketOffice
 from bdr.common.source.sequencer import Action, Sequencer, SequencerSettings
 from bdr.common.wire import control as wire

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, assert_never
 import click
 import zmq
 
-from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.capture.api import Capture, Role
+from bdr.common.capture.opening import open_capture
 from bdr.common.errors import WireError
 from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES
 from bdr.common.scan import comparer
 from bdr.common.scan.comparer import Comparer
-from bdr.common.scan.plan import block_digests, digest
+from bdr.common.scan.digests import block_digests, digest
 from bdr.common.source import scheduler
 from bdr.common.storage.source_device import SourceDevice
 from bdr.common.wire import control as wire

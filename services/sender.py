@@ -14,7 +14,8 @@ from collections import deque
 import click
 import zmq
 
-from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.capture.api import Capture, Role
+from bdr.common.capture.opening import open_capture
 from bdr.common.errors import StaleCaptureError
 from bdr.common.ring.layout import PAYLOAD_BYTES
 from bdr.common.wire import control as wire

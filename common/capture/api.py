@@ -1,29 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the rest of BDR knows of a capture: a ring, a status and a few requests.
 
-`open_capture` picks the implementation by what the path is:
-
-=================  ======================  =======================================
-path               implementation          where the writes come from
-=================  ======================  =======================================
-character device   `capture_dm`            the device-mapper target `bdr`
-socket             `capture_nbd`           the nbdkit plugin `bdr`
-regular file       `capture_memory`        this very host's tests and benchmarks
-=================  ======================  =======================================
-
 The mapping shows the payload twice, back to back, so a run of slots that wraps
 is one piece of memory. See `kern/bdr_uapi.h`.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Protocol
 
-from bdr.common.errors import CaptureError
 from bdr.common.ring.layout import Mode
 
 if TYPE_CHECKING:
@@ -160,35 +147,3 @@ class Capture(Protocol):
     def close(self) -> None:
         """Gives up the role and the mapping; views of the payload become invalid."""
         ...
-
-
-def open_capture(path: str, role: Role) -> Capture:
-    """Opens the capture at `path`.
-
-    Raises:
-        CaptureError: nothing is there, it is no capture, speaks another ABI
-            version, or the consumer role is taken.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        raise CaptureError(
-            f"capture {path}: {error.strerror}; wanted the control device of a `bdr` target, or "
-            "the ring= socket of the nbdkit plugin: is the device attached?"
-        ) from error
-    if stat.S_ISCHR(mode):
-        from bdr.common.capture.dm import DmCapture  # noqa: PLC0415
-
-        return DmCapture(path, role)
-    if stat.S_ISSOCK(mode):
-        from bdr.common.capture.nbd import NbdCapture  # noqa: PLC0415
-
-        return NbdCapture(path, role)
-    if stat.S_ISREG(mode):
-        from bdr.common.capture.memory import MemoryCapture  # noqa: PLC0415
-
-        return MemoryCapture.attach(path)
-    raise CaptureError(
-        f"capture {path}: found neither a character device nor a socket; wanted the control "
-        "device of a `bdr` target, or the ring= socket of the nbdkit plugin"
-    )

@@ -43,8 +43,8 @@ from bdr.common.journal.recovery import (
 )
 from bdr.common.ring.layout import HEADER_BYTES
 from bdr.common.target.extents import Extents
+from bdr.common.target.job import Apply
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.target.replica import Apply
 from bdr.common.wire.control import Buffer
 
 KEPT_BYTES_MAX = 32 << 20

@@ -34,19 +34,9 @@ import numpy as np
 
 from bdr.common.errors import BdrError, InternalError, StaleCaptureError
 from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES
-from bdr.common.scan.plan import (
-    BATCH_BLOCKS_MAX,
-    BLOCK_SECTORS,
-    Flags,
-    Piece,
-    Repair,
-    build_batch,
-    differing,
-    digests_wanted,
-    group_blocks,
-    joined,
-    unpack_bits,
-)
+from bdr.common.scan.digests import BLOCK_SECTORS, differing, digests_wanted
+from bdr.common.scan.plan import Flags, Piece, joined, unpack_bits
+from bdr.common.scan.repair import BATCH_BLOCKS_MAX, Repair, build_batch, group_blocks
 from bdr.common.source import scheduler
 from bdr.common.wire import control as wire
 

@@ -55,18 +55,10 @@ import numpy as np
 from bdr.common.capture.api import Bitmap, CaptureInfo
 from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES
 from bdr.common.ring.slots import Headers
-from bdr.common.scan.plan import (
-    PIECE_SECTORS,
-    Pace,
-    PaceSettings,
-    Piece,
-    joined,
-    pack_bits,
-    plan_pieces,
-    unpack_bits,
-)
+from bdr.common.scan.plan import PIECE_SECTORS, Piece, joined, pack_bits, plan_pieces, unpack_bits
 from bdr.common.source import sequencer
 from bdr.common.source.exclusions import Covered, Exclusions
+from bdr.common.source.rate_limit import Pace, PaceSettings
 from bdr.common.source.sequencer import Phase, Sequencer
 from bdr.common.wire.control import (
     Blob,

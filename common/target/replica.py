@@ -43,6 +43,7 @@ from dataclasses import dataclass, replace
 
 from bdr.common.errors import BdrError, InternalError, InvalidSlotsError
 from bdr.common.target.extents import NO_EXTENTS, Extents, plan
+from bdr.common.target.job import Apply
 from bdr.common.target.record import NO_STREAM, ReplicaRecord
 from bdr.common.wire.control import (
     PROTOCOL,
@@ -127,21 +128,6 @@ class Send:
 
     peer: Peer
     message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Apply:
-    """Apply `extents` of `payload`, behind all earlier jobs; then make it durable.
-
-    `record` is what must be remembered once the job is durable. `headers` are the
-    slots' headers that the extents were planned from, for a journal to keep.
-    """
-
-    job: int
-    extents: Extents
-    headers: Buffer
-    payload: Buffer
-    record: ReplicaRecord
 
 
 @dataclass(frozen=True, slots=True)

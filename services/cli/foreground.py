@@ -26,7 +26,8 @@ from typing import IO, Any
 
 import click
 
-from bdr.common.capture.api import Role, open_capture
+from bdr.common.capture.api import Role
+from bdr.common.capture.opening import open_capture
 from bdr.common.errors import BdrError, DeviceError, UsageError
 from bdr.common.host import config
 from bdr.common.host.config import Config, Source, Target
@@ -34,7 +35,8 @@ from bdr.common.host.programs import APPLIER_STOP_WAIT_S, STOP_WAIT_S, from_conf
 from bdr.services.cli import options as cli_options
 from bdr.services.runtime import log, options
 from bdr.services.runtime.process import end_with_parent
-from bdr.services.supervise.supervisord import Supervision, make_directory
+from bdr.services.supervise.files import make_directory
+from bdr.services.supervise.supervisord import Supervision
 
 POLL_S = 0.5
 _DOWN = ("EXITED", "FATAL", "UNKNOWN")

@@ -13,13 +13,9 @@ from bdr.common.errors import UsageError
 from bdr.common.host import config
 from bdr.common.host.config import SCANNERS_MAX, SENDERS_MAX, Config
 from bdr.services.cli import options as cli_options
-from bdr.services.supervise.supervisord import (
-    Scaling,
-    Supervision,
-    configured_count,
-    make_directory,
-    programs_of,
-)
+from bdr.services.supervise.files import make_directory
+from bdr.services.supervise.scaling import Scaling, configured_count, programs_of
+from bdr.services.supervise.supervisord import Supervision
 
 
 @click.command()

@@ -17,20 +17,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bdr.common.capture.api import Role, open_capture
+from bdr.common.capture.api import Role
+from bdr.common.capture.opening import open_capture
 from bdr.common.errors import BdrError, StaleCaptureError
 from bdr.common.ring.layout import SECTOR_BYTES
-from bdr.common.scan.plan import (
-    BLOCK_SECTORS,
-    PIECE_SECTORS,
-    Flags,
-    Piece,
-    block_digests,
-    differing,
-    digest,
-    joined,
-    unpack_bits,
-)
+from bdr.common.scan.digests import BLOCK_SECTORS, block_digests, differing, digest
+from bdr.common.scan.plan import PIECE_SECTORS, Flags, Piece, joined, unpack_bits
 from bdr.common.source import scheduler
 from bdr.common.storage.source_device import SourceDevice
 from bdr.common.wire import control as wire

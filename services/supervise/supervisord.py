@@ -16,12 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
-import sys
-import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 from xmlrpc.client import Fault, ServerProxy
@@ -30,9 +27,8 @@ from supervisor.xmlrpc import SupervisorTransport, UnixStreamHTTPConnection
 
 from bdr.common.errors import PermanentError, RetryableError, UsageError
 from bdr.common.host import programs
-from bdr.common.host.config import Config, Source
 from bdr.common.host.programs import Program
-from bdr.services.runtime import log
+from bdr.services.supervise.files import make_directory, shipped, write_whole
 
 NAME = "supervisord.conf"
 _DOWN = ("STOPPED", "EXITED", "FATAL", "UNKNOWN")
@@ -48,14 +44,6 @@ class NotRunningError(RetryableError):
 
 class SupervisordError(PermanentError):
     """supervisord refused."""
-
-
-def shipped(name: str) -> Path:
-    """A file that comes with BDR: in the checkout, or where an installation has it."""
-    checkout = Path(__file__).resolve().parents[2] / name
-    if checkout.exists():
-        return checkout
-    return Path(sysconfig.get_path("data")) / "share" / "bdr" / Path(name).name
 
 
 class _Connection(UnixStreamHTTPConnection):  # type: ignore[misc]
@@ -101,7 +89,7 @@ class Supervision:
         text = shipped(NAME).read_text()
         for variable, value in (("RUN_DIR", str(self.run_dir)), ("LOG_DIR", log_dir)):
             text = text.replace(f"%(ENV_BDR_{variable})s", value.replace("%", "%%"))
-        _write(self.conf, text)
+        write_whole(self.conf, text)
 
     def write(self, wanted: Iterable[Program], *, log_dir: str | None) -> None:
         """Makes the include directory hold these programs and no others."""
@@ -109,7 +97,7 @@ class Supervision:
         for name, text in files.items():
             path = self.programs_dir / name
             if not path.exists() or path.read_text() != text:
-                _write(path, text)
+                write_whole(path, text)
         for path in self.programs_dir.glob("*.conf"):
             if path.name not in files:
                 path.unlink()
@@ -217,103 +205,3 @@ class Supervision:
             ) from error
         finally:
             transport.close()
-
-
-class Scaling:
-    """Numbers of processes that were set by `bdr scale`, in a file that outlives reboots.
-
-    An entry holds while bdr.toml names the number that it replaced; a new number
-    in bdr.toml ends it.
-    """
-
-    def __init__(self, state_dir: str) -> None:
-        self._path = Path(state_dir) / "scale.json"
-
-    def counts(self, config: Config) -> dict[tuple[str, str], int]:
-        """(volume, stage) to the number that replaces the configured one."""
-        found = {}
-        for name, stages in self._load().items():
-            for stage, entry in stages.items():
-                configured = configured_count(config, name, stage)
-                if configured is not None and configured == entry.get("instead_of"):
-                    found[name, stage] = int(entry["count"])
-        return found
-
-    def set(self, config: Config, changes: Mapping[tuple[str, str], int]) -> None:
-        """Remembers numbers; the configured number itself ends an entry."""
-        tree = self._load()
-        for (name, stage), count in changes.items():
-            configured = configured_count(config, name, stage)
-            entries = tree.setdefault(name, {})
-            entries.pop(stage, None)
-            if count != configured:
-                entries[stage] = {"count": count, "instead_of": configured}
-        _write(self._path, json.dumps(tree, indent=2, sort_keys=True) + "\n")
-
-    def _load(self) -> dict[str, dict[str, dict[str, Any]]]:
-        try:
-            return cast("dict[str, Any]", json.loads(self._path.read_text()))
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            # No reason to leave a host without replication.
-            log.logger().warning(
-                "scale-file-damaged", file=str(self._path), reason=str(error), taken="bdr.toml's"
-            )
-            return {}
-        except OSError as error:
-            raise UsageError(
-                f"{self._path}: {error.strerror}; wanted a file that this user may read"
-            ) from error
-
-
-def configured_count(config: Config, volume: str, stage: str) -> int | None:
-    """How many processes of a stage bdr.toml asks for; None if it cannot."""
-    found = config.volume.get(volume)
-    if not isinstance(found, Source):
-        return None
-    return {"sender": found.senders, "scanner": found.scanners}.get(stage)
-
-
-def programs_of(config: Config, supervision: Supervision, scaling: Scaling) -> list[Program]:
-    """Every process that ought to run on this host."""
-    return programs.from_config(
-        config,
-        python=sys.executable,
-        programs_dir=str(supervision.programs_dir),
-        counts=scaling.counts(config),
-    )
-
-
-def make_directory(path: Path, *, mode: int) -> None:
-    """Makes a directory that this user can write to.
-
-    Raises:
-        UsageError: it cannot be.
-    """
-    try:
-        path.mkdir(mode=mode, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"directory {path}: {error.strerror}; wanted one that this user can make: run as "
-            "root, or name another"
-        ) from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"directory {path}: found it not writable; wanted one that this user may write to"
-        )
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        with new.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}; wanted a file that this user may write"
-        ) from error

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from bdr.common.errors import BdrError, WireError
 from bdr.common.ring.layout import SECTOR_BYTES
-from bdr.common.scan.plan import PIECE_SECTORS, Piece, block_digests, digest, digests_wanted
+from bdr.common.scan.digests import block_digests, digest, digests_wanted
+from bdr.common.scan.plan import PIECE_SECTORS, Piece
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.wire import control as wire
 from bdr.services.target.store import StoreWorker

@@ -29,8 +29,8 @@ from bdr.common.ring.layout import HEADER_BYTES, JOURNAL_BYTES_MIN
 from bdr.common.storage.journal_file import JournalFile
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
+from bdr.common.target.job import Apply
 from bdr.common.target.record import JOURNAL_ID_BYTES, NO_JOURNAL, ReplicaRecord
-from bdr.common.target.replica import Apply
 from bdr.services.runtime import log
 
 SIZE_BYTES_DEFAULT = 1 << 30

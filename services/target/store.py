@@ -23,8 +23,8 @@ from bdr.common.errors import BdrError, InternalError
 from bdr.common.ring.layout import PAYLOAD_BYTES
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
+from bdr.common.target.job import Apply
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.target.replica import Apply
 from bdr.common.wire.control import Condition
 
 GROUP_BYTES_MAX = 16 << 20

@@ -25,7 +25,7 @@ from bdr.common.ring.slots import encode
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target.extents import NO_EXTENTS, Extents, plan
-from bdr.common.target.replica import Apply
+from bdr.common.target.job import Apply
 from bdr.common.wire.control import Buffer, Condition
 from bdr.services.runtime import log
 from bdr.services.target.journal_store import open_journal

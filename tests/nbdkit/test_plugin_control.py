@@ -22,8 +22,9 @@ from pathlib import Path
 import pytest
 
 from bdr.common.capture import abi
-from bdr.common.capture.api import Bitmap, Role, open_capture
+from bdr.common.capture.api import Bitmap, Role
 from bdr.common.capture.nbd import NbdCapture
+from bdr.common.capture.opening import open_capture
 from bdr.common.errors import CaptureError, CaptureGoneError
 from bdr.common.ring.layout import Mode
 from tests.nbdkit.client import WRITE, NbdClient

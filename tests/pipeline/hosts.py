@@ -20,7 +20,8 @@ from typing import Any, Self
 
 import pytest
 
-from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.capture.api import Capture, Role
+from bdr.common.capture.opening import open_capture
 from bdr.common.errors import BdrError
 from bdr.services.cli.status import Place, ask
 from bdr.services.runtime.process import end_with_parent

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
-from bdr.common.capture.api import Capture, CaptureStatus, Role, open_capture
+from bdr.common.capture.api import Capture, CaptureStatus, Role
+from bdr.common.capture.opening import open_capture
 from bdr.common.host.programs import Program
 from deploy.command import SetupError, wait_for
 from deploy.demo import free_port

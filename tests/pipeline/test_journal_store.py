@@ -24,8 +24,8 @@ from bdr.common.ring.slots import encode
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target.extents import Extents, plan
+from bdr.common.target.job import Apply
 from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
-from bdr.common.target.replica import Apply
 from bdr.common.wire.control import Buffer, Condition
 from bdr.services.cli.main import main as bdr
 from bdr.services.target.journal_store import JournalStore, open_journal

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bdr.common.capture.api import Capture, Role, open_capture
+from bdr.common.capture.api import Capture, Role
+from bdr.common.capture.opening import open_capture
 from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES, Op
 from bdr.common.ring.slots import decode, slots_at
 from bdr.common.storage.record_file import RecordFile

@@ -19,8 +19,9 @@ from bdr.common.ring import layout
 from bdr.common.source.sequencer import Sequencer
 from bdr.common.target import record as record_format
 from bdr.common.target.extents import plan
+from bdr.common.target.job import Apply
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.target.replica import Apply, Replica, ReplicaSettings
+from bdr.common.target.replica import Replica, ReplicaSettings
 from bdr.common.wire import control as wire
 from bdr.common.wire.control import Batch, Condition, Mark
 from tests.simulation import parts, stores

@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bdr.common.source.sequencer import Sequencer
+from bdr.common.target.job import Apply
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.target.replica import Apply, Replica
+from bdr.common.target.replica import Replica
 from bdr.common.wire.control import Condition
 from tests.simulation.source import STREAM, BrokenRuleError
 

@@ -16,6 +16,7 @@ from bdr.common.ring.slots import published_count
 from bdr.common.source import sequencer
 from bdr.common.source.sequencer import Sequencer
 from bdr.common.target import replica
+from bdr.common.target.job import Apply
 from bdr.common.target.replica import Replica
 from bdr.common.wire import control as wire
 from tests.simulation.clock import Process
@@ -378,11 +379,11 @@ class Applier(Process):
         self.machine = Replica(record=record, settings=world.options.replica)
         self.links: dict[bytes, ControlLink] = {}
         self.data_channels: list[Sender] = []
-        self.jobs: deque[replica.Apply] = deque()
+        self.jobs: deque[Apply] = deque()
         self.begun_slot = 0
         """Below it lies all that the store was given, perhaps in part."""
         self._group = 0
-        self._last: replica.Apply | None = None
+        self._last: Apply | None = None
         self._is_working = False
         self._is_step_planned = False
         self.bad_messages = 0
@@ -416,11 +417,11 @@ class Applier(Process):
         for action in self.machine.handle(event):
             if world.trace is not None:
                 shown = action
-                if isinstance(action, replica.Apply):
+                if isinstance(action, Apply):
                     shown = f"Apply job {action.job} {action.extents.offset} {action.record}"
                 world.note(f"applier {type(event).__name__} -> {shown}")
             match action:
-                case replica.Apply():
+                case Apply():
                     world.oracle.on_accepted(action)
                     self.jobs.append(action)
                     self._work()

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES
 from bdr.common.scan import comparer
 from bdr.common.scan.comparer import Comparer, ComparerSettings
-from bdr.common.scan.plan import BLOCK_SECTORS, Piece, block_digests, digest
+from bdr.common.scan.digests import BLOCK_SECTORS, block_digests, digest
+from bdr.common.scan.plan import Piece
 from bdr.common.source import scheduler
 from bdr.common.target import replica
+from bdr.common.target.job import Apply
 from bdr.common.target.replica import Replica
 from bdr.common.wire import control as wire
 from tests.simulation.disk import DiskFailedError, PowerLostError
@@ -212,8 +214,8 @@ class Target:
         self.store = world.store
         self.machine = Replica(record=self.store.recover())
         self.machine.handle(replica.Tick(world.now_s, 1 + int(world.now_s)))
-        self.jobs: deque[replica.Apply] = deque()
-        self.written: replica.Apply | None = None
+        self.jobs: deque[Apply] = deque()
+        self.written: Apply | None = None
         """The last job that the store was given since it has synced."""
         self.asked: list[_Asked] = []
 
@@ -221,7 +223,7 @@ class Target:
         self.machine.handle(replica.Tick(self.world.now_s, 1 + int(self.world.now_s)))
         for action in self.machine.handle(event):
             match action:
-                case replica.Apply():
+                case Apply():
                     self.jobs.append(action)
                 case replica.Send(_, message):
                     self.world.down.append(message)

@@ -20,8 +20,8 @@ from bdr.common.journal.format import LOG_OFFSET
 from bdr.common.ring.layout import HEADER_BYTES, Op
 from bdr.common.target import record as format_
 from bdr.common.target.extents import Extents
+from bdr.common.target.job import Apply
 from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
-from bdr.common.target.replica import Apply
 from bdr.common.wire.control import Buffer
 from bdr.services.target import journal_store, store
 from tests.simulation.disk import Disk

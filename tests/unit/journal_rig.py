@@ -16,8 +16,8 @@ from bdr.common.journal.recovery import Recovery, recover
 from bdr.common.ring.layout import SECTOR_BYTES, Op
 from bdr.common.ring.slots import encode
 from bdr.common.target.extents import Extents, plan
+from bdr.common.target.job import Apply
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.target.replica import Apply
 from bdr.common.wire.control import Buffer, Condition
 from tests.simulation.disk import Disk, DiskFailedError
 

@@ -12,7 +12,8 @@ from bdr.common.errors import PERMANENT_EXIT_CODES, StaleCaptureError
 from bdr.common.ring.layout import SECTOR_BYTES
 from bdr.common.scan import comparer as c
 from bdr.common.scan.comparer import Comparer, ComparerSettings
-from bdr.common.scan.plan import Piece, block_digests, digest, digests_wanted, pack_bits
+from bdr.common.scan.digests import block_digests, digest, digests_wanted
+from bdr.common.scan.plan import Piece, pack_bits
 from bdr.common.source import scheduler
 from bdr.common.wire import control as wire
 

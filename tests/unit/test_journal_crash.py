@@ -23,8 +23,8 @@ from bdr.common.journal import recovery as journal_recovery
 from bdr.common.journal.engine import JournalEngine
 from bdr.common.journal.format import BLOCK_BYTES
 from bdr.common.journal.recovery import Found, Verdict
+from bdr.common.target.job import Apply
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.target.replica import Apply
 from bdr.common.wire.control import Condition
 from tests.simulation.disk import Disk
 from tests.unit.journal_rig import MemoryDevice, MemoryJournal, Target

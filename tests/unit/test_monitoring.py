@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdr.services.cli.top import gauge, sparkline
-from bdr.services.monitoring.events import QUEUE_MAX, Detector, Event, Hooks, environment
+from bdr.services.monitoring.events import Detector, Event
+from bdr.services.monitoring.hooks import QUEUE_MAX, Hooks, environment
 from bdr.services.runtime import log, reports
 from bdr.services.runtime.log import Logger, RateLimit
 from bdr.services.runtime.reports import Report

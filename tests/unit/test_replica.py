@@ -10,7 +10,8 @@ import pytest
 
 from bdr.common.ring import layout
 from bdr.common.ring.slots import encode
-from bdr.common.target import replica as r
+from bdr.common.target import replica
+from bdr.common.target.job import Apply
 from bdr.common.target.record import ReplicaRecord
 from bdr.common.wire import control as wire
 from bdr.common.wire.control import (
@@ -83,46 +84,46 @@ def make_mark(number: int, first: int, mark: Mark, epoch: int = 4) -> Batch:
     return wire.decode_batch([wire.encode_batch(header, b"", b""), b"", b""])
 
 
-def say(machine: r.Replica, message: Message, peer: bytes = PEER) -> list[r.Action]:
-    return machine.handle(r.MessageArrived(peer, message))
+def say(machine: replica.Replica, message: Message, peer: bytes = PEER) -> list[replica.Action]:
+    return machine.handle(replica.MessageArrived(peer, message))
 
 
-def messages(actions: list[r.Action]) -> list[Message]:
-    return [action.message for action in actions if isinstance(action, r.Send)]
+def messages(actions: list[replica.Action]) -> list[Message]:
+    return [action.message for action in actions if isinstance(action, replica.Send)]
 
 
-def jobs(actions: list[r.Action]) -> list[r.Apply]:
-    return [action for action in actions if isinstance(action, r.Apply)]
+def jobs(actions: list[replica.Action]) -> list[Apply]:
+    return [action for action in actions if isinstance(action, Apply)]
 
 
-def assumption(actions: list[r.Action]) -> str:
+def assumption(actions: list[replica.Action]) -> str:
     """What was noted of the user's word that both devices are equal."""
-    (note,) = (action for action in actions if isinstance(action, r.Note))
+    (note,) = (action for action in actions if isinstance(action, replica.Note))
     assert note.topic == "unknown-position"
     return str(note.facts["assume_clean"])
 
 
-def bring(machine: r.Replica, batch: Batch) -> list[r.Apply]:
-    return jobs(machine.handle(r.BatchArrived(batch)))
+def bring(machine: replica.Replica, batch: Batch) -> list[Apply]:
+    return jobs(machine.handle(replica.BatchArrived(batch)))
 
 
-def all_durable(machine: r.Replica) -> list[r.Action]:
-    return machine.handle(r.Durable(machine._last_job))
+def all_durable(machine: replica.Replica) -> list[replica.Action]:
+    return machine.handle(replica.Durable(machine._last_job))
 
 
-def pass_time(machine: r.Replica, from_s: int, to_s: int) -> None:
+def pass_time(machine: replica.Replica, from_s: int, to_s: int) -> None:
     """Ticks, as often as a loop that is alive."""
     for quarter in range(4 * from_s, 4 * to_s + 1):
-        machine.handle(r.Tick(quarter / 4))
+        machine.handle(replica.Tick(quarter / 4))
 
 
 def open_session(
     record: ReplicaRecord = RECORD,
     hello: Hello = HELLO,
-    settings: r.ReplicaSettings | None = None,
-) -> r.Replica:
-    machine = r.Replica(record=record, settings=settings)
-    machine.handle(r.Tick(100.0))
+    settings: replica.ReplicaSettings | None = None,
+) -> replica.Replica:
+    machine = replica.Replica(record=record, settings=settings)
+    machine.handle(replica.Tick(100.0))
     assert len(jobs(say(machine, hello))) == 1
     assert isinstance(messages(all_durable(machine))[0], Welcome)
     return machine
@@ -132,10 +133,10 @@ def open_session(
 
 
 def test_hello_is_answered_only_when_the_new_epoch_is_durable() -> None:
-    machine = r.Replica(record=RECORD)
+    machine = replica.Replica(record=RECORD)
     (job,) = jobs(say(machine, HELLO))
     assert job.record == replace(RECORD, epoch=4, clean=False)
-    (welcome,) = messages(machine.handle(r.Durable(job.job)))
+    (welcome,) = messages(machine.handle(replica.Durable(job.job)))
     assert welcome == Welcome(1, 4, 1, 50, Condition.CONSISTENT)
 
 
@@ -149,7 +150,7 @@ def test_hello_is_answered_only_when_the_new_epoch_is_durable() -> None:
 def test_hello_that_cannot_be_served_is_refused_and_changes_nothing(
     changed: dict[str, object], reason: RefusedReason
 ) -> None:
-    machine = r.Replica(record=RECORD)
+    machine = replica.Replica(record=RECORD)
     actions = say(machine, replace(HELLO, **changed))  # type: ignore[arg-type]
     (refused,) = messages(actions)
     assert isinstance(refused, Refused)
@@ -161,21 +162,21 @@ def test_hello_that_cannot_be_served_is_refused_and_changes_nothing(
 
 
 def test_hello_of_another_protocol_is_refused_with_both_versions() -> None:
-    machine = r.Replica(record=RECORD)
-    (refused,) = messages(machine.handle(r.OtherProtocolArrived(PEER, 9, 5)))
+    machine = replica.Replica(record=RECORD)
+    (refused,) = messages(machine.handle(replica.OtherProtocolArrived(PEER, 9, 5)))
     assert isinstance(refused, Refused)
     assert (refused.reason, refused.attempt) == (RefusedReason.PROTOCOL, 5)
     assert "9" in refused.text
 
 
 def test_hello_of_a_blank_target_is_welcomed_as_unknown() -> None:
-    machine = r.Replica(record=ReplicaRecord("v", DEVICE_SECTORS))
+    machine = replica.Replica(record=ReplicaRecord("v", DEVICE_SECTORS))
     (job,) = jobs(say(machine, HELLO))
     assert (job.record.slot, job.record.condition) == (40, Condition.UNKNOWN)
 
 
 def test_hello_of_a_blank_target_that_is_said_to_be_equal_is_catching_up() -> None:
-    machine = r.Replica(record=ReplicaRecord("v", DEVICE_SECTORS))
+    machine = replica.Replica(record=ReplicaRecord("v", DEVICE_SECTORS))
     actions = say(machine, replace(HELLO, tail=0, assume_clean=True))
     (job,) = jobs(actions)
     assert (job.record.slot, job.record.condition) == (0, Condition.CATCHING_UP)
@@ -197,7 +198,7 @@ def test_hello_of_a_blank_target_that_is_said_to_be_equal_is_catching_up() -> No
 def test_word_that_both_are_equal_is_taken_at_first_contact_only(
     record: ReplicaRecord, tail: int, why: str
 ) -> None:
-    machine = r.Replica(record=record)
+    machine = replica.Replica(record=record)
     pass_time(machine, 100, 120)  # the source of before has been silent for long
     actions = say(machine, replace(HELLO, tail=tail, assume_clean=True))
     (job,) = jobs(actions)
@@ -207,7 +208,7 @@ def test_word_that_both_are_equal_is_taken_at_first_contact_only(
 
 def test_hello_whose_ring_has_lost_the_position_needs_a_scan() -> None:
     """As after the target was restored to an older state."""
-    machine = r.Replica(record=RECORD)
+    machine = replica.Replica(record=RECORD)
     actions = say(machine, replace(HELLO, tail=51))
     (job,) = jobs(actions)
     assert (job.record.slot, job.record.condition) == (51, Condition.UNKNOWN)
@@ -240,7 +241,7 @@ def test_hello_of_another_stream_is_refused_while_the_source_is_alive() -> None:
 
 def test_hello_of_another_stream_does_not_win_the_race_after_a_restart() -> None:
     """A second source greets again and again; a restart must not let it in."""
-    machine = r.Replica(record=RECORD)
+    machine = replica.Replica(record=RECORD)
     pass_time(machine, 100, 110)
     (refused,) = messages(say(machine, replace(HELLO, stream=OTHER_STREAM), b"stranger"))
     assert isinstance(refused, Refused)
@@ -250,8 +251,8 @@ def test_hello_of_another_stream_does_not_win_the_race_after_a_restart() -> None
 
 
 def test_hello_of_any_stream_is_served_at_once_by_a_target_that_had_none() -> None:
-    machine = r.Replica(record=ReplicaRecord("v", DEVICE_SECTORS))
-    machine.handle(r.Tick(100.0))
+    machine = replica.Replica(record=ReplicaRecord("v", DEVICE_SECTORS))
+    machine.handle(replica.Tick(100.0))
     assert jobs(say(machine, HELLO))
 
 
@@ -266,7 +267,7 @@ def test_source_is_not_silent_while_the_target_itself_stands_still() -> None:
     """Stopped, or swapped out; what its source said meanwhile waits behind the stranger's word."""
     machine = open_session()
     pass_time(machine, 100, 105)
-    machine.handle(r.Tick(1000.0))
+    machine.handle(replica.Tick(1000.0))
     (refused,) = messages(say(machine, replace(HELLO, stream=OTHER_STREAM), b"stranger"))
     assert isinstance(refused, Refused)
     assert refused.reason is RefusedReason.BUSY
@@ -274,7 +275,7 @@ def test_source_is_not_silent_while_the_target_itself_stands_still() -> None:
 
 
 def test_hello_again_before_the_welcome_gets_one_welcome_of_the_latest_attempt() -> None:
-    machine = r.Replica(record=RECORD)
+    machine = replica.Replica(record=RECORD)
     say(machine, HELLO)
     assert say(machine, replace(HELLO, attempt=2)) == []
     (welcome,) = messages(all_durable(machine))
@@ -284,10 +285,10 @@ def test_hello_again_before_the_welcome_gets_one_welcome_of_the_latest_attempt()
 
 def test_greetings_without_end_queue_up_no_jobs_without_end() -> None:
     """Each is a job for the disk, which may hang."""
-    machine = r.Replica(record=RECORD)
-    for number in range(2 * r.JOBS_MAX):
+    machine = replica.Replica(record=RECORD)
+    for number in range(2 * replica.JOBS_MAX):
         actions = say(machine, HELLO, b"peer-%d" % number)
-    assert machine.last_job == r.JOBS_MAX
+    assert machine.last_job == replica.JOBS_MAX
     (refused,) = messages(actions)
     assert isinstance(refused, Refused)
     assert refused.reason is RefusedReason.BUSY
@@ -299,7 +300,7 @@ def test_hello_of_a_restarted_reader_waits_for_what_was_accepted_before() -> Non
     machine = open_session()
     (job,) = bring(machine, make_batch(1, 50, 3))
     say(machine, HELLO, b"new peer")
-    assert not messages(machine.handle(r.Durable(job.job)))
+    assert not messages(machine.handle(replica.Durable(job.job)))
     (welcome,) = messages(all_durable(machine))
     assert welcome == Welcome(1, 5, 1, 53, Condition.CONSISTENT)
 
@@ -308,7 +309,7 @@ def test_hello_of_a_restarted_reader_waits_for_what_was_accepted_before() -> Non
 
 
 def test_batches_before_the_welcome_are_dropped() -> None:
-    machine = r.Replica(record=RECORD)
+    machine = replica.Replica(record=RECORD)
     say(machine, HELLO)
     assert not bring(machine, make_batch(1, 50))
     assert machine.dropped["stale"] == 1
@@ -356,7 +357,7 @@ def test_torn_stale_batch_does_not_end_the_session() -> None:
 
 def test_damaged_batch_ends_the_session_with_a_rewind() -> None:
     machine = open_session()
-    actions = machine.handle(r.BatchArrived(replace(make_batch(1, 50), payload=bytes(4096))))
+    actions = machine.handle(replica.BatchArrived(replace(make_batch(1, 50), payload=bytes(4096))))
     (rewind,) = messages(actions)
     assert isinstance(rewind, Rewind)
     assert not jobs(actions)
@@ -365,13 +366,15 @@ def test_damaged_batch_ends_the_session_with_a_rewind() -> None:
 
 def test_source_that_did_not_hear_the_rewind_is_told_again() -> None:
     machine = open_session()
-    said = messages(machine.handle(r.BatchArrived(replace(make_batch(1, 50), payload=b"x" * 4096))))
+    said = messages(
+        machine.handle(replica.BatchArrived(replace(make_batch(1, 50), payload=b"x" * 4096)))
+    )
     assert messages(say(machine, Ping(4))) == said
 
 
 def test_batch_that_leaves_slots_out_ends_the_session() -> None:
     machine = open_session()
-    actions = machine.handle(r.BatchArrived(make_batch(1, 51)))
+    actions = machine.handle(replica.BatchArrived(make_batch(1, 51)))
     assert isinstance(messages(actions)[0], Rewind)
     assert not jobs(actions)
 
@@ -384,7 +387,7 @@ def test_batch_beyond_the_device_is_refused_for_good_and_nothing_of_it_is_applie
     header = BatchHeader(BatchKind.LIVE, Mark.NONE, STREAM, 4, 1, 50, 2)
     top = wire.encode_batch(header, headers, payload)
     machine = open_session()
-    actions = machine.handle(r.BatchArrived(wire.decode_batch([top, headers, payload])))
+    actions = machine.handle(replica.BatchArrived(wire.decode_batch([top, headers, payload])))
     (refused,) = messages(actions)
     assert isinstance(refused, Refused)
     assert refused.reason is RefusedReason.SLOTS
@@ -394,13 +397,15 @@ def test_batch_beyond_the_device_is_refused_for_good_and_nothing_of_it_is_applie
 
 @pytest.mark.parametrize(
     "settings",
-    [r.ReplicaSettings(reorder_batches=3), r.ReplicaSettings(reorder_bytes=3 * 4104)],
+    [replica.ReplicaSettings(reorder_batches=3), replica.ReplicaSettings(reorder_bytes=3 * 4104)],
 )
-def test_reorder_buffer_full_asks_for_a_rewind_and_is_emptied(settings: r.ReplicaSettings) -> None:
+def test_reorder_buffer_full_asks_for_a_rewind_and_is_emptied(
+    settings: replica.ReplicaSettings,
+) -> None:
     machine = open_session(settings=settings)
     for number in (2, 3, 4):
-        assert machine.handle(r.BatchArrived(make_batch(number, 49 + number))) == []
-    (rewind,) = messages(machine.handle(r.BatchArrived(make_batch(5, 54))))
+        assert machine.handle(replica.BatchArrived(make_batch(number, 49 + number))) == []
+    (rewind,) = messages(machine.handle(replica.BatchArrived(make_batch(5, 54))))
     assert isinstance(rewind, Rewind)
     assert machine._reorder == {}
     assert machine._reorder_bytes == 0
@@ -433,7 +438,7 @@ def test_ack_tells_accepted_and_durable_apart() -> None:
     first = bring(machine, make_batch(1, 50))[0].job
     bring(machine, make_batch(2, 51))
     assert messages(say(machine, Ping(4))) == [Ack(4, 2, 0)]
-    assert messages(machine.handle(r.Durable(first))) == [Ack(4, 2, 1)]
+    assert messages(machine.handle(replica.Durable(first))) == [Ack(4, 2, 1)]
     assert messages(all_durable(machine)) == [Ack(4, 2, 2)]
 
 
@@ -448,7 +453,7 @@ def test_jobs_of_an_older_session_are_not_acknowledged_in_the_new_one() -> None:
 
 @pytest.mark.parametrize("peer", [PEER, b"stranger"])
 def test_ping_of_an_unknown_session_gets_a_rewind(peer: bytes) -> None:
-    machine = r.Replica(record=RECORD)
+    machine = replica.Replica(record=RECORD)
     (rewind,) = messages(say(machine, Ping(3), peer))
     assert isinstance(rewind, Rewind)
     assert rewind.epoch == 3
@@ -482,7 +487,7 @@ def test_messages_that_only_a_target_sends_are_ignored() -> None:
 def test_condition_at_start_believes_only_a_clean_stop(
     condition: Condition, clean: bool, wanted: Condition
 ) -> None:
-    machine = r.Replica(record=replace(RECORD, condition=condition, clean=clean))
+    machine = replica.Replica(record=replace(RECORD, condition=condition, clean=clean))
     assert machine.record.condition is wanted
 
 
@@ -497,10 +502,10 @@ def test_closing_job_says_that_nothing_lies_beyond() -> None:
 # What is remembered for people.
 
 
-def inconsistent(utc_s: int = 1000) -> r.Replica:
+def inconsistent(utc_s: int = 1000) -> replica.Replica:
     """A session whose replica was declared inconsistent then."""
     machine = open_session()
-    machine.handle(r.Tick(101.0, utc_s))
+    machine.handle(replica.Tick(101.0, utc_s))
     bring(machine, make_mark(1, 50, Mark.RESYNC))
     return machine
 
@@ -508,10 +513,10 @@ def inconsistent(utc_s: int = 1000) -> r.Replica:
 def test_condition_bears_the_time_since_when_it_holds() -> None:
     machine = inconsistent(1000)
     assert (machine.record.since_s, machine.record.at_s) == (1000, 1000)
-    machine.handle(r.Tick(102.0, 1060))
+    machine.handle(replica.Tick(102.0, 1060))
     bring(machine, make_batch(2, 50))
     assert (machine.record.since_s, machine.record.at_s) == (1000, 1060)
-    machine.handle(r.Tick(103.0, 1070))
+    machine.handle(replica.Tick(103.0, 1070))
     bring(machine, make_mark(3, 51, Mark.CONSISTENT))
     assert (machine.record.since_s, machine.record.at_s) == (1070, 1070)
 
@@ -519,7 +524,7 @@ def test_condition_bears_the_time_since_when_it_holds() -> None:
 def test_replica_is_no_younger_than_the_last_that_was_accepted() -> None:
     """Not as of a greeting or a clean stop: by that time people decide what to mount."""
     machine = inconsistent(1000)
-    machine.handle(r.Tick(102.0, 5000))
+    machine.handle(replica.Tick(102.0, 5000))
     say(machine, replace(HELLO, attempt=2))
     assert machine.record.at_s == 1000
     assert machine.closing_job().record.at_s == 1000
@@ -527,7 +532,7 @@ def test_replica_is_no_younger_than_the_last_that_was_accepted() -> None:
 
 def test_what_is_left_of_a_scan_is_remembered_and_the_source_is_told_since_when() -> None:
     machine = inconsistent(1000)
-    machine.handle(r.Tick(102.0, 1060))
+    machine.handle(replica.Tick(102.0, 1060))
     actions = say(machine, Progress(4, 77 << 20))
     (job,) = jobs(actions)
     assert (job.record.left_bytes, len(job.extents)) == (77 << 20, 0)
@@ -552,5 +557,5 @@ def test_progress_of_another_session_is_dropped(peer: bytes, epoch: int) -> None
 
 def test_replica_that_was_not_stopped_cleanly_does_not_know_since_when() -> None:
     record = replace(RECORD, clean=False, since_s=1000, at_s=1060)
-    found = r.Replica(record=record).record
+    found = replica.Replica(record=record).record
     assert (found.condition, found.since_s, found.at_s) == (Condition.CATCHING_UP, 0, 1060)

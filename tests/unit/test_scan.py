@@ -9,19 +9,11 @@ from hypothesis import strategies as st
 
 from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES, Op
 from bdr.common.ring.slots import encode
-from bdr.common.scan.plan import (
-    BATCH_BLOCKS_MAX,
-    PIECE_SECTORS,
-    Pace,
-    PaceSettings,
-    Repair,
-    block_digests,
-    build_batch,
-    differing,
-    group_blocks,
-    plan_pieces,
-)
+from bdr.common.scan.digests import block_digests, differing
+from bdr.common.scan.plan import PIECE_SECTORS, plan_pieces
+from bdr.common.scan.repair import BATCH_BLOCKS_MAX, Repair, build_batch, group_blocks
 from bdr.common.source.exclusions import Covered, Exclusions
+from bdr.common.source.rate_limit import Pace, PaceSettings
 from bdr.common.target.extents import plan
 
 FLAGS = st.lists(st.booleans(), min_size=1, max_size=80)

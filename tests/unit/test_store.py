@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from bdr.common.target.extents import NO_EXTENTS, Extents
+from bdr.common.target.job import Apply
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.target.replica import Apply
 from bdr.common.wire.control import Condition
 from bdr.services.target.store import DirectStore
 

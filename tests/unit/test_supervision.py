@@ -14,7 +14,7 @@ from bdr.common.host import config
 from bdr.services.cli import foreground
 from bdr.services.monitoring import exporter
 from bdr.services.monitoring.exporter import Exporter
-from bdr.services.supervise.supervisord import Scaling
+from bdr.services.supervise.scaling import Scaling
 from tests.unit.test_monitoring import status
 
 

@@ -12,9 +12,9 @@ from bdr.common.capture.api import Bitmap, CaptureInfo
 from bdr.common.errors import WireError
 from bdr.common.ring.layout import Mode, Op
 from bdr.common.ring.slots import encode
-from bdr.common.scan.plan import PaceSettings
 from bdr.common.source import scheduler as t
 from bdr.common.source import sequencer as s
+from bdr.common.source.rate_limit import PaceSettings
 from bdr.common.wire import control as wire
 from bdr.common.wire.control import Ack, Condition, Mark
 from tests.unit.test_sequencer import STATUS, STREAM, welcome

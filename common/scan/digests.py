@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Digests of a piece and of its blocks, and which of them differ.
+
+Two digests of a piece that are equal end it; else it is compared by blocks of 4 KiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+
+from bdr.common.ring.layout import PAYLOAD_BYTES, SLOT_SECTORS
+from bdr.common.scan.plan import Flags, Piece
+from bdr.common.wire.control import DIGEST_BYTES, Buffer
+
+BLOCK_SECTORS = SLOT_SECTORS
+
+
+def digest(data: Buffer) -> bytes:
+    """Of a whole piece."""
+    return xxhash.xxh3_128_digest(data)
+
+
+def block_digests(data: Buffer, block_bytes: int = PAYLOAD_BYTES) -> bytes:
+    """Of each block, one after the other; the last block may be shorter."""
+    take = xxhash.xxh3_128_digest
+    view = memoryview(data)
+    return b"".join(take(view[at : at + block_bytes]) for at in range(0, len(view), block_bytes))
+
+
+def differing(one: Buffer, other: Buffer) -> Flags:
+    """Which digests differ; both have the same number of them."""
+    pairs = (np.frombuffer(side, "<u8").reshape(-1, DIGEST_BYTES // 8) for side in (one, other))
+    mine, theirs = pairs
+    return np.asarray((mine != theirs).any(axis=1))
+
+
+def digests_wanted(pieces: Sequence[Piece], block_sectors: int) -> int:
+    """How many digests a request for these pieces asks for."""
+    if not block_sectors:
+        return len(pieces)
+    return sum(-(-sectors // block_sectors) for _, sectors in pieces)

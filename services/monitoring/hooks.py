@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The user's command that is run on events.
+
+One at a time and in order, without ever holding up the caller: a command that hangs is
+ended, and what cannot be queued is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from bdr.services.monitoring.events import Event, Status
+
+TIMEOUT_S = 30.0
+QUEUE_MAX = 64
+
+
+def environment(event: Event, status: Status) -> dict[str, str]:
+    """What a hook finds in its environment."""
+    facts = {
+        "EVENT": event.topic,
+        "VOLUME": status["volume"],
+        "ROLE": status["role"],
+        "TIME": status["time"],
+        "HEALTH": status["health"],
+        "REASONS": "; ".join(status["reasons"]),
+        "SECONDS_BEHIND": status["seconds_behind"],
+        "BYTES_BEHIND": status["bytes_behind"],
+        "RPO_SECONDS": status["rpo_seconds"],
+        "CONDITION": status["replica"]["condition"],
+        **{f"FACT_{name.upper()}": value for name, value in event.facts.items()},
+    }
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return kept | {f"BDR_{n}": "" if value is None else str(value) for n, value in facts.items()}
+
+
+class Hooks:
+    """Runs a command for each event.
+
+    Args:
+        command: program and arguments; None for none.
+
+    Attributes:
+        run: commands that ended with 0.
+        failed: commands that could not be started, ended otherwise, or were ended.
+        dropped: events for which there was no room.
+    """
+
+    def __init__(self, command: Sequence[str] | None, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._command = command
+        self._timeout_s = timeout_s
+        self._queue: deque[dict[str, str]] = deque()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._began_s = 0.0
+        self.run = 0
+        self.failed = 0
+        self.dropped = 0
+
+    def put(self, event: Event, status: Status) -> None:
+        """Queues the command for this event."""
+        if self._command is None:
+            return
+        if len(self._queue) >= QUEUE_MAX:
+            self.dropped += 1
+            return
+        self._queue.append(environment(event, status))
+
+    def tick(self) -> None:
+        """Looks after the running command, and starts the next; never waits."""
+        process = self._process
+        if process is not None:
+            code = process.poll()
+            if code is None:
+                if time.monotonic() - self._began_s > self._timeout_s:
+                    _kill(process)
+                return
+            self._process = None
+            if code == 0:
+                self.run += 1
+            else:
+                self.failed += 1
+        while self._queue and self._process is None:
+            self._start(self._queue.popleft())
+
+    def close(self) -> None:
+        """Ends the running command; what is queued is dropped."""
+        if self._process is not None:
+            _kill(self._process)
+            self._process.wait()
+            self._process = None
+
+    def _start(self, variables: dict[str, str]) -> None:
+        assert self._command is not None
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                env=variables,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            self._began_s = time.monotonic()
+        except OSError:
+            self.failed += 1
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

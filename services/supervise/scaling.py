@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How many processes of each stage run on this host."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from bdr.common.errors import UsageError
+from bdr.common.host import programs
+from bdr.common.host.config import Config, Source
+from bdr.common.host.programs import Program
+from bdr.services.runtime import log
+from bdr.services.supervise.files import write_whole
+from bdr.services.supervise.supervisord import Supervision
+
+
+class Scaling:
+    """Numbers of processes that were set by `bdr scale`, in a file that outlives reboots.
+
+    An entry holds while bdr.toml names the number that it replaced; a new number
+    in bdr.toml ends it.
+    """
+
+    def __init__(self, state_dir: str) -> None:
+        self._path = Path(state_dir) / "scale.json"
+
+    def counts(self, config: Config) -> dict[tuple[str, str], int]:
+        """(volume, stage) to the number that replaces the configured one."""
+        found = {}
+        for name, stages in self._load().items():
+            for stage, entry in stages.items():
+                configured = configured_count(config, name, stage)
+                if configured is not None and configured == entry.get("instead_of"):
+                    found[name, stage] = int(entry["count"])
+        return found
+
+    def set(self, config: Config, changes: Mapping[tuple[str, str], int]) -> None:
+        """Remembers numbers; the configured number itself ends an entry."""
+        tree = self._load()
+        for (name, stage), count in changes.items():
+            configured = configured_count(config, name, stage)
+            entries = tree.setdefault(name, {})
+            entries.pop(stage, None)
+            if count != configured:
+                entries[stage] = {"count": count, "instead_of": configured}
+        write_whole(self._path, json.dumps(tree, indent=2, sort_keys=True) + "\n")
+
+    def _load(self) -> dict[str, dict[str, dict[str, Any]]]:
+        try:
+            return cast("dict[str, Any]", json.loads(self._path.read_text()))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            # No reason to leave a host without replication.
+            log.logger().warning(
+                "scale-file-damaged", file=str(self._path), reason=str(error), taken="bdr.toml's"
+            )
+            return {}
+        except OSError as error:
+            raise UsageError(
+                f"{self._path}: {error.strerror}; wanted a file that this user may read"
+            ) from error
+
+
+def configured_count(config: Config, volume: str, stage: str) -> int | None:
+    """How many processes of a stage bdr.toml asks for; None if it cannot."""
+    found = config.volume.get(volume)
+    if not isinstance(found, Source):
+        return None
+    return {"sender": found.senders, "scanner": found.scanners}.get(stage)
+
+
+def programs_of(config: Config, supervision: Supervision, scaling: Scaling) -> list[Program]:
+    """Every process that ought to run on this host."""
+    return programs.from_config(
+        config,
+        python=sys.executable,
+        programs_dir=str(supervision.programs_dir),
+        counts=scaling.counts(config),
+    )
