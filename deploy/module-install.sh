@@ -62,9 +62,8 @@ headers=${BDR_KERNEL_DIR:-/lib/modules/$kernel/build}
 [ -z "$root" ] || mkdir -p "$root/var/lib/dkms" "$root/lib/modules/$kernel"
 
 remove
-mkdir -p "$sources/bdr-$version"
-cp kern/*.c kern/*.h kern/Kbuild "$sources/bdr-$version/"
-sed "s/@VERSION@/$version/" kern/dkms.conf >"$sources/bdr-$version/dkms.conf"
+make -s -C kern/dm sources OUT="$sources/bdr-$version"
+sed "s/@VERSION@/$version/" kern/dm/dkms.conf >"$sources/bdr-$version/dkms.conf"
 call add "bdr/$version"
 call build "bdr/$version" -k "$kernel" --kernelsourcedir "$headers"
 change install "bdr/$version" -k "$kernel" --kernelsourcedir "$headers"

@@ -11,7 +11,7 @@ VM := $(BUILD)/vm
 VM_KERNEL ?= $(VM)/kernel
 KASAN_DIR ?= $(BUILD)/kasan
 KASAN_SOURCE ?= $(BUILD)/linux
-MODULE_SOURCES := $(wildcard kern/*.c kern/*.h) kern/Kbuild kern/Makefile
+MODULE_SOURCES := $(wildcard kern/dm/*.[ch] kern/include/*.h) kern/dm/Kbuild kern/dm/Makefile
 MODULE_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 VM_RUN := $(PYTHON) -m deploy.vm
 # Arguments for tests/kernel/bench.py: make bench-kernel BENCH="--stable copy,hint"
@@ -22,7 +22,7 @@ VM_PYTEST := $(PYTHON) -m pytest -p no:cacheprovider -p no:hypothesispytest --du
 
 .PHONY: module
 module: ## the kernel module for the running kernel
-	@$(MAKE) -s -C kern KDIR=$(KDIR)
+	@$(MAKE) -s -C kern/dm KDIR=$(KDIR)
 
 .PHONY: module-install
 module-install: ## the kernel module by DKMS, rebuilt with every new kernel
@@ -40,11 +40,11 @@ $(VM)/kernel/release: deploy/kernel.sh | $(VM)/.packages
 	@deploy/kernel.sh $(@D)
 
 $(VM)/module/bdr.ko: $(MODULE_SOURCES) | $(VM_KERNEL)/release
-	@$(MAKE) -s -C kern KDIR=$(abspath $(VM_KERNEL)/headers) OUT=$(abspath $(@D)) STRICT=1
+	@$(MAKE) -s -C kern/dm KDIR=$(abspath $(VM_KERNEL)/headers) OUT=$(abspath $(@D)) STRICT=1
 
-$(VM)/tools/%: tests/kernel/%.c kern/bdr_uapi.h
+$(VM)/tools/%: tests/kernel/%.c kern/include/bdr_uapi.h
 	@mkdir -p $(@D)
-	@$(CC) -O2 -Wall -Wextra -Werror -pthread -o $@ $<
+	@$(CC) -O2 -Wall -Wextra -Werror -pthread -Ikern/include -o $@ $<
 
 VM_READY := $(VM)/.packages $(VM)/module/bdr.ko $(VM)/tools/hammer $(VM)/tools/fuzz
 
@@ -66,7 +66,7 @@ bench-kernel-instructions: $(VM_READY) ## the same in instructions, whatever els
 .PHONY: test-kasan
 test-kasan: $(VM_READY) ## the same tests on a KASAN and lockdep kernel (builds it: 15 minutes)
 	@deploy/kasan-kernel.sh $(KASAN_SOURCE) $(KASAN_DIR)
-	@$(MAKE) -s -C kern KDIR=$(abspath $(KASAN_DIR)) OUT=$(abspath $(KASAN_DIR)/bdr)
+	@$(MAKE) -s -C kern/dm KDIR=$(abspath $(KASAN_DIR)) OUT=$(abspath $(KASAN_DIR)/bdr)
 	@$(VM_RUN) --kdir $(KASAN_DIR) --disk fast=1G --timeout 3600 --memory 4G -- \
 		env BDR_MODULE=$(abspath $(KASAN_DIR))/bdr/bdr.ko $(VM_PYTEST) -o timeout=900 \
 		-o 'python_files=test_*.py injected_faults.py' $(TESTS)

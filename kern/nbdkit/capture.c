@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * How a wake-up is never lost:
+ * Why no wake-up is lost:
  *
  *	publisher                          RELEASE
  *	  store the header                   store cursor, then armed
  *	  full barrier                       full barrier
  *	  load armed, then cursor            load the header at cursor
  *
- * One of the two sees the other.  Who sees that the cursor is published while
- * `armed` is set takes the mutex, looks again, and signals.
+ * At least one of the two observes the stores of the other.  The one that finds the
+ * cursor published while `armed` is set takes the mutex, checks again, and signals.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -19,6 +19,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "bdr_request.h"
 #include "capture.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -33,7 +34,7 @@ static void bdr_wake_signal_locked(struct bdr_wake *wake)
 
 	if (wake->signalled || wake->eventfd < 0)
 		return;
-	/* EAGAIN: somebody else made it readable already. */
+	/* EAGAIN: the count is at its maximum, so it is readable. */
 	if (write(wake->eventfd, &one, sizeof(one)) < 0 && errno != EAGAIN)
 		nbdkit_error("cannot wake the consumer: %m");
 	wake->signalled = true;
@@ -87,7 +88,7 @@ static void bdr_wake_mode_changed(struct bdr_wake *wake)
 	pthread_mutex_unlock(&wake->mutex);
 }
 
-/* Makes the eventfd say what is true now, and keep doing so. */
+/* Sets the state of the eventfd for `cursor`, and arms it if need be. */
 static void bdr_wake_arm_locked(struct bdr_capture *capture, __u64 cursor)
 {
 	struct bdr_wake *wake = &capture->wake;
@@ -107,8 +108,8 @@ static void bdr_wake_arm_locked(struct bdr_capture *capture, __u64 cursor)
 
 /* ---- life -------------------------------------------------------------- */
 
-static int bdr_info_fill(struct bdr_info *info, const char *underlying,
-			 __u64 device_bytes, __u64 capacity, __u64 region_bytes)
+/* Stream id and path. */
+static int bdr_info_identify(struct bdr_info *info, const char *underlying)
 {
 	if (strlen(underlying) >= sizeof(info->underlying)) {
 		nbdkit_error("file=%s: the path is longer than %zu bytes",
@@ -121,10 +122,6 @@ static int bdr_info_fill(struct bdr_info *info, const char *underlying,
 		nbdkit_error("cannot make a stream id: getrandom: %m");
 		return -1;
 	}
-	info->abi_version = BDR_ABI_VERSION;
-	info->device_sectors = device_bytes / BDR_SECTOR_BYTES;
-	info->capacity = capacity;
-	info->region_sectors = region_bytes / BDR_SECTOR_BYTES;
 	return 0;
 }
 
@@ -132,7 +129,6 @@ int bdr_capture_create(struct bdr_capture *capture, const char *underlying,
 		       __u64 device_bytes, __u64 capacity, __u64 region_bytes)
 {
 	struct bdr_gate *gate = &capture->gate;
-	struct bdr_info *info = &capture->info;
 	size_t words;
 
 	memset(capture, 0, sizeof(*capture));
@@ -143,8 +139,7 @@ int bdr_capture_create(struct bdr_capture *capture, const char *underlying,
 	pthread_mutex_init(&capture->wake.mutex, NULL);
 	bdr_range_lock_init(&capture->ranges);
 
-	if (bdr_info_fill(info, underlying, device_bytes, capacity,
-			  region_bytes) < 0)
+	if (bdr_info_identify(&capture->info, underlying) < 0)
 		goto fail;
 	if (bdr_ring_memory_create(&capture->memory, capacity) < 0)
 		goto fail;
@@ -152,8 +147,8 @@ int bdr_capture_create(struct bdr_capture *capture, const char *underlying,
 	gate->ring.headers = (__u64 *)capture->memory.map;
 	gate->ring.payload = capture->memory.map + capture->memory.payload_offset;
 	gate->ring.capacity = capacity;
-	gate->device_sectors = info->device_sectors;
-	gate->region_sectors = info->region_sectors;
+	gate->device_sectors = device_bytes / BDR_SECTOR_BYTES;
+	gate->region_sectors = region_bytes / BDR_SECTOR_BYTES;
 	words = bdr_bitmap_words(bdr_gate_regions(gate));
 	gate->active = calloc(words, sizeof(__u64));
 	gate->resync = calloc(words, sizeof(__u64));
@@ -163,11 +158,8 @@ int bdr_capture_create(struct bdr_capture *capture, const char *underlying,
 		goto fail;
 	}
 	bdr_gate_init(gate);
-
-	info->regions = bdr_gate_regions(gate);
-	info->payload_offset = capture->memory.payload_offset;
-	info->payload_bytes = capture->memory.payload_bytes;
-	info->map_bytes = info->payload_offset + 2 * info->payload_bytes;
+	bdr_request_fill_info_locked(&capture->info, gate,
+				     capture->memory.payload_offset);
 	return 0;
 
 fail:
@@ -197,48 +189,48 @@ __u64 bdr_capture_write_sectors_max(const struct bdr_capture *capture)
 	return slots * BDR_SLOT_SECTORS;
 }
 
-void bdr_capture_begin(struct bdr_capture *capture, struct bdr_ticket *ticket,
+void bdr_capture_begin(struct bdr_capture *capture, struct bdr_io *io,
 		       const void *data)
 {
-	const struct bdr_write *write = &ticket->write;
+	const struct bdr_write *write = &io->write;
 	bool turned;
 
 	pthread_mutex_lock(&capture->lock);
-	turned = bdr_gate_admit_locked(&capture->gate, write, &ticket->pass);
+	turned = bdr_gate_admit_locked(&capture->gate, write, &io->pass);
 	pthread_mutex_unlock(&capture->lock);
 
 	if (turned)
 		bdr_wake_mode_changed(&capture->wake);
-	if (!ticket->pass.logged)
+	if (!io->pass.logged)
 		return;
 	if (write->op == BDR_OP_WRITE)
-		bdr_ring_fill(&capture->gate.ring, ticket->pass.first, 0, data,
+		bdr_ring_fill(&capture->gate.ring, io->pass.first, 0, data,
 			      write->sectors * BDR_SECTOR_BYTES);
 	else
-		bdr_ring_fill_length(&capture->gate.ring, ticket->pass.first,
+		bdr_ring_fill_length(&capture->gate.ring, io->pass.first,
 				     write->sectors);
 }
 
-/* A write that changed nothing leaves its slots empty, and no region dirty. */
+/* The slots of a write that changed nothing are NOPs, and no region is marked. */
 static void bdr_capture_withdraw(struct bdr_capture *capture,
-				 const struct bdr_ticket *ticket)
+				 const struct bdr_io *io)
 {
-	struct bdr_write nop = ticket->write;
+	struct bdr_write nop = io->write;
 
 	nop.op = BDR_OP_NOP;
-	bdr_ring_publish(&capture->gate.ring, ticket->pass.first,
-			 ticket->pass.slots, &nop);
+	bdr_ring_publish(&capture->gate.ring, io->pass.first,
+			 io->pass.slots, &nop);
 }
 
 void bdr_capture_end(struct bdr_capture *capture,
-		     const struct bdr_ticket *ticket, enum bdr_outcome outcome)
+		     const struct bdr_io *io, enum bdr_outcome outcome)
 {
-	if (!ticket->pass.logged) {
+	if (!io->pass.logged) {
 		bool drained;
 
 		pthread_mutex_lock(&capture->lock);
-		drained = bdr_gate_leave_locked(&capture->gate, &ticket->pass,
-						&ticket->write);
+		drained = bdr_gate_leave_locked(&capture->gate, &io->pass,
+						&io->write);
 		if (drained)
 			pthread_cond_signal(&capture->drained);
 		pthread_mutex_unlock(&capture->lock);
@@ -246,12 +238,12 @@ void bdr_capture_end(struct bdr_capture *capture,
 	}
 
 	if (outcome == BDR_REFUSED) {
-		bdr_capture_withdraw(capture, ticket);
+		bdr_capture_withdraw(capture, io);
 	} else {
 		if (outcome == BDR_FAILED)
 			__atomic_fetch_add(&capture->failed_writes, 1,
 					   __ATOMIC_RELAXED);
-		bdr_gate_publish(&capture->gate, &ticket->pass, &ticket->write,
+		bdr_gate_publish(&capture->gate, &io->pass, &io->write,
 				 outcome == BDR_FAILED);
 	}
 	bdr_wake_published(capture);
@@ -273,7 +265,7 @@ void bdr_capture_attach(struct bdr_capture *capture, int eventfd)
 	pthread_mutex_lock(&wake->mutex);
 	wake->eventfd = eventfd;
 	wake->signalled = false;
-	/* Bits set while nobody was here are news to the new consumer. */
+	/* A change of mode without a consumer is an event for the next one. */
 	wake->mode_changed |= overflow;
 	bdr_wake_arm_locked(capture, tail);
 	pthread_mutex_unlock(&wake->mutex);
@@ -301,11 +293,9 @@ int bdr_capture_release(struct bdr_capture *capture,
 	head = ring->head;
 	pthread_mutex_unlock(&capture->lock);
 
-	err = bdr_ring_check_release(ring, head, release->tail);
+	err = -bdr_request_check_release(ring, head, release);
 	if (err)
-		return -err;
-	if (release->cursor < release->tail || release->cursor > head)
-		return ERANGE;
+		return err;
 
 	pthread_mutex_lock(&capture->lock);
 	bdr_gate_release_locked(&capture->gate, release->tail);
@@ -319,14 +309,19 @@ int bdr_capture_release(struct bdr_capture *capture,
 
 void bdr_capture_resume(struct bdr_capture *capture, struct bdr_resume *resume)
 {
+	bool turned;
+
 	pthread_mutex_lock(&capture->lock);
+	turned = capture->gate.mode != BDR_MODE_STREAM;
 	resume->slot = bdr_gate_resume_locked(&capture->gate);
-	/* The lock is free while this waits: new writes take slots already. */
+	/* The wait drops the lock: new writes take slots already. */
 	while (!bdr_gate_drained_locked(&capture->gate))
 		pthread_cond_wait(&capture->drained, &capture->lock);
 	pthread_mutex_unlock(&capture->lock);
 
 	bdr_gate_merge(&capture->gate);
+	if (turned)
+		bdr_wake_mode_changed(&capture->wake);
 }
 
 void bdr_capture_status_seen(struct bdr_capture *capture)
@@ -341,48 +336,31 @@ void bdr_capture_status_seen(struct bdr_capture *capture)
 	pthread_mutex_unlock(&wake->mutex);
 }
 
-/* Walks only over what was published since the last call. */
+/* Begins where the last call ended. */
 static __u64 bdr_capture_unpublished_locked(struct bdr_capture *capture)
 {
 	const struct bdr_ring *ring = &capture->gate.ring;
-	__u64 slot = capture->unpublished_hint;
+	__u64 slot = capture->published;
 
 	if (slot < ring->tail)
 		slot = ring->tail;
-	while (slot < ring->head && bdr_ring_is_published(ring, slot))
-		slot++;
-	capture->unpublished_hint = slot;
+	slot = bdr_ring_find_unpublished(ring, slot, ring->head);
+	capture->published = slot;
 	return slot;
 }
 
 void bdr_capture_status(struct bdr_capture *capture, struct bdr_status *status)
 {
 	const struct bdr_gate *gate = &capture->gate;
-	__u64 regions = capture->info.regions;
 
-	memset(status, 0, sizeof(*status));
 	pthread_mutex_lock(&capture->lock);
-	status->head = gate->ring.head;
-	status->tail = gate->ring.tail;
-	status->unpublished = bdr_capture_unpublished_locked(capture);
-	status->gap = gate->gap;
-	status->last_gap = gate->last_gap;
-	status->mode = gate->mode;
-	status->unlogged = gate->unlogged[0] + gate->unlogged[1];
-	status->overflows = gate->overflows;
-	status->missed_writes = gate->missed;
+	bdr_request_fill_status_locked(status, gate,
+				       bdr_capture_unpublished_locked(capture));
 	pthread_mutex_unlock(&capture->lock);
 
 	status->failed_writes = __atomic_load_n(&capture->failed_writes,
 						__ATOMIC_RELAXED);
-	status->device_sectors = capture->info.device_sectors;
 	memcpy(status->stream_id, capture->info.stream_id,
 	       sizeof(status->stream_id));
-	/*
-	 * After the slots: who learns here of a failed write's NOP learns of
-	 * its bits too.  `active` first: a merge sets a bit in `resync` before
-	 * it clears it here, so none is counted in neither.
-	 */
-	status->active_regions = bdr_bitmap_count(gate->active, regions);
-	status->resync_regions = bdr_bitmap_count(gate->resync, regions);
+	bdr_request_count_marks(status, gate);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The capture: gate, ring memory, and what the consumer waits for.
+ * The capture: gate, ring memory, and the wake-ups of the consumer.
  *
  * Lock order: range lock, then `lock` or `wake.mutex`; the last two never nest.
  */
@@ -17,27 +17,27 @@
 #include "ring_memory.h"
 
 /*
- * Who waits, and for what.  The eventfd is readable exactly when the poll() of
+ * The wake-up of the consumer.  The eventfd is readable exactly when the poll() of
  * a control device would be: slot `cursor` is published, or the mode has changed
  * since the consumer's last STATUS.
  *
- * `armed` is true while the consumer would have to be told about the cursor.  A
- * publisher looks at nothing else, so it makes no system call while nobody waits.
+ * `armed` is true while the publication of `cursor` has to be signalled.  A
+ * publisher reads nothing else, so it makes no system call if it need not.
  */
 struct bdr_wake {
 	pthread_mutex_t mutex;
-	int eventfd;		/* of the consumer, -1 if there is none */
+	int eventfd;		/* the consumer's, -1 if there is none */
 	bool armed;		/* atomic; set and cleared under the mutex */
 	__u64 cursor;		/* atomic; changed under the mutex */
 	bool mode_changed;
-	bool signalled;		/* as far as the server knows: readable now */
+	bool signalled;		/* written, and not reset by the server */
 };
 
 struct bdr_capture {
 	pthread_mutex_t lock;	/* the gate's */
 	pthread_cond_t drained;
 	struct bdr_gate gate;
-	__u64 unpublished_hint;	/* every slot below it has been published */
+	__u64 published;	/* every slot below it has been published */
 	__u64 failed_writes;	/* atomic */
 
 	struct bdr_ring_memory memory;
@@ -46,16 +46,16 @@ struct bdr_capture {
 	struct bdr_info info;
 };
 
-/* A write on its way through the capture. */
-struct bdr_ticket {
+/* A captured write in flight. */
+struct bdr_io {
 	struct bdr_write write;
 	struct bdr_pass pass;
 };
 
 enum bdr_outcome {
-	BDR_DONE,	/* the disk has it */
-	BDR_FAILED,	/* unknown what the disk has now */
-	BDR_REFUSED,	/* the disk has what it had before */
+	BDR_DONE,	/* on the disk */
+	BDR_FAILED,	/* the content of the disk is unknown */
+	BDR_REFUSED,	/* the disk is unchanged */
 };
 
 /* Reports its own failures; returns 0 or -1. */
@@ -63,16 +63,16 @@ int bdr_capture_create(struct bdr_capture *capture, const char *underlying,
 		       __u64 device_bytes, __u64 capacity, __u64 region_bytes);
 void bdr_capture_destroy(struct bdr_capture *capture);
 
-/* Most sectors that one ticket may write. */
+/* Most sectors of one captured write. */
 __u64 bdr_capture_write_sectors_max(const struct bdr_capture *capture);
 
-/* Brackets each write; `data` is that of a WRITE.  Neither ever waits. */
-void bdr_capture_begin(struct bdr_capture *capture, struct bdr_ticket *ticket,
+/* Before and after each write; `data` is that of a WRITE.  Neither waits. */
+void bdr_capture_begin(struct bdr_capture *capture, struct bdr_io *io,
 		       const void *data);
 void bdr_capture_end(struct bdr_capture *capture,
-		     const struct bdr_ticket *ticket, enum bdr_outcome outcome);
+		     const struct bdr_io *io, enum bdr_outcome outcome);
 
-/* The consumer's.  At most one thread at a time is the consumer. */
+/* For the consumer, which is at most one thread at a time. */
 void bdr_capture_attach(struct bdr_capture *capture, int eventfd);
 void bdr_capture_detach(struct bdr_capture *capture);
 int bdr_capture_release(struct bdr_capture *capture,
@@ -80,7 +80,7 @@ int bdr_capture_release(struct bdr_capture *capture,
 void bdr_capture_resume(struct bdr_capture *capture, struct bdr_resume *resume);
 void bdr_capture_status_seen(struct bdr_capture *capture);
 
-/* Anyone's. */
+/* For every client. */
 void bdr_capture_status(struct bdr_capture *capture, struct bdr_status *status);
 
 #endif /* BDR_CAPTURE_H */

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * One thread accepts, and each client has a thread of its own: a RESUME may
- * wait for the disk, and a client that does not read its answers may block, and
- * neither concerns the others.  Clients are bounded.
+ * One thread accepts, and each client has a thread of its own, so that neither a
+ * RESUME that waits for the disk nor a client that does not read its answers blocks
+ * other clients.  The number of clients is limited.
  *
- * A client's packet is untrusted until it was checked here.  A wrong one is
- * answered with an errno and changes nothing.
+ * Packets are untrusted: bdr_request.h checks them.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +25,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "bdr_request.h"
 #include "control.h"
 
 #define BDR_BACKLOG		16
@@ -42,7 +42,7 @@ struct bdr_answer {
 	bool with_fds;
 };
 
-/* False when the client is gone. */
+/* False if the connection is closed. */
 static bool bdr_client_answer(const struct bdr_client *client,
 			      const struct bdr_answer *answer)
 {
@@ -83,7 +83,7 @@ static bool bdr_client_answer(const struct bdr_client *client,
 union bdr_argument {
 	struct bdr_open open;
 	struct bdr_release release;
-	struct bdr_bitmap bitmap;
+	struct bdr_bitmap_range range;
 };
 
 struct bdr_packet {
@@ -99,8 +99,8 @@ static bool bdr_client_is_hung_up(const struct bdr_client *client)
 }
 
 /*
- * A consumer that is gone, but whose thread has not noticed, does not keep the
- * role from the next one: a restarted reader must not fail for that.
+ * If the consumer has hung up, but its thread has not yet read that, waits for the
+ * thread to give up the role: a restarted reader gets no EBUSY because of itself.
  */
 static int bdr_client_take_role(struct bdr_client *client)
 {
@@ -124,16 +124,15 @@ static int bdr_client_open(struct bdr_client *client,
 {
 	struct bdr_capture *capture = client->control->capture;
 
-	if (open->abi_version != BDR_ABI_VERSION)
-		return EPROTONOSUPPORT;
-	if (open->role != BDR_ROLE_OBSERVER && open->role != BDR_ROLE_CONSUMER)
-		return EINVAL;
+	int err = -bdr_request_check_open(open);
+
+	if (err)
+		return err;
 	if (client->open)
 		return EISCONN;
 
 	if (open->role == BDR_ROLE_CONSUMER) {
-		int err = bdr_client_take_role(client);
-
+		err = bdr_client_take_role(client);
 		if (err)
 			return err;
 		client->consumer = true;
@@ -146,117 +145,31 @@ static int bdr_client_open(struct bdr_client *client,
 	return 0;
 }
 
-static int bdr_bitmap_check(const struct bdr_bitmap *bitmap, __u64 regions)
-{
-	if (bitmap->reserved || bitmap->buffer)
-		return EINVAL;
-	if (bitmap->first > regions || bitmap->count > regions - bitmap->first)
-		return ERANGE;
-	return 0;
-}
-
-static int bdr_bitmap_read(const struct bdr_capture *capture,
-			   const struct bdr_bitmap *bitmap, __u64 *words,
-			   struct bdr_answer *answer)
-{
-	__u64 regions = capture->info.regions;
-	__u64 first = bitmap->first / BDR_WORD_REGIONS;
-	__u64 count = bdr_bitmap_words(bitmap->count);
-	const __u64 *from;
-	__u64 word;
-
-	switch (bitmap->bitmap) {
-	case BDR_BITMAP_ACTIVE:
-		from = capture->gate.active;
-		break;
-	case BDR_BITMAP_RESYNC:
-		from = capture->gate.resync;
-		break;
-	default:
-		return EINVAL;
-	}
-	if (bitmap->count > BDR_BITMAP_CHUNK_REGIONS)
-		return EINVAL;
-	if (bitmap->first % BDR_WORD_REGIONS)
-		return EINVAL;
-	if (bitmap->count % BDR_WORD_REGIONS &&
-	    bitmap->first + bitmap->count != regions)
-		return EINVAL;
-
-	for (word = 0; word < count; word++)
-		words[word] = bdr_word_read(&from[first + word]);
-	answer->data = words;
-	answer->bytes = count * sizeof(__u64);
-	return 0;
-}
-
 static int bdr_client_bitmap(const struct bdr_client *client, __u32 code,
-			     const struct bdr_bitmap *bitmap, __u64 *words,
+			     const struct bdr_bitmap_range *range, __u64 *words,
 			     struct bdr_answer *answer)
 {
 	const struct bdr_capture *capture = client->control->capture;
-	__u64 end = bitmap->first + bitmap->count;
-	int err = bdr_bitmap_check(bitmap, capture->info.regions);
+	int err = -bdr_request_check_bitmap(code, range);
 
+	if (!err && range->buffer)
+		err = EINVAL;
+	if (!err)
+		err = -bdr_request_check_range(code, range, capture->info.regions);
 	if (err)
 		return err;
-	if (code == BDR_IOC_BITMAP_READ)
-		return bdr_bitmap_read(capture, bitmap, words, answer);
-	if (bitmap->bitmap != BDR_BITMAP_RESYNC)
-		return EINVAL;
-	if (code == BDR_IOC_BITMAP_CLEAR)
-		bdr_bitmap_clear(capture->gate.resync, bitmap->first, end);
-	else
-		bdr_bitmap_mark(capture->gate.resync, bitmap->first, end);
-	return 0;
-}
 
-/* Bytes of the structure that follows a request, or -1 for an unknown code. */
-static ssize_t bdr_argument_bytes(__u32 code)
-{
-	switch (code) {
-	case BDR_IOC_OPEN:
-	case BDR_IOC_RELEASE:
-	case BDR_IOC_BITMAP_READ:
-	case BDR_IOC_BITMAP_CLEAR:
-	case BDR_IOC_BITMAP_MARK:
-		return _IOC_SIZE(code);
-	case BDR_IOC_INFO:
-	case BDR_IOC_STATUS:
-	case BDR_IOC_RESUME:
-		return 0;
-	default:
-		return -1;
+	if (code == BDR_IOC_BITMAP_READ) {
+		bdr_request_read_bitmap(&capture->gate, range, words);
+		answer->data = words;
+		answer->bytes = bdr_bitmap_words(range->count) * sizeof(*words);
+	} else {
+		bdr_request_change_bitmap(&capture->gate, code, range);
 	}
-}
-
-static bool bdr_request_changes(__u32 code)
-{
-	return code == BDR_IOC_RELEASE || code == BDR_IOC_RESUME ||
-	       code == BDR_IOC_BITMAP_CLEAR || code == BDR_IOC_BITMAP_MARK;
-}
-
-static int bdr_packet_check(const struct bdr_client *client,
-			    const struct bdr_packet *packet, size_t bytes)
-{
-	__u32 code = packet->request.code;
-	ssize_t wanted;
-
-	if (bytes < sizeof(packet->request) || packet->request.reserved)
-		return EINVAL;
-	wanted = bdr_argument_bytes(code);
-	if (wanted < 0)
-		return ENOTTY;
-	if (bytes - sizeof(packet->request) != (size_t)wanted)
-		return EINVAL;
-	if (code != BDR_IOC_OPEN && !client->open)
-		return ENOTCONN;
-	if (bdr_request_changes(code) && !client->consumer)
-		return EPERM;
 	return 0;
 }
 
-/* What an answer may point to. */
+/* Memory for the data of an answer. */
 union bdr_scratch {
 	struct bdr_status status;
 	struct bdr_resume resume;
@@ -278,7 +191,7 @@ static int bdr_client_handle(struct bdr_client *client,
 		answer->bytes = sizeof(capture->info);
 		return 0;
 	case BDR_IOC_STATUS:
-		/* First: a change that the answer does not show yet wakes again. */
+		/* First, so that a change after the answer was filled wakes again. */
 		if (client->consumer)
 			bdr_capture_status_seen(capture);
 		bdr_capture_status(capture, &scratch->status);
@@ -294,7 +207,7 @@ static int bdr_client_handle(struct bdr_client *client,
 		return 0;
 	default:
 		return bdr_client_bitmap(client, packet->request.code,
-					 &packet->argument.bitmap,
+					 &packet->argument.range,
 					 scratch->words, answer);
 	}
 }
@@ -310,13 +223,15 @@ static void bdr_client_serve(struct bdr_client *client,
 		ssize_t n;
 
 		memset(&packet, 0, sizeof(packet));
-		/* The true length, also of a packet that was cut. */
+		/* MSG_TRUNC: the true length, also of a packet that was cut. */
 		n = recv(client->fd, &packet, sizeof(packet), MSG_TRUNC);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
 			return;
-		answer.error = bdr_packet_check(client, &packet, (size_t)n);
+		answer.error = -bdr_request_check_packet(&packet.request, (__u64)n,
+							 client->open,
+							 client->consumer);
 		if (!answer.error)
 			answer.error = bdr_client_handle(client, &packet,
 							 scratch, &answer);
@@ -338,7 +253,7 @@ static void *bdr_client_run(void *arg)
 	if (client->consumer)
 		bdr_capture_detach(control->capture);
 	pthread_mutex_lock(&control->lock);
-	/* The role is free before the client can see that it was hung up. */
+	/* Gives up the role before the client can observe the end. */
 	if (client->consumer) {
 		control->consumer = NULL;
 		pthread_cond_broadcast(&control->role_freed);
@@ -351,8 +266,8 @@ static void *bdr_client_run(void *arg)
 	return NULL;
 }
 
-/* A free place, or NULL.  Only the acceptor fills places. */
-static struct bdr_client *bdr_control_place_locked(struct bdr_control *control)
+/* A free entry of `clients`, or NULL.  Only the acceptor fills entries. */
+static struct bdr_client *bdr_control_find_free_locked(struct bdr_control *control)
 {
 	int i;
 
@@ -360,7 +275,7 @@ static struct bdr_client *bdr_control_place_locked(struct bdr_control *control)
 		struct bdr_client *client = &control->clients[i];
 
 		if (client->state == BDR_CLIENT_ENDED) {
-			/* It has let go of the lock, or is about to. */
+			/* It has released the lock, or is about to. */
 			pthread_join(client->thread, NULL);
 			client->state = BDR_CLIENT_FREE;
 		}
@@ -377,7 +292,7 @@ static int bdr_client_start(struct bdr_control *control, int fd)
 	int err = 0;
 
 	pthread_mutex_lock(&control->lock);
-	client = bdr_control_place_locked(control);
+	client = bdr_control_find_free_locked(control);
 	if (!client) {
 		err = EUSERS;
 		goto out;
@@ -403,8 +318,8 @@ out:
 }
 
 /*
- * Takes the first packet before it answers: a close with a packet unread would
- * reset the connection, and the client would not learn why.
+ * Receives the first packet before it answers: a close with an unread packet would
+ * reset the connection, and the client would not get the reason.
  */
 static void bdr_client_refuse(int fd, int error)
 {
@@ -436,7 +351,7 @@ static void *bdr_control_accept(void *arg)
 			return NULL;
 		fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC);
 		if (fd < 0) {
-			/* Out of descriptors or memory: do not spin. */
+			/* Out of descriptors or memory: no busy loop. */
 			if (errno != EAGAIN && errno != EINTR &&
 			    errno != ECONNABORTED)
 				poll(fds, 1, BDR_ACCEPT_PAUSE_MS);
@@ -461,8 +376,8 @@ static bool bdr_lock_is_current(const struct bdr_control *control)
 }
 
 /*
- * The lock, not the socket, says who owns the path: a bind says nothing of a
- * socket file whose server died.  It goes with the process, however it ends.
+ * The owner of the path is the holder of the lock: the socket file of a server that
+ * was killed stays behind, a lock is released however the process ends.
  */
 static int bdr_control_lock(struct bdr_control *control)
 {
@@ -488,12 +403,12 @@ static int bdr_control_lock(struct bdr_control *control)
 		}
 		if (bdr_lock_is_current(control))
 			return 0;
-		/* Its last owner removed it between our open and our lock. */
+		/* The last owner removed it between open and flock. */
 		close(control->lock_fd);
 	}
 }
 
-/* A socket at `path` is a dead server's: the lock is ours. */
+/* Under the lock: a socket at `path` is that of a server that has ended. */
 static int bdr_control_remove_stale(const char *path)
 {
 	struct stat st;
@@ -534,7 +449,7 @@ static int bdr_control_bind(struct bdr_control *control)
 		nbdkit_error("ring=%s: socket: %m", control->path);
 		return -1;
 	}
-	/* The file gets the socket's mode: no moment in which others may connect. */
+	/* The file gets the socket's mode: there is no moment with another one. */
 	if (fchmod(control->listen_fd, 0600) < 0 ||
 	    bind(control->listen_fd, (struct sockaddr *)&address,
 		 sizeof(address)) < 0) {
@@ -589,7 +504,7 @@ int bdr_control_start(struct bdr_control *control)
 	sigset_t all, old;
 	int err;
 
-	/* Signals are the server's: its threads, and those they start, get none. */
+	/* nbdkit handles signals: this thread, and those that it starts, block them. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	err = pthread_create(&control->acceptor, NULL, bdr_control_accept,
@@ -616,7 +531,7 @@ static void bdr_control_stop(struct bdr_control *control)
 	pthread_join(control->acceptor, NULL);
 	control->accepting = false;
 
-	/* Nobody starts clients any more. */
+	/* No client is started any more. */
 	for (i = 0; i < BDR_CLIENTS_MAX; i++) {
 		struct bdr_client *client = &control->clients[i];
 		bool started;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The control socket: what the control device is to the kernel module.  See
- * bdr_uapi.h for the packets.
+ * The control socket, the counterpart of the module's control device.  The packets
+ * are in bdr_uapi.h.
  */
 #ifndef BDR_CONTROL_H
 #define BDR_CONTROL_H
@@ -20,12 +20,12 @@ struct bdr_client {
 	enum {
 		BDR_CLIENT_FREE,
 		BDR_CLIENT_RUNNING,
-		BDR_CLIENT_ENDED,	/* to be joined */
+		BDR_CLIENT_ENDED,	/* its thread is to be joined */
 	} state;
 	pthread_t thread;
 	int fd;			/* -1 once closed */
 	int eventfd;
-	bool open;		/* it has sent BDR_IOC_OPEN */
+	bool open;		/* BDR_IOC_OPEN was granted */
 	bool consumer;
 };
 
@@ -36,22 +36,22 @@ struct bdr_control {
 	int lock_fd;
 	int listen_fd;
 	int stop_fd;		/* eventfd that ends the acceptor */
-	bool bound;		/* `path` is this server's */
+	bool bound;		/* this server created `path` */
 	bool accepting;		/* the acceptor runs */
 	pthread_t acceptor;
 
-	pthread_mutex_t lock;	/* the fields below; taken before all others */
+	pthread_mutex_t lock;	/* of the fields below; the outermost lock */
 	pthread_cond_t role_freed;
 	struct bdr_client *consumer;
 	struct bdr_client clients[BDR_CLIENTS_MAX];
 };
 
-/* Takes the path.  Reports its own failures; returns 0 or -1. */
+/* Locks and binds the path.  Reports its own failures; returns 0 or -1. */
 int bdr_control_create(struct bdr_control *control, struct bdr_capture *capture,
 		       const char *path);
-/* Starts to serve: after the last fork. */
+/* Starts the acceptor, after the last fork. */
 int bdr_control_start(struct bdr_control *control);
-/* Ends every thread.  No write may be in flight, else a RESUME could wait. */
+/* Ends every thread.  No write may be in flight, which a RESUME would wait for. */
 void bdr_control_destroy(struct bdr_control *control);
 
 #endif /* BDR_CONTROL_H */

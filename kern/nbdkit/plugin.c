@@ -2,24 +2,24 @@
 /*
  * nbdkit plugin `bdr`: serves a file or block device over NBD, and records every
  * write in a ring of shared memory.  It is the capture for hosts that cannot
- * load the kernel module; readers do not know which of the two they have.
+ * load the kernel module; for a reader the two are the same.
  *
  *	nbdkit -U /run/v.nbd build/nbdkit/bdr.so file=disk.img ring=/run/v.ring
  *
- * The way of a write, in any of the server's threads:
+ * The path of a write, in any of the server's threads:
  *
  *	range lock      waits for earlier writes that overlap: one order for both
- *	begin           slots under the gate's lock (or a dirty bit), data copied
+ *	begin           slots, or dirty bits, under the gate's lock; copies the data
  *	store           pwrite or fallocate, and fdatasync for FUA
- *	end             publishes, wakes the consumer if it waits for this
+ *	end             publishes, wakes the consumer if it waits for these slots
  *	range unlock
  *
- * NBD leaves the order of overlapping requests in flight open, so any one will
- * do, as long as the ring and the disk have the same.  A flush takes no range:
- * its slot follows those of every write that completed before it was sent.
+ * NBD does not define the order of overlapping requests in flight, so any order is
+ * right that ring and disk have in common.  A flush takes no range: its slot follows
+ * those of every write that completed before it was sent.
  *
- * A write of more than 256 slots goes this way in pieces.  FUA is the last
- * piece's: its fdatasync covers them all.
+ * A write of more than 256 slots is recorded as several.  FUA is set on the last:
+ * its fdatasync covers them all.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -158,7 +158,7 @@ static void bdr_plugin_dump(void)
 
 /* ---- life -------------------------------------------------------------- */
 
-/* Before the fork: what fails, fails in the foreground.  No threads yet. */
+/* Before the fork, so that errors appear in the foreground.  No threads yet. */
 static int bdr_plugin_get_ready(void)
 {
 	if (bdr_store_open(&bdr.store, bdr.file) < 0)
@@ -179,7 +179,7 @@ static int bdr_plugin_after_fork(void)
 	return bdr_control_start(&bdr.control);
 }
 
-/* Also after a start that failed half way; no request is in flight. */
+/* Also after a start that failed; no request is in flight. */
 static void bdr_plugin_unload(void)
 {
 	if (bdr.has_control)
@@ -193,11 +193,11 @@ static void bdr_plugin_unload(void)
 	memset(&bdr, 0, sizeof(bdr));
 }
 
-/* ---- what a connection is told ----------------------------------------- */
+/* ---- what a connection offers ------------------------------------------ */
 
 static void *bdr_plugin_open(int readonly)
 {
-	(void)readonly;		/* the server refuses writes by itself */
+	(void)readonly;		/* nbdkit itself refuses writes */
 	return NBDKIT_HANDLE_NOT_NEEDED;
 }
 
@@ -253,11 +253,11 @@ static int bdr_plugin_pread(void *handle, void *data, uint32_t count,
 	return err ? bdr_fail(err) : 0;
 }
 
-/* One piece of a write; its range is locked. */
-static int bdr_write_piece(const unsigned char *data, uint64_t bytes,
-			   uint64_t offset, bool fua)
+/* Part of a write; its range is locked. */
+static int bdr_write_part(const unsigned char *data, uint64_t bytes,
+			  uint64_t offset, bool fua)
 {
-	struct bdr_ticket ticket = {
+	struct bdr_io io = {
 		.write = {
 			.sector = offset / BDR_SECTOR_BYTES,
 			.sectors = bytes / BDR_SECTOR_BYTES,
@@ -267,11 +267,11 @@ static int bdr_write_piece(const unsigned char *data, uint64_t bytes,
 	};
 	int err;
 
-	bdr_capture_begin(&bdr.capture, &ticket, data);
+	bdr_capture_begin(&bdr.capture, &io, data);
 	err = bdr_store_write(&bdr.store, data, bytes, offset);
 	if (!err && fua)
 		err = bdr_store_sync(&bdr.store);
-	bdr_capture_end(&bdr.capture, &ticket, err ? BDR_FAILED : BDR_DONE);
+	bdr_capture_end(&bdr.capture, &io, err ? BDR_FAILED : BDR_DONE);
 	return err;
 }
 
@@ -294,8 +294,8 @@ static int bdr_plugin_pwrite(void *handle, const void *buffer, uint32_t count,
 		uint64_t bytes = left < most ? left : most;
 
 		left -= bytes;
-		err = bdr_write_piece(data, bytes, offset,
-				      !left && (flags & NBDKIT_FLAG_FUA));
+		err = bdr_write_part(data, bytes, offset,
+				     !left && (flags & NBDKIT_FLAG_FUA));
 		data += bytes;
 		offset += bytes;
 	}
@@ -307,7 +307,7 @@ static int bdr_plugin_pwrite(void *handle, const void *buffer, uint32_t count,
 static int bdr_clear(enum bdr_op op, uint64_t bytes, uint64_t offset,
 		     unsigned int how, bool fua)
 {
-	struct bdr_ticket ticket = {
+	struct bdr_io io = {
 		.write = {
 			.sector = offset / BDR_SECTOR_BYTES,
 			.sectors = bytes / BDR_SECTOR_BYTES,
@@ -322,7 +322,7 @@ static int bdr_clear(enum bdr_op op, uint64_t bytes, uint64_t offset,
 	if (!bytes)
 		return 0;
 	bdr_range_acquire(&bdr.capture.ranges, &range, offset, offset + bytes);
-	bdr_capture_begin(&bdr.capture, &ticket, NULL);
+	bdr_capture_begin(&bdr.capture, &io, NULL);
 	err = bdr_store_zero(&bdr.store, bytes, offset, how);
 	if (err == EOPNOTSUPP) {
 		outcome = BDR_REFUSED;
@@ -332,7 +332,7 @@ static int bdr_clear(enum bdr_op op, uint64_t bytes, uint64_t offset,
 		if (err)
 			outcome = BDR_FAILED;
 	}
-	bdr_capture_end(&bdr.capture, &ticket, outcome);
+	bdr_capture_end(&bdr.capture, &io, outcome);
 	bdr_range_release(&bdr.capture.ranges, &range);
 	return err;
 }
@@ -374,14 +374,14 @@ static int bdr_plugin_zero(void *handle, uint32_t count, uint64_t offset,
 
 static int bdr_plugin_flush(void *handle, uint32_t flags)
 {
-	struct bdr_ticket ticket = { .write = { .op = BDR_OP_FLUSH } };
+	struct bdr_io io = { .write = { .op = BDR_OP_FLUSH } };
 	int err;
 
 	(void)handle;
 	(void)flags;
-	bdr_capture_begin(&bdr.capture, &ticket, NULL);
+	bdr_capture_begin(&bdr.capture, &io, NULL);
 	err = bdr_store_sync(&bdr.store);
-	bdr_capture_end(&bdr.capture, &ticket, err ? BDR_FAILED : BDR_DONE);
+	bdr_capture_end(&bdr.capture, &io, err ? BDR_FAILED : BDR_DONE);
 	return err ? bdr_fail(err) : 0;
 }
 

@@ -4,10 +4,10 @@
  * have one order, on the disk and in the ring alike.
  *
  * Fair: a write waits for every earlier one that it overlaps, also for those
- * that wait themselves.  The list holds what is in flight, which is bounded by
- * the server's threads, so it is searched from end to end.
+ * that wait themselves.  The list has the writes in flight, whose number is limited
+ * by the server's threads, so the search is linear.
  *
- * Outermost lock: nothing else is held while waiting for a range.
+ * Outermost lock: no other lock is held while waiting for a range.
  */
 #ifndef BDR_RANGE_LOCK_H
 #define BDR_RANGE_LOCK_H
@@ -33,7 +33,7 @@ struct bdr_range_lock {
 void bdr_range_lock_init(struct bdr_range_lock *lock);
 void bdr_range_lock_destroy(struct bdr_range_lock *lock);
 
-/* Waits until no earlier range overlaps [begin, end).  `range` is the caller's. */
+/* Waits until no earlier range overlaps [begin, end).  The caller owns `range`. */
 void bdr_range_acquire(struct bdr_range_lock *lock, struct bdr_range *range,
 		       uint64_t begin, uint64_t end);
 void bdr_range_release(struct bdr_range_lock *lock, struct bdr_range *range);

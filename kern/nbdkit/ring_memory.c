@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * All of it is allocated at the start.  A ring that does not fit is an error
- * then, and not a kill in the middle of somebody's write.  It is mapped at once
- * too, so that the first lap does not pay for page faults (a fork into the
- * background undoes that, and no more).
+ * All of it is allocated at the start, so that a ring that does not fit is an error
+ * then, and no out-of-memory kill during a write.  It is also mapped at once, so
+ * that the first lap has no page faults (after a fork into the background it has).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -22,7 +21,7 @@
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
 
-/* Bytes that may be allocated without pushing others out; ~0 if unknown. */
+/* Bytes that may be allocated without swapping; ~0 if unknown. */
 static __u64 bdr_memory_available(void)
 {
 	__u64 kib = ~0ULL;
@@ -87,7 +86,7 @@ int bdr_ring_memory_create(struct bdr_ring_memory *memory, __u64 capacity)
 		nbdkit_error("cannot map %llu MiB of ring memory: %m", bytes >> 20);
 		goto fail_fd;
 	}
-	/* This mapping stays writable; none made from now on will be. */
+	/* This mapping stays writable; later ones cannot be. */
 	if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW |
 				   F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) < 0) {
 		nbdkit_error("cannot seal the ring's memory (wanted Linux 5.1 or newer): %m");

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The ring's memory: an anonymous file that holds the headers and one copy of
- * the payload.  Its size is sealed, and so is every later writable mapping: who
- * is handed the descriptor can read the ring and nothing else.
+ * The ring's memory: an anonymous file with the headers and one copy of the payload.
+ * It is sealed against changes of size and against further writable mappings: a
+ * client that is passed the descriptor can only read it.
  */
 #ifndef BDR_RING_MEMORY_H
 #define BDR_RING_MEMORY_H

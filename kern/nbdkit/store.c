@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The store is opened once for all connections.  A block device is opened
- * exclusively, which fails while it is mounted or part of something else; on a
- * regular file a lock keeps a second capture away.
+ * exclusively, which fails while it is mounted or claimed otherwise; a regular file
+ * is locked against a second capture.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -65,13 +65,13 @@ int bdr_store_open(struct bdr_store *store, const char *path)
 		nbdkit_error("file=%s: %m", path);
 		return -1;
 	}
-	/* Before the open: that of a FIFO would wait for ever. */
+	/* Before the open, which would block on a FIFO. */
 	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) {
 		nbdkit_error("file=%s: wanted a regular file or a block device",
 			     path);
 		return -1;
 	}
-	/* O_EXCL without O_CREAT means something for block devices only. */
+	/* O_EXCL without O_CREAT is defined for block devices only. */
 	if (S_ISBLK(st.st_mode))
 		flags |= O_EXCL;
 
@@ -114,7 +114,7 @@ int bdr_store_read(const struct bdr_store *store, void *data, uint64_t bytes,
 				continue;
 			return errno;
 		}
-		if (!n)		/* the file was truncated by someone else */
+		if (!n)		/* another process has truncated the file */
 			return EIO;
 		to += n;
 		offset += (uint64_t)n;
@@ -155,7 +155,7 @@ static bool bdr_flag_read(const bool *flag)
 	return __atomic_load_n(flag, __ATOMIC_RELAXED);
 }
 
-/* Sets `*done` when the range reads as zeros now; clears `*can` if it never will. */
+/* Sets `*done` if the range now reads as zeros; clears `*can` if unsupported. */
 static int bdr_store_fallocate(const struct bdr_store *store, bool *can,
 			       int mode, uint64_t bytes, uint64_t offset,
 			       bool *done)
@@ -179,7 +179,7 @@ static int bdr_store_fallocate(const struct bdr_store *store, bool *can,
 	case ENODEV:
 		__atomic_store_n(can, false, __ATOMIC_RELAXED);
 		return 0;
-	case EINVAL:	/* not aligned to this device's blocks: only this time */
+	case EINVAL:	/* this range is not aligned to the device's blocks */
 		return 0;
 	default:
 		return errno;
@@ -203,7 +203,7 @@ static int bdr_store_write_zeros(const struct bdr_store *store, uint64_t bytes,
 
 /*
  * On a block device ZERO_RANGE may fall back to writing zeros inside the kernel,
- * which is what a fast zero must not do.
+ * which a fast zero must not do.
  */
 static bool bdr_store_may_zero_range(const struct bdr_store *store,
 				     unsigned int how)

@@ -24,7 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "../../kern/bdr_uapi.h"
+#include "bdr_uapi.h"
 
 #define CAPACITY	256
 #define REGIONS		1024
@@ -89,7 +89,7 @@ static void request(int fd, uint64_t *state, void *memory)
 	for (i = 0; i < 8; i++)
 		words[i] = number(state);
 	if (code >= BDR_IOC_BITMAP_READ && draw(state) % 4) {
-		struct bdr_bitmap *bitmap = memory;
+		struct bdr_bitmap_range *bitmap = memory;
 
 		bitmap->bitmap = draw(state) % 3;
 		bitmap->reserved = 0;

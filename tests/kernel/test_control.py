@@ -111,6 +111,8 @@ def test_release_outside_the_ring_is_refused(ring: Bdr) -> None:
         (abi.IOC_BITMAP_READ, (64, (1 << 64) - 64, 1, 0), errno.EINVAL),
         (abi.IOC_BITMAP_READ, (0, abi.BITMAP_CHUNK_REGIONS + 64, 1, 0), errno.EINVAL),
         (abi.IOC_BITMAP_READ, (REGIONS, 0, 1, 0), 0),
+        (abi.IOC_BITMAP_READ, (REGIONS + 64, 0, 1, 0), errno.ERANGE),
+        (abi.IOC_BITMAP_READ, (1 << 63, 0, 1, 0), errno.ERANGE),
         (abi.IOC_BITMAP_CLEAR, (0, 1, 0, 0), errno.EINVAL),
         (abi.IOC_BITMAP_MARK, (0, 1, 0, 0), errno.EINVAL),
         (abi.IOC_BITMAP_MARK, (0, 1, 1, 7), errno.EINVAL),
@@ -241,7 +243,7 @@ def test_mapping_outlives_the_file_and_dontneed_brings_pages_back(ring: Bdr) -> 
     capture._ring.close()
 
 
-def test_poll_is_readable_for_news_and_for_the_slot_at_the_cursor(ring: Bdr) -> None:
+def test_poll_is_readable_for_events_and_for_the_slot_at_the_cursor(ring: Bdr) -> None:
     capture = DmCapture(ring.device, Role.CONSUMER)
     poll = select.poll()
     poll.register(capture.fileno(), select.POLLIN)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The pure C headers of `kern/`, compiled for the host, and their Python mirrors."""
+"""The pure C headers of `kern/include/`, compiled for the host, and their Python mirrors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from bdr.common.capture.api import Bitmap, Role
 from bdr.common.ring import layout
 
 ROOT = Path(__file__).parents[2]
-KERN = ROOT / "kern"
+INCLUDE = ROOT / "kern" / "include"
 SOURCES = Path(__file__).parent / "ring"
-HEADERS = ("bdr_ring.h", "bdr_bitmap.h", "bdr_gate.h", "bdr_uapi.h")
+HEADERS = ("bdr_ring.h", "bdr_bitmap.h", "bdr_gate.h", "bdr_request.h", "bdr_uapi.h")
 WARNINGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror")
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 NOT_MIRRORED = {"BDR_IOC_MAGIC", "BDR_WORD_REGIONS"}
 
@@ -73,7 +74,7 @@ STRUCTS = {
     "bdr_status": abi.STATUS,
     "bdr_release": abi.RELEASE,
     "bdr_resume": abi.RESUME,
-    "bdr_bitmap": abi.BITMAP,
+    "bdr_bitmap_range": abi.BITMAP,
     "bdr_open": abi.OPEN,
     "bdr_request": abi.REQUEST,
     "bdr_reply": abi.REPLY,
@@ -82,7 +83,7 @@ STRUCTS = {
 
 def build(source: str, out: Path, *flags: str, compiler: str = "cc") -> Path:
     program = out / source.removesuffix(".c")
-    command = [compiler, *WARNINGS, "-g", "-O1", "-pthread", f"-I{KERN}", *flags]
+    command = [compiler, *WARNINGS, "-g", "-O1", "-pthread", f"-I{INCLUDE}", *flags]
     subprocess.run([*command, str(SOURCES / source), "-o", str(program)], check=True)
     return program
 
@@ -104,7 +105,7 @@ def abi(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def header_text() -> str:
-    text = "".join((KERN / name).read_text() for name in HEADERS)
+    text = "".join((INCLUDE / name).read_text() for name in HEADERS)
     return re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
 
 
@@ -129,7 +130,7 @@ def test_enumerations_have_no_value_that_the_header_lacks() -> None:
 
 @pytest.mark.parametrize("name", STRUCTS)
 def test_python_struct_has_the_offsets_of_the_header(abi: dict[str, str], name: str) -> None:
-    uapi_text = re.sub(r"/\*.*?\*/", "", (KERN / "bdr_uapi.h").read_text(), flags=re.DOTALL)
+    uapi_text = re.sub(r"/\*.*?\*/", "", (INCLUDE / "bdr_uapi.h").read_text(), flags=re.DOTALL)
     body = re.search(rf"struct {name} \{{(.*?)\}};", uapi_text, re.DOTALL)
     assert body is not None
     declared = re.findall(r"(\w+)(?:\[\w+\])?;", body.group(1))
@@ -147,14 +148,27 @@ def test_python_struct_has_the_offsets_of_the_header(abi: dict[str, str], name: 
 
 
 def test_struct_list_is_complete() -> None:
-    assert set(STRUCTS) == set(re.findall(r"struct (\w+) \{", (KERN / "bdr_uapi.h").read_text()))
+    assert set(STRUCTS) == set(re.findall(r"struct (\w+) \{", (INCLUDE / "bdr_uapi.h").read_text()))
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_ring_gate_and_bitmap_hold_under_asan_and_ubsan(compiler: str, tmp_path: Path) -> None:
     requires(compiler)
-    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    program = build("arithmetic.c", tmp_path, *flags, compiler=compiler)
+    program = build("arithmetic.c", tmp_path, *SANITIZED, compiler=compiler)
+    for seed in range(1, 4):
+        assert run(program, str(seed)) == "ok\n"
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_each_rule_of_a_request_holds_under_asan_and_ubsan(compiler: str, tmp_path: Path) -> None:
+    requires(compiler)
+    assert run(build("requests.c", tmp_path, *SANITIZED, compiler=compiler)) == "ok\n"
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_random_requests_match_a_model_under_asan_and_ubsan(compiler: str, tmp_path: Path) -> None:
+    requires(compiler)
+    program = build("request_fuzz.c", tmp_path, *SANITIZED, compiler=compiler)
     for seed in range(1, 4):
         assert run(program, str(seed)) == "ok\n"
 

@@ -95,12 +95,12 @@ int main(void)
 	FIELD(bdr_release, cursor);
 	SIZE(bdr_resume);
 	FIELD(bdr_resume, slot);
-	SIZE(bdr_bitmap);
-	FIELD(bdr_bitmap, first);
-	FIELD(bdr_bitmap, count);
-	FIELD(bdr_bitmap, bitmap);
-	FIELD(bdr_bitmap, reserved);
-	FIELD(bdr_bitmap, buffer);
+	SIZE(bdr_bitmap_range);
+	FIELD(bdr_bitmap_range, first);
+	FIELD(bdr_bitmap_range, count);
+	FIELD(bdr_bitmap_range, bitmap);
+	FIELD(bdr_bitmap_range, reserved);
+	FIELD(bdr_bitmap_range, buffer);
 	SIZE(bdr_open);
 	FIELD(bdr_open, abi_version);
 	FIELD(bdr_open, role);

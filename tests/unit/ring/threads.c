@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Several producers and one consumer, under TSan.
+ * Several producers, one consumer and one observer, under TSan.
  *
  * Every write has a region of its own, so at the end each is accounted for: the
  * consumer has seen its slots, with its data, or its bit is in a bitmap.  The
  * consumer stalls now and then, so the ring overflows and is resumed under load;
- * some writes fail.  What one producer submits appears in its order.
+ * some writes fail.  What one producer submits appears in its order.  The observer
+ * asks for the status and for the bitmaps meanwhile, which must agree.
  */
 #include <pthread.h>
 #include <sched.h>
 #include <stdint.h>
 #include <string.h>
 
-#include "bdr_gate.h"
+#include "bdr_request.h"
 #include "check.h"
 
 #define PRODUCERS	4
@@ -162,12 +163,13 @@ static uint64_t consume_prefix(uint64_t cursor)
 
 static void release(uint64_t tail)
 {
+	struct bdr_release request = { .tail = tail, .cursor = tail };
 	uint64_t head;
 
 	pthread_mutex_lock(&lock);
 	head = gate.ring.head;
 	pthread_mutex_unlock(&lock);
-	CHECK(bdr_ring_check_release(&gate.ring, head, tail) == 0);
+	CHECK(bdr_request_check_release(&gate.ring, head, &request) == 0);
 	pthread_mutex_lock(&lock);
 	bdr_gate_release_locked(&gate, tail);
 	pthread_mutex_unlock(&lock);
@@ -227,9 +229,68 @@ static void *consumer(void *arg)
 	}
 }
 
+/* ---- the observer ------------------------------------------------------ */
+
+static void read_bitmap(__u32 bitmap, __u64 *words)
+{
+	struct bdr_bitmap_range range = { .count = REGIONS, .bitmap = bitmap };
+
+	CHECK(bdr_request_check_bitmap(BDR_IOC_BITMAP_READ, &range) == 0);
+	CHECK(bdr_request_check_range(BDR_IOC_BITMAP_READ, &range, REGIONS) == 0);
+	bdr_request_read_bitmap(&gate, &range, words);
+}
+
+/* Regions that are marked in either bitmap. */
+static uint64_t count_marked(void)
+{
+	static __u64 active[(REGIONS + 63) / 64], resync[(REGIONS + 63) / 64];
+	uint64_t word, count = 0;
+
+	read_bitmap(BDR_BITMAP_ACTIVE, active);
+	read_bitmap(BDR_BITMAP_RESYNC, resync);
+	for (word = 0; word < bdr_bitmap_words(REGIONS); word++)
+		count += __builtin_popcountll(active[word] | resync[word]);
+	return count;
+}
+
+static void look(struct bdr_status *status, __u64 published)
+{
+	pthread_mutex_lock(&lock);
+	if (published < gate.ring.tail)
+		published = gate.ring.tail;
+	published = bdr_ring_find_unpublished(&gate.ring, published, gate.ring.head);
+	bdr_request_fill_status_locked(status, &gate, published);
+	pthread_mutex_unlock(&lock);
+	bdr_request_count_marks(status, &gate);
+}
+
+static void *observer(void *arg)
+{
+	struct bdr_status before = { 0 }, status;
+	uint64_t marked = 0;
+
+	(void)arg;
+	while (producers_run()) {
+		look(&status, before.unpublished);
+		CHECK(status.tail <= status.unpublished);
+		CHECK(status.unpublished <= status.head);
+		CHECK(status.head <= status.tail + CAPACITY);
+		CHECK(status.tail >= before.tail);
+		CHECK(status.unpublished >= before.unpublished);
+		CHECK(status.overflows >= before.overflows);
+		/* No bit is cleared here; one that moves is counted at least once. */
+		CHECK(status.active_regions + status.resync_regions >= marked);
+		CHECK(count_marked() >= marked);
+		marked = count_marked();
+		before = status;
+		sched_yield();
+	}
+	return NULL;
+}
+
 int main(void)
 {
-	pthread_t threads[PRODUCERS], reader;
+	pthread_t threads[PRODUCERS], reader, watcher;
 	uint64_t region, missed = 0, failures = 0;
 	uintptr_t i;
 
@@ -245,11 +306,13 @@ int main(void)
 	bdr_gate_init(&gate);
 
 	CHECK(!pthread_create(&reader, NULL, consumer, NULL));
+	CHECK(!pthread_create(&watcher, NULL, observer, NULL));
 	for (i = 0; i < PRODUCERS; i++)
 		CHECK(!pthread_create(&threads[i], NULL, producer, (void *)i));
 	for (i = 0; i < PRODUCERS; i++)
 		CHECK(!pthread_join(threads[i], NULL));
 	CHECK(!pthread_join(reader, NULL));
+	CHECK(!pthread_join(watcher, NULL));
 
 	CHECK(gate.unlogged[0] == 0 && gate.unlogged[1] == 0);
 	CHECK(bdr_ring_used(&gate.ring) == 0);

@@ -3,24 +3,24 @@
  * The ring: the ABI between a capture (kernel module or nbdkit plugin) and its
  * reader, and the arithmetic that both captures share.
  *
- * The ring records writes in the order in which they were submitted and shows
- * each of them when the disk has completed it:
+ * The ring records writes in the order of their submission, and makes each of them
+ * visible when the disk has completed it:
  *
  *	reserve   at submission: take consecutive slots, in one critical section
  *	fill      copy the data into them, outside any lock
  *	publish   at completion: store the headers, last slot first, with release
- *	release   when the replica has made the write durable: slots are free
+ *	release   when the replica has made the write durable: free the slots
  *
  * A slot is one write of at most 4096 bytes: 8 bytes of header and 4096 of
  * payload, 4104 bytes in all.  Headers and payloads are separate arrays, so a
  * batch of slots is one run of headers and one run of payload, whatever is in
- * it.  Slots are numbered from 0 in 64 bits and never reused; slot N lives at
+ * it.  Slots are numbered from 0 in 64 bits, and no number is reused; slot N is at
  * index N mod capacity.
  *
- * A header bears the parity of its lap (N div capacity), as the entries of an
- * NVMe completion queue do.  Memory starts zeroed and lap 0 writes phase 1, so
- * a slot is published exactly when its header bears the phase of its lap.  No
- * separate "published up to" word exists that could disagree.
+ * A header contains the parity of its lap (N div capacity), its phase, as the
+ * entries of an NVMe completion queue do.  The memory is zeroed first and lap 0 has
+ * phase 1, so a slot is published exactly when its header has the phase of its
+ * lap.  There is no separate "published up to" word that could disagree.
  *
  * Why last slot first: the reader takes the contiguous published prefix.  The
  * first slot of a write is stored last, so the prefix grows by whole writes.
@@ -30,8 +30,8 @@
  *	reserve A -> 7,8   reserve B -> 9   publish 9      prefix ends at 7
  *	publish 8, then 7                                  prefix ends at 10
  *
- * So slot order respects "completed before submitted": had A completed before B
- * was submitted, A's slots would be the lower ones.
+ * Slot order respects "completed before submitted": if A completes before B is
+ * submitted, A has the lower slots.
  *
  * Nothing here locks, allocates or sleeps.  Functions ending in _locked are
  * called under the lock of the capture; the others may run at any time.
@@ -61,7 +61,7 @@
 #define BDR_SLOT_BYTES		(BDR_HEADER_BYTES + BDR_PAYLOAD_BYTES)
 #define BDR_SLOT_SECTORS	(BDR_PAYLOAD_BYTES / BDR_SECTOR_BYTES)
 
-/* A write bigger than this is recorded as several, so that batches stay small. */
+/* A larger write is recorded as several, so that batches stay small. */
 #define BDR_WRITE_SLOTS_MAX	256
 
 #define BDR_CAPACITY_MIN	8
@@ -79,11 +79,11 @@
 #define BDR_PHASE_SHIFT		63
 
 enum bdr_op {
-	BDR_OP_NOP = 0,			/* a write that failed: skip it */
+	BDR_OP_NOP = 0,			/* a write that failed: ignored */
 	BDR_OP_WRITE = 1,
-	BDR_OP_DISCARD = 2,		/* zeros, and the space may be given back;
-					 * length in sectors: u64 in the payload */
-	BDR_OP_WRITE_ZEROES = 3,	/* length likewise */
+	/* Zeros; the space may be deallocated.  The payload is a u64, the sectors. */
+	BDR_OP_DISCARD = 2,
+	BDR_OP_WRITE_ZEROES = 3,	/* the payload likewise */
 	BDR_OP_FLUSH = 4,
 };
 
@@ -126,7 +126,7 @@ static inline __u64 bdr_write_slots(const struct bdr_write *write)
 	return (write->sectors + BDR_SLOT_SECTORS - 1) / BDR_SLOT_SECTORS;
 }
 
-/* Reserves all or nothing.  The kernel-owned tail is the only thing trusted. */
+/* Reserves all or nothing.  Free space comes from a tail that no client can write. */
 static inline bool bdr_ring_reserve_locked(struct bdr_ring *ring, __u64 slots,
 					   __u64 *first)
 {
@@ -138,7 +138,7 @@ static inline bool bdr_ring_reserve_locked(struct bdr_ring *ring, __u64 slots,
 }
 
 /*
- * Where byte `offset` of the write that begins at slot `first` lives, and how
+ * The address of byte `offset` of the write that begins at slot `first`, and how
  * many bytes follow it before the array wraps.
  */
 static inline unsigned char *bdr_ring_span(const struct bdr_ring *ring,
@@ -182,7 +182,7 @@ static inline void bdr_ring_fill(const struct bdr_ring *ring, __u64 first,
 	}
 }
 
-/* DISCARD and WRITE_ZEROES keep their length in the payload. */
+/* DISCARD and WRITE_ZEROES have their length in the payload. */
 static inline void bdr_ring_fill_length(const struct bdr_ring *ring,
 					__u64 slot, __u64 sectors)
 {
@@ -220,9 +220,10 @@ static inline void bdr_ring_publish(const struct bdr_ring *ring, __u64 first,
 		if (sectors > BDR_SLOT_SECTORS)
 			sectors = BDR_SLOT_SECTORS;
 		/*
-		 * Pairs with the acquire in bdr_ring_is_published(): who sees
-		 * this header sees the payload that bdr_ring_fill() stored, and
-		 * the headers of the later slots of the same write.
+		 * Pairs with the acquire in bdr_ring_is_published(): a reader
+		 * that observes this header observes the payload that
+		 * bdr_ring_fill() stored, and the headers of the later slots
+		 * of the same write.
 		 */
 		bdr_store_release(&ring->headers[index],
 				  bdr_header(write->sector + done, sectors,
@@ -244,26 +245,35 @@ static inline bool bdr_ring_is_published(const struct bdr_ring *ring, __u64 slot
 }
 
 /*
+ * The first slot of [slot, end) that is not published, or `end`.  Needs no lock if
+ * [slot, end) is reserved: a published slot stays so until it is released, and
+ * slot numbers are never reused.
+ */
+static inline __u64 bdr_ring_find_unpublished(const struct bdr_ring *ring,
+					      __u64 slot, __u64 end)
+{
+	while (slot < end && bdr_ring_is_published(ring, slot))
+		slot++;
+	return slot;
+}
+
+/*
  * Whether the consumer may release every slot below `tail`.  A slot that is
- * reserved and not published still belongs to a write in flight: releasing it
- * would let that write's completion scribble over a later one.
+ * reserved and not published belongs to a write in flight: if it were released,
+ * the completion of that write would overwrite the header of a later one.
  *
- * Needs no lock: published slots stay so until released, and only the one
- * consumer releases.  `head` is a snapshot taken under the lock.
+ * Needs no lock: published slots stay so until released, and the only consumer
+ * has one RELEASE at a time.  `head` is a snapshot taken under the lock.
  *
  * Returns 0, -ERANGE (not in [tail, head]) or -EBUSY (a slot is unpublished).
  */
 static inline int bdr_ring_check_release(const struct bdr_ring *ring,
 					 __u64 head, __u64 tail)
 {
-	__u64 slot;
-
 	if (tail < ring->tail || tail > head)
 		return -ERANGE;
-	for (slot = ring->tail; slot < tail; slot++)
-		if (!bdr_ring_is_published(ring, slot))
-			return -EBUSY;
-	return 0;
+	return bdr_ring_find_unpublished(ring, ring->tail, tail) == tail ?
+	       0 : -EBUSY;
 }
 
 static inline void bdr_ring_release_locked(struct bdr_ring *ring, __u64 tail)

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The control device /dev/CHARDEV_NAME: what bdr_uapi.h promises.
+ * The control device /dev/CHARDEV_NAME, the interface of bdr_uapi.h.
  *
- * A file holds a reference of its context, and a mapping holds its file, so the
- * memory outlives the dm device for as long as anyone looks at it.  What the
- * device can no longer do gets ENODEV.
+ * A file has a reference to its context, and a mapping has one to its file, so the
+ * memory outlives the dm device as long as it is open or mapped.  Requests to a
+ * context that is dead get ENODEV.
  *
  * open() runs under misc_mtx, which misc_deregister() takes as well: a context
- * whose control device can be opened has a target, hence a reference to take.
- * While no table of it is live, writes go by: who would begin to scan then would
- * call equal what is written a moment later, so open() fails with EAGAIN.
+ * whose control device can be opened has a target, hence a reference to copy.
+ * While no table of it is live, writes are not captured: a scan would find equal
+ * what a later write makes differ unseen, so open() fails with EAGAIN.
  *
  * All of this is process context.
  */
@@ -21,7 +21,8 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
-#include "bdr_context.h"
+#include "bdr_chardev.h"
+#include "bdr_request.h"
 
 /* Pages that one fault maps: senders read batches from end to end. */
 #define BDR_FAULT_PAGES		64UL
@@ -29,22 +30,6 @@
 static bool bdr_context_is_dead(const struct bdr_context *ctx)
 {
 	return READ_ONCE(ctx->dead);
-}
-
-static u64 bdr_memory_header_bytes(const struct bdr_memory *memory)
-{
-	return (u64)memory->header_pages << PAGE_SHIFT;
-}
-
-static u64 bdr_memory_payload_bytes(const struct bdr_memory *memory)
-{
-	return (u64)memory->payload_pages << PAGE_SHIFT;
-}
-
-static u64 bdr_memory_map_bytes(const struct bdr_memory *memory)
-{
-	return bdr_memory_header_bytes(memory) +
-	       2 * bdr_memory_payload_bytes(memory);
 }
 
 /*----------------------------------------------------------------
@@ -58,7 +43,7 @@ static int bdr_chardev_open(struct inode *inode, struct file *file)
 					       struct bdr_context, misc);
 	int r = 0;
 
-	/* The ring shows what is on the disk, whoever may read the node. */
+	/* The ring has data of the disk: the mode of the node is not enough. */
 	if (!capable(CAP_SYS_ADMIN))
 		return -EPERM;
 
@@ -73,7 +58,7 @@ static int bdr_chardev_open(struct inode *inode, struct file *file)
 		} else {
 			ctx->consumer = file;
 			ctx->cursor = ctx->gate.ring.tail;
-			ctx->news++;
+			ctx->events++;
 		}
 	}
 	spin_unlock_irq(&ctx->lock);
@@ -103,9 +88,8 @@ static int bdr_chardev_release(struct inode *inode, struct file *file)
  */
 
 /*
- * Maps pages on first touch, a run at a time.  A mapping is thereby as big in a
- * process's resident set as what the process looked at, and MADV_DONTNEED takes
- * pages out of it again.
+ * Maps pages on first access, a run at a time.  The resident set of a process thus
+ * has the pages that it has read, and MADV_DONTNEED removes them again.
  */
 static vm_fault_t bdr_vma_fault(struct vm_fault *vmf)
 {
@@ -119,13 +103,13 @@ static vm_fault_t bdr_vma_fault(struct vm_fault *vmf)
 
 	if (page >= once + memory->payload_pages)
 		return VM_FAULT_SIGBUS;
-	/* The payload's second appearance. */
+	/* The second copy of the payload. */
 	if (page >= once)
 		page -= memory->payload_pages;
 
 	count = min3(BDR_FAULT_PAGES, once - page, (vma->vm_end - address) >> PAGE_SHIFT);
 	r = vm_insert_pages(vma, address, memory->pages + page, &count);
-	/* EBUSY: a page of the run is mapped already, and so are those before. */
+	/* EBUSY: a page of the run is mapped already, hence also those before. */
 	if (!r || r == -EBUSY)
 		return VM_FAULT_NOPAGE;
 	return r == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
@@ -147,7 +131,7 @@ static int bdr_chardev_mmap(struct file *file, struct vm_area_struct *vma)
 	if (vma->vm_flags & (VM_WRITE | VM_EXEC))
 		return -EPERM;
 
-	/* MIXEDMAP now: a fault must not change flags. */
+	/* MIXEDMAP is set here, since a fault must not change flags. */
 	vm_flags_mod(vma, VM_MIXEDMAP | VM_DONTEXPAND | VM_DONTDUMP | VM_DONTCOPY,
 		     VM_MAYWRITE | VM_MAYEXEC);
 	vma->vm_private_data = ctx;
@@ -166,8 +150,8 @@ static __poll_t bdr_chardev_poll(struct file *file, poll_table *table)
 
 	poll_wait(file, &ctx->poll_wait, table);
 	/*
-	 * On the queue first, then look: pairs with the barrier in
-	 * wq_has_sleeper() of bdr_context_wake().
+	 * Queued first, then the ring is read: pairs with the barrier of
+	 * wq_has_sleeper() in bdr_context_wake().
 	 */
 	smp_mb();
 	if (bdr_context_is_dead(ctx))
@@ -188,16 +172,10 @@ static long bdr_ioctl_info(struct bdr_context *ctx, void __user *arg)
 	info = kzalloc(sizeof(*info), GFP_KERNEL);
 	if (!info)
 		return -ENOMEM;
-	info->abi_version = BDR_ABI_VERSION;
-	info->capacity = ctx->gate.ring.capacity;
-	info->region_sectors = ctx->gate.region_sectors;
-	info->payload_offset = bdr_memory_header_bytes(&ctx->memory);
-	info->payload_bytes = bdr_memory_payload_bytes(&ctx->memory);
-	info->map_bytes = bdr_memory_map_bytes(&ctx->memory);
 	spin_lock_irq(&ctx->lock);
+	bdr_request_fill_info_locked(info, &ctx->gate,
+				     bdr_memory_header_bytes(&ctx->memory));
 	memcpy(info->stream_id, ctx->stream_id, sizeof(info->stream_id));
-	info->device_sectors = ctx->gate.device_sectors;
-	info->regions = bdr_gate_regions(&ctx->gate);
 	memcpy(info->underlying, ctx->underlying, sizeof(ctx->underlying));
 	spin_unlock_irq(&ctx->lock);
 
@@ -211,13 +189,13 @@ static long bdr_ioctl_status(struct bdr_context *ctx, const struct file *file,
 			     void __user *arg)
 {
 	struct bdr_status status;
-	u64 news = bdr_context_status(ctx, &status);
+	u64 events = bdr_context_status(ctx, &status);
 
 	if (copy_to_user(arg, &status, sizeof(status)))
 		return -EFAULT;
-	/* Only what the consumer has got is no news any more. */
+	/* After the copy: an event that was not reported stays unseen. */
 	if (READ_ONCE(ctx->consumer) == file)
-		WRITE_ONCE(ctx->news_seen, news);
+		WRITE_ONCE(ctx->events_seen, events);
 	return 0;
 }
 
@@ -237,9 +215,7 @@ static long bdr_ioctl_release(struct bdr_context *ctx, void __user *arg)
 	head = ring->head;
 	spin_unlock_irq(&ctx->lock);
 
-	r = bdr_ring_check_release(ring, head, release.tail);
-	if (!r && (release.cursor < release.tail || release.cursor > head))
-		r = -ERANGE;
+	r = bdr_request_check_release(ring, head, &release);
 	if (!r) {
 		spin_lock_irq(&ctx->lock);
 		bdr_gate_release_locked(&ctx->gate, release.tail);
@@ -260,7 +236,7 @@ static bool bdr_resume_is_drained(struct bdr_context *ctx)
 	return drained;
 }
 
-/* Waits until no write without a slot remains of the epoch before this one. */
+/* Waits until the unlogged writes of the previous epoch have completed. */
 static long bdr_resume_drain(struct bdr_context *ctx)
 {
 	if (wait_event_killable(ctx->drain_wait,
@@ -274,7 +250,7 @@ static long bdr_ioctl_resume(struct bdr_context *ctx, void __user *arg)
 	struct bdr_resume resume = { };
 	long r;
 
-	/* Find out about a bad pointer before anything has changed. */
+	/* A bad pointer fails before anything has changed. */
 	if (copy_to_user(arg, &resume, sizeof(resume)))
 		return -EFAULT;
 	if (mutex_lock_killable(&ctx->resume_lock))
@@ -287,7 +263,7 @@ static long bdr_ioctl_resume(struct bdr_context *ctx, void __user *arg)
 
 	spin_lock_irq(&ctx->lock);
 	if (ctx->gate.mode != BDR_MODE_STREAM)
-		ctx->news++;
+		ctx->events++;
 	resume.slot = bdr_gate_resume_locked(&ctx->gate);
 	bdr_context_wake(ctx);
 	spin_unlock_irq(&ctx->lock);
@@ -306,74 +282,43 @@ unlock:
 	return r;
 }
 
-/* The range lies in the bitmap, without overflow.  Under bitmap_lock. */
-static bool bdr_bitmap_range_is_valid(const struct bdr_context *ctx,
-				      const struct bdr_bitmap *request)
-{
-	u64 regions = bdr_gate_regions(&ctx->gate);
-
-	return request->first <= regions &&
-	       request->count <= regions - request->first;
-}
-
 static long bdr_ioctl_bitmap_read(struct bdr_context *ctx,
-				  const struct bdr_bitmap *request)
+				  const struct bdr_bitmap_range *range)
 {
-	u64 bytes = DIV_ROUND_UP(request->count, BITS_PER_BYTE);
-	u64 words = bdr_bitmap_words(request->count);
-	u64 regions, i;
+	const struct bdr_gate *gate = &ctx->gate;
+	u64 bytes = DIV_ROUND_UP(range->count, BITS_PER_BYTE);
 	u64 *copy;
-	long r = 0;
+	int r;
 
-	if (request->bitmap > BDR_BITMAP_RESYNC ||
-	    request->first % BDR_WORD_REGIONS ||
-	    request->count > BDR_BITMAP_CHUNK_REGIONS)
-		return -EINVAL;
-	if (!words)
-		return 0;
-	copy = kvmalloc_array(words, sizeof(*copy), GFP_KERNEL);
+	/* A count of 0 is valid, and so is an allocation of that size. */
+	copy = kvmalloc_array(bdr_bitmap_words(range->count), sizeof(*copy),
+			      GFP_KERNEL);
 	if (!copy)
 		return -ENOMEM;
 
 	mutex_lock(&ctx->bitmap_lock);
-	regions = bdr_gate_regions(&ctx->gate);
-	if (!bdr_bitmap_range_is_valid(ctx, request)) {
-		r = -ERANGE;
-	} else if (request->count % BDR_WORD_REGIONS &&
-		   request->first + request->count != regions) {
-		r = -EINVAL;
-	} else {
-		const u64 *bitmap = request->bitmap == BDR_BITMAP_ACTIVE ?
-				    ctx->gate.active : ctx->gate.resync;
-
-		for (i = 0; i < words; i++)
-			copy[i] = bdr_word_read(&bitmap[request->first /
-							BDR_WORD_REGIONS + i]);
-	}
+	r = bdr_request_check_range(BDR_IOC_BITMAP_READ, range,
+				    bdr_gate_regions(gate));
+	if (!r)
+		bdr_request_read_bitmap(gate, range, copy);
 	mutex_unlock(&ctx->bitmap_lock);
 
-	if (!r && copy_to_user(u64_to_user_ptr(request->buffer), copy, bytes))
+	if (!r && copy_to_user(u64_to_user_ptr(range->buffer), copy, bytes))
 		r = -EFAULT;
 	kvfree(copy);
 	return r;
 }
 
-static long bdr_ioctl_bitmap_change(struct bdr_context *ctx,
-				    const struct bdr_bitmap *request, bool set)
+static long bdr_ioctl_bitmap_change(struct bdr_context *ctx, unsigned int command,
+				    const struct bdr_bitmap_range *range)
 {
-	u64 end = request->first + request->count;
-	long r = 0;
-
-	if (request->bitmap != BDR_BITMAP_RESYNC || request->buffer)
-		return -EINVAL;
+	const struct bdr_gate *gate = &ctx->gate;
+	int r;
 
 	mutex_lock(&ctx->bitmap_lock);
-	if (!bdr_bitmap_range_is_valid(ctx, request))
-		r = -ERANGE;
-	else if (set)
-		bdr_bitmap_mark(ctx->gate.resync, request->first, end);
-	else
-		bdr_bitmap_clear(ctx->gate.resync, request->first, end);
+	r = bdr_request_check_range(command, range, bdr_gate_regions(gate));
+	if (!r)
+		bdr_request_change_bitmap(gate, command, range);
 	mutex_unlock(&ctx->bitmap_lock);
 	return r;
 }
@@ -381,22 +326,17 @@ static long bdr_ioctl_bitmap_change(struct bdr_context *ctx,
 static long bdr_ioctl_bitmap(struct bdr_context *ctx, unsigned int command,
 			     void __user *arg)
 {
-	struct bdr_bitmap request;
+	struct bdr_bitmap_range range;
+	int r;
 
-	if (copy_from_user(&request, arg, sizeof(request)))
+	if (copy_from_user(&range, arg, sizeof(range)))
 		return -EFAULT;
-	if (request.reserved)
-		return -EINVAL;
+	r = bdr_request_check_bitmap(command, &range);
+	if (r)
+		return r;
 	if (command == BDR_IOC_BITMAP_READ)
-		return bdr_ioctl_bitmap_read(ctx, &request);
-	return bdr_ioctl_bitmap_change(ctx, &request,
-				       command == BDR_IOC_BITMAP_MARK);
-}
-
-static bool bdr_ioctl_needs_consumer(unsigned int command)
-{
-	return command == BDR_IOC_RELEASE || command == BDR_IOC_RESUME ||
-	       command == BDR_IOC_BITMAP_CLEAR || command == BDR_IOC_BITMAP_MARK;
+		return bdr_ioctl_bitmap_read(ctx, &range);
+	return bdr_ioctl_bitmap_change(ctx, command, &range);
 }
 
 static long bdr_chardev_ioctl(struct file *file, unsigned int command,
@@ -404,12 +344,14 @@ static long bdr_chardev_ioctl(struct file *file, unsigned int command,
 {
 	struct bdr_context *ctx = file->private_data;
 	void __user *arg = (void __user *)argument;
+	int r;
 
 	if (bdr_context_is_dead(ctx))
 		return -ENODEV;
-	/* Only this file's release takes the role away: no lock. */
-	if (bdr_ioctl_needs_consumer(command) && READ_ONCE(ctx->consumer) != file)
-		return -EPERM;
+	/* Without the lock: only the release of this file ends its role. */
+	r = bdr_request_check_role(command, READ_ONCE(ctx->consumer) == file);
+	if (r)
+		return r;
 
 	switch (command) {
 	case BDR_IOC_INFO:
@@ -454,7 +396,7 @@ int bdr_chardev_register(struct bdr_context *ctx)
 	return misc_register(&ctx->misc);
 }
 
-/* When this returns no open() is running and none will begin. */
+/* On return, no open() is running and none will begin. */
 void bdr_chardev_deregister(struct bdr_context *ctx)
 {
 	misc_deregister(&ctx->misc);

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A target is one table line: it maps bios onto its device and hands them to
- * its context.  Two of them share a context for the length of a reload.
+ * A target is one table line: it maps bios onto its device and captures writes in
+ * its context.  During a reload two of them share a context.
  */
-#ifndef BDR_TARGET_H
-#define BDR_TARGET_H
+#ifndef BDR_IO_H
+#define BDR_IO_H
 
+#include <linux/bio.h>
 #include <linux/device-mapper.h>
+#include <linux/rbtree.h>
+#include <linux/workqueue.h>
 
 #include "bdr_context.h"
 
-/* How ring and disk are kept the same; see bdr_io.c. */
+/* How ring and disk are kept equal; see bdr_io.c. */
 enum bdr_stable {
 	BDR_STABLE_COPY,
 	BDR_STABLE_HINT,
@@ -27,16 +30,16 @@ struct bdr_target {
 	struct dm_dev *dev;
 	struct bdr_context *ctx;
 	struct bdr_attachment attachment;
-	struct bdr_bitmaps spare;	/* for the resize that a resume may be */
+	struct bdr_bitmap_pair spare;	/* in case resume changes the size */
 	enum bdr_stable stable;
 	enum bdr_discard discard;
-	u32 write_sectors_max;		/* a longer write is taken in pieces */
+	u32 write_sectors_max;		/* a longer write is split */
 	unsigned int inflight;		/* captured bios; under ctx->lock */
 };
 
 enum bdr_io_kind {
 	BDR_IO_PLAIN,			/* not captured: reads */
-	BDR_IO_PARKED,			/* waits for one that it overlaps */
+	BDR_IO_DEFERRED,		/* until one that it overlaps has completed */
 	BDR_IO_LOGGED,			/* has slots */
 	BDR_IO_UNLOGGED,		/* has an unlogged reference */
 };
@@ -52,12 +55,13 @@ struct bdr_io {
 	u64 arrival;
 	struct rb_node node;
 	u64 subtree_last;
-	struct bio_list waiters;	/* bios that overlap this one */
+	struct bio_list deferred;	/* bios that this one blocks */
 
-	struct bio_vec vec;		/* the slots' pages, if they lie together */
+	struct bio_vec vec;		/* the slots' pages, if contiguous */
 };
 
 int bdr_io_map(struct dm_target *ti, struct bio *bio);
 int bdr_io_end(struct dm_target *ti, struct bio *bio, blk_status_t *error);
+void bdr_io_resubmit(struct work_struct *work);
 
-#endif /* BDR_TARGET_H */
+#endif /* BDR_IO_H */

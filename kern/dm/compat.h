@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Differences between kernels, as helpers with names.
+ * Differences between kernels, as named helpers.
  *
- * This is the only file with kernel-dependent #if.  It asks for what is there,
- * not for version numbers: vendors backport.
+ * This is the only file with kernel-dependent #if.  It tests for features, not for
+ * version numbers, since vendors backport.
  */
 #ifndef BDR_COMPAT_H
 #define BDR_COMPAT_H
@@ -16,10 +16,9 @@
 #endif
 
 /*
- * Asking upper layers for pages that do not change while they are written.
- * Since 6.11 it is a feature among the queue limits; before that, a flag of the
- * queue, which dm clears when it computes the limits of a table and which must
- * therefore be set again before each resume.
+ * Stable writes: upper layers do not change pages under write.  Since 6.11 it is a
+ * feature of the queue limits; before that, a flag of the queue, which dm clears
+ * when it computes the limits of a table, so it is set again before each resume.
  */
 #ifdef BLK_FEAT_STABLE_WRITES
 static inline void bdr_compat_limits_stable_writes(struct queue_limits *limits)

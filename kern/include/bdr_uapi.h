@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
 /*
- * What a capture offers besides the ring: requests and their structures.
+ * The interface of a capture besides the ring: requests and their structures.
  *
  * The kernel module takes them as ioctls on /dev/CHARDEV_NAME, the nbdkit plugin
  * as packets on a Unix SOCK_SEQPACKET socket.  The structures are the same.
  *
- * Fixed-width fields only, explicit padding, no pointers but `buffer`.  Reserved
- * fields must be zero, else EINVAL: that is what lets them get a meaning later.
+ * Fixed-width fields only, explicit padding, no pointer except `buffer`.  Reserved
+ * fields must be zero, else EINVAL, so that they can get a meaning later.
+ * The checks of a request, and their order, are in bdr_request.h.
  */
 #ifndef BDR_UAPI_H
 #define BDR_UAPI_H
@@ -24,8 +25,8 @@
 struct bdr_info {
 	__u32 abi_version;
 	__u32 reserved0;
-	__u8  stream_id[BDR_STREAM_ID_BYTES];	/* random, new with each target, and
-						 * with each other device below it */
+	/* Random; new with each target, and with each other device below it. */
+	__u8  stream_id[BDR_STREAM_ID_BYTES];
 	__u64 device_sectors;
 	__u64 capacity;				/* slots */
 	__u64 region_sectors;
@@ -38,8 +39,8 @@ struct bdr_info {
 };
 
 /*
- * A consistent snapshot under the lock, but for the counts of bits, which are taken
- * after it: of a slot below `head` that is a failed write's, they know.
+ * A consistent snapshot, except for the counts of bits, which are taken after it:
+ * they include the regions of every failed write that was published before.
  */
 struct bdr_status {
 	__u64 head;			/* next slot to be reserved */
@@ -52,18 +53,18 @@ struct bdr_status {
 	__u64 resync_regions;
 	__u64 unlogged;			/* writes in flight that took no slot */
 	__u64 overflows;		/* ever */
-	__u64 missed_writes;		/* ever: took no slot */
-	__u64 failed_writes;		/* ever: published as NOP */
+	__u64 missed_writes;		/* ever; took no slot */
+	__u64 failed_writes;		/* ever; published as NOP */
 	__u64 device_sectors;		/* grows when the target is resized */
 	__u64 last_gap;			/* see bdr_gate.h; ~0 if none */
-	__u8  stream_id[BDR_STREAM_ID_BYTES];	/* as of now: see bdr_info */
+	__u8  stream_id[BDR_STREAM_ID_BYTES];	/* the present one; see bdr_info */
 	__u64 reserved[1];
 };
 
 /*
- * Frees every slot below `tail`, and says which slot the consumer waits for:
+ * Frees every slot below `tail`, and sets the slot that the consumer waits for:
  * poll() reports readable when slot `cursor` is published, or when the mode has
- * changed since the consumer last asked for STATUS.
+ * changed since the consumer's last STATUS.
  */
 struct bdr_release {
 	__u64 tail;
@@ -87,7 +88,7 @@ enum bdr_bitmap_name {
  * word of the bitmap may be short.  CLEAR and MARK change `resync` only, any
  * range within the bitmap.  Over the socket the bits follow the reply.
  */
-struct bdr_bitmap {
+struct bdr_bitmap_range {
 	__u64 first;			/* region */
 	__u64 count;			/* regions */
 	__u32 bitmap;			/* enum bdr_bitmap_name */
@@ -100,16 +101,16 @@ struct bdr_bitmap {
 #define BDR_IOC_STATUS		_IOR(BDR_IOC_MAGIC, 1, struct bdr_status)
 #define BDR_IOC_RELEASE		_IOW(BDR_IOC_MAGIC, 2, struct bdr_release)
 #define BDR_IOC_RESUME		_IOR(BDR_IOC_MAGIC, 3, struct bdr_resume)
-#define BDR_IOC_BITMAP_READ	_IOW(BDR_IOC_MAGIC, 4, struct bdr_bitmap)
-#define BDR_IOC_BITMAP_CLEAR	_IOW(BDR_IOC_MAGIC, 5, struct bdr_bitmap)
-#define BDR_IOC_BITMAP_MARK	_IOW(BDR_IOC_MAGIC, 6, struct bdr_bitmap)
+#define BDR_IOC_BITMAP_READ	_IOW(BDR_IOC_MAGIC, 4, struct bdr_bitmap_range)
+#define BDR_IOC_BITMAP_CLEAR	_IOW(BDR_IOC_MAGIC, 5, struct bdr_bitmap_range)
+#define BDR_IOC_BITMAP_MARK	_IOW(BDR_IOC_MAGIC, 6, struct bdr_bitmap_range)
 
 /*
  * The same over a socket.  A packet is struct bdr_request followed by the
  * request's structure (if it is an _IOW one); the answer is struct bdr_reply
  * followed by the structure (if _IOR) or the bits (BITMAP_READ).
  *
- * The first request of a connection is BDR_IOC_OPEN; its answer carries two
+ * The first request of a connection is BDR_IOC_OPEN; its answer passes two
  * descriptors (SCM_RIGHTS): the ring's memory, headers and one copy of the
  * payload, sealed and read-only; and an eventfd, readable when the device's
  * poll() would be (an observer's never is).  Only a consumer may RELEASE, RESUME,

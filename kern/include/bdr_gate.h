@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
 /*
- * The gate: decides, under the lock of its capture, whether a write goes into
- * the ring or only into the dirty bitmap.  The application never waits.
+ * The gate: decides, under the lock of its capture, whether a write is recorded in
+ * the ring or only marked in the dirty bitmap.  The application never waits.
  *
- *	STREAM    a write takes slots.  The first that finds no room turns the
- *	          mode to OVERFLOW, for the whole write, in the same critical
- *	          section: it is in the bitmap or in the ring, never in neither.
+ *	STREAM    a write takes slots.  The first that finds no room changes the
+ *	          mode to OVERFLOW, for the whole write, and marks its regions in
+ *	          the same critical section: every write is in the ring or in the
+ *	          bitmap.
  *	OVERFLOW  writes take no slots; their regions are marked in `active`
  *	          before they go to the disk (*unlogged* writes).
  *
  * RESUME goes back in three steps, because an unlogged write may still be in
- * flight when the mode turns, and the scan that repairs its region must read
+ * flight when the mode changes, and the scan that repairs its region must read
  * the disk after it:
  *
  *	bdr_gate_resume_locked()   mode STREAM, new unlogged epoch, returns S
@@ -18,10 +19,10 @@
  *	bdr_gate_merge()           `active` into `resync`
  *
  * No slot is reserved in OVERFLOW, so S is both the first slot after the gap
- * and the number at which the replica stops being a prefix of the source.  The
- * lowest such number that has not been released is kept as `gap`, and the newest
- * as `last_gap`, so that a reader which starts anew still learns where to declare
- * the resync, and one that knows of all but the last where that lies.
+ * and the number from which on the replica is no prefix of the source.  The lowest
+ * such number that has not been released is kept as `gap`, and the newest as
+ * `last_gap`: a reader that restarts, or that has missed the last of several
+ * overflows, declares the resync there.
  *
  * Two bitmaps: the scan clears bits of `resync` when the target has acknowledged
  * their regions; a write that misses the ring meanwhile marks `active`, which
@@ -50,20 +51,23 @@ enum bdr_mode {
 struct bdr_gate {
 	struct bdr_ring ring;
 	enum bdr_mode mode;
-	__u32 epoch;		/* its parity names the current unlogged count */
+	__u32 epoch;		/* its parity is the index of the current count */
 	__u64 unlogged[2];	/* writes in flight that took no slot */
 	__u64 *active;		/* regions missed by the ring */
 	__u64 *resync;		/* regions to be repaired by a scan */
 	__u64 device_sectors;
 	__u64 region_sectors;	/* a power of two */
-	__u64 gap;		/* no unreleased slot below it has writes before
-				 * it that were missed; BDR_GAP_NONE: none has */
-	__u64 last_gap;		/* the highest that has, or BDR_GAP_NONE */
-	__u64 overflows;	/* times that mode turned to OVERFLOW */
+	/*
+	 * Unreleased slots before which writes were missed: none is below `gap`,
+	 * and `last_gap` is the highest.  BDR_GAP_NONE: there is none.
+	 */
+	__u64 gap;
+	__u64 last_gap;
+	__u64 overflows;	/* changes of mode to OVERFLOW, ever */
 	__u64 missed;		/* writes that took no slot, ever */
 };
 
-/* What a write was given: slots, or an unlogged reference. */
+/* What a write has been admitted with: slots, or an unlogged reference. */
 struct bdr_pass {
 	bool logged;
 	__u32 epoch;		/* of the reference, if not logged */
@@ -101,7 +105,7 @@ static inline void bdr_gate_mark(const struct bdr_gate *gate, __u64 sector,
 				(sector + sectors - 1) / gate->region_sectors + 1);
 }
 
-/* Turns the mode to OVERFLOW.  True if it was not: wake the consumer. */
+/* Changes the mode to OVERFLOW.  True if it was STREAM: wake the consumer. */
 static inline bool bdr_gate_overflow_locked(struct bdr_gate *gate)
 {
 	if (gate->mode == BDR_MODE_OVERFLOW)
@@ -114,7 +118,7 @@ static inline bool bdr_gate_overflow_locked(struct bdr_gate *gate)
 	return true;
 }
 
-/* True when this write turned the mode to OVERFLOW: wake the consumer. */
+/* True if this write changed the mode to OVERFLOW: wake the consumer. */
 static inline bool bdr_gate_admit_locked(struct bdr_gate *gate,
 					 const struct bdr_write *write,
 					 struct bdr_pass *pass)
@@ -129,7 +133,7 @@ static inline bool bdr_gate_admit_locked(struct bdr_gate *gate,
 	if (pass->logged)
 		return false;
 
-	/* A flush without room is only left out: no region misses anything. */
+	/* A flush without room is left out: it changes no region. */
 	turned = write->sectors && bdr_gate_overflow_locked(gate);
 	gate->missed++;
 	gate->unlogged[pass->epoch & 1]++;
@@ -139,7 +143,7 @@ static inline bool bdr_gate_admit_locked(struct bdr_gate *gate,
 
 /*
  * Ends the pass of a logged write.  Needs no lock.  The bits of a failed write
- * are set before its NOP is shown, so who sees the NOP finds the bits.
+ * are set before its NOP is published, so a reader of the NOP finds the bits set.
  */
 static inline void bdr_gate_publish(const struct bdr_gate *gate,
 				    const struct bdr_pass *pass,
@@ -160,9 +164,9 @@ static inline void bdr_gate_publish(const struct bdr_gate *gate,
  * Ends the pass of an unlogged write.  True when its epoch has drained.
  *
  * The regions are marked a second time: the merge at the end of a RESUME takes
- * every bit, also those of writes that missed the ring after the mode had turned
- * again.  A scan would read such a region before this write reached the disk and
- * clear the only bit there was.  The second mark stays for the next RESUME.
+ * every bit, also those of writes that missed the ring after the mode had changed
+ * again.  A scan might read such a region before this write reached the disk, and
+ * then clear its only bit.  The second mark stays for the next RESUME.
  */
 static inline bool bdr_gate_leave_locked(struct bdr_gate *gate,
 					 const struct bdr_pass *pass,
@@ -175,9 +179,9 @@ static inline bool bdr_gate_leave_locked(struct bdr_gate *gate,
 
 /*
  * Releases every slot below `tail`, which bdr_ring_check_release() has allowed.
- * A gap is forgotten when a slot behind it is released: that slot was
- * acknowledged, hence so was the declaration of the resync in front of it.  Of
- * those between the first and the last nothing is known but that.
+ * A gap is forgotten when a slot after it is released: that slot was acknowledged,
+ * hence so was the declaration of the resync that precedes it.  Gaps between the
+ * first and the last are not recorded, so `tail` is the lowest bound that remains.
  */
 static inline void bdr_gate_release_locked(struct bdr_gate *gate, __u64 tail)
 {
@@ -193,9 +197,9 @@ static inline void bdr_gate_release_locked(struct bdr_gate *gate, __u64 tail)
 }
 
 /*
- * Begins a RESUME and returns S.  The caller runs one RESUME at a time and must
- * have seen the previous one drain, else two epochs would share a counter.
- * In mode STREAM it only prepares a merge, for the bits of failed writes.
+ * Begins a RESUME and returns S.  The caller runs one RESUME at a time, and the
+ * previous one has drained, else two epochs would share a counter.  In mode STREAM
+ * it only prepares a merge, for the bits of failed writes.
  */
 static inline __u64 bdr_gate_resume_locked(struct bdr_gate *gate)
 {
@@ -204,7 +208,7 @@ static inline __u64 bdr_gate_resume_locked(struct bdr_gate *gate)
 	return gate->ring.head;
 }
 
-/* Whether the unlogged writes of the epoch before this one are gone. */
+/* Whether the unlogged writes of the previous epoch have completed. */
 static inline bool bdr_gate_drained_locked(const struct bdr_gate *gate)
 {
 	return gate->unlogged[(gate->epoch & 1) ^ 1] == 0;

@@ -2,7 +2,7 @@
 /*
  * Dirty bitmap: one bit a region of the device, in little-endian 64-bit words.
  *
- * Words are changed atomically, so completions mark without a lock while the
+ * Words are changed atomically, so completions set bits without a lock while the
  * consumer merges and clears.  Ranges are set a word at a time: a discard of
  * 4 GiB marks 65,536 regions of 64 KiB with 1,024 stores.
  */
@@ -57,7 +57,7 @@ static inline void bdr_bitmap_mark(__u64 *bitmap, __u64 first, __u64 end)
 	     word <= (end - 1) / BDR_WORD_REGIONS; word++) {
 		__u64 mask = bdr_bitmap_mask(word, first, end);
 
-		/* Most marks of a hot region are repeats: do not dirty its line. */
+		/* Most marks of a hot region are repeats: no store, no bouncing line. */
 		if ((bdr_word_read(&bitmap[word]) & mask) != mask)
 			bdr_word_or(&bitmap[word], mask);
 	}
@@ -76,9 +76,9 @@ static inline void bdr_bitmap_clear(__u64 *bitmap, __u64 first, __u64 end)
 }
 
 /*
- * Moves every bit of `from` into `to`.  A bit is set in `to` before it leaves
- * `from`, so a crash or a look in between finds it in at least one of them; a
- * bit set in `from` meanwhile is moved or stays, never lost.
+ * Moves every bit of `from` into `to`.  A bit is set in `to` before it is cleared
+ * in `from`, so that it is at any time set in at least one of them.  A bit that is
+ * set in `from` meanwhile is moved or stays.
  */
 static inline void bdr_bitmap_merge(__u64 *to, __u64 *from, __u64 regions)
 {
@@ -92,6 +92,15 @@ static inline void bdr_bitmap_merge(__u64 *to, __u64 *from, __u64 regions)
 			bdr_word_andnot(&from[word], bits);
 		}
 	}
+}
+
+/* Copies word by word: bits that change meanwhile may be of different times. */
+static inline void bdr_bitmap_copy(__u64 *to, const __u64 *from, __u64 words)
+{
+	__u64 word;
+
+	for (word = 0; word < words; word++)
+		to[word] = bdr_word_read(&from[word]);
 }
 
 static inline __u64 bdr_bitmap_count(const __u64 *bitmap, __u64 regions)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Device-mapper target "bdr": passes a device through 1:1 and records every
- * write in a ring that user space maps.
+ * Device-mapper target "bdr": passes a device through 1:1 and records every write
+ * in a ring that user space maps.
  *
  *	0 SECTORS bdr UNDERLYING_DEVICE CHARDEV_NAME BUFFER_SIZE_IN_WRITES \
  *		[#opts [region_sectors N] [stable copy|hint] \
@@ -10,7 +10,7 @@
  *	UNDERLYING_DEVICE	all of it, from its sector 0
  *	CHARDEV_NAME		the control device will be /dev/CHARDEV_NAME
  *	BUFFER_SIZE_IN_WRITES	capacity of the ring; one write is 4104 bytes
- *	region_sectors		size of a bit of the dirty bitmap, a power of two;
+ *	region_sectors		sectors per bit of the dirty bitmap, a power of two;
  *				default 128 (64 KiB)
  *	stable			see bdr_io.c; default copy
  *	discard			see bdr_io.c; default zero
@@ -19,7 +19,7 @@
  *	dmsetup create data --table \
  *		"0 $(blockdev --getsz /dev/vdb) bdr /dev/vdb bdr-data 16352"
  *
- * What it promises, in the order in which things happen to a write:
+ * Guarantees for a write, in the order of events:
  *
  *	- before it goes to the disk it has slots, or its regions are marked
  *	- slot order respects "completed before submitted"
@@ -31,11 +31,11 @@
  *
  *	A -> slot 7, disk	B -> slot 8, disk	B done: publish 8
  *	C -> no room: OVERFLOW, mark, disk		A done: publish 7
- *	the consumer sees 7, 8, and the mode; later it asks for RESUME
+ *	the consumer reads 7, 8, and the mode; later it asks for RESUME
  *
- * Reloading the table of a device keeps its stream: the new target takes over
- * the context of the old one, and may differ in size, `stable` and `discard`.  If
- * it differs in the device below, another stream begins, in mode OVERFLOW and with
+ * A reload of the table of a device keeps its stream: the new target attaches to the
+ * context of the old one, and may differ in size, `stable` and `discard`.  If it
+ * differs in the device below, another stream begins, in mode OVERFLOW and with
  * every region marked.
  *
  * Messages:
@@ -56,7 +56,8 @@
 #include <linux/module.h>
 #include <linux/slab.h>
 
-#include "bdr_target.h"
+#include "bdr_io.h"
+#include "bdr_registry.h"
 #include "compat.h"
 
 #define DM_MSG_PREFIX "bdr"
@@ -75,7 +76,7 @@ struct bdr_arguments {
 	enum bdr_discard discard;
 };
 
-/* A name that is safe as a file in /dev: it comes from a table, not from a path. */
+/* Whether the name is safe as that of a file in /dev. */
 static bool bdr_name_is_valid(const char *name)
 {
 	size_t i, length = strlen(name);
@@ -200,7 +201,7 @@ static int bdr_arguments_parse(struct bdr_arguments *arguments, unsigned int arg
  *--------------------------------------------------------------
  */
 
-/* Takes apart any partly built target, in reverse order. */
+/* Destroys a target, also a partly built one, in reverse order. */
 static void bdr_target_destroy(struct bdr_target *target)
 {
 	struct bdr_context *ctx = target->ctx;
@@ -210,15 +211,15 @@ static void bdr_target_destroy(struct bdr_target *target)
 		spin_lock_irq(&ctx->lock);
 		wait_event_lock_irq(ctx->drain_wait, !target->inflight, ctx->lock);
 		spin_unlock_irq(&ctx->lock);
-		bdr_context_detach(ctx, &target->attachment);
+		bdr_registry_detach(ctx, &target->attachment);
 	}
-	bdr_bitmaps_free(&target->spare);
+	bdr_bitmap_pair_free(&target->spare);
 	if (target->dev)
 		dm_put_device(target->ti, target->dev);
 	kfree(target);
 }
 
-/* Pieces of a write are at most an eighth of the ring; whole slots and blocks. */
+/* At most an eighth of the ring, in whole slots and blocks. */
 static u32 bdr_write_sectors_max(u64 capacity, struct block_device *bdev)
 {
 	u32 slots = clamp_t(u64, capacity / 8, 1, BDR_WRITE_SLOTS_MAX);
@@ -254,7 +255,7 @@ static int bdr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 		ti->error = "Cannot open the underlying device";
 		goto fail;
 	}
-	/* dm checks this against the limits too, but without a word in ti->error. */
+	/* dm checks this against the limits, too, but does not set ti->error. */
 	if (ti->len > bdev_nr_sectors(target->dev->bdev)) {
 		ti->error = "The underlying device is smaller than the target";
 		r = -EINVAL;
@@ -268,7 +269,7 @@ static int bdr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	}
 	target->write_sectors_max = bdr_write_sectors_max(arguments.capacity,
 							  target->dev->bdev);
-	r = bdr_bitmaps_alloc(&target->spare, ti->len, arguments.region_sectors);
+	r = bdr_bitmap_pair_alloc(&target->spare, ti->len, arguments.region_sectors);
 	if (r) {
 		ti->error = "Cannot allocate the bitmaps";
 		goto fail;
@@ -284,7 +285,7 @@ static int bdr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 		.region_sectors = arguments.region_sectors,
 		.device_sectors = ti->len,
 	};
-	ctx = bdr_context_attach(&settings, &ti->error);
+	ctx = bdr_registry_attach(&settings, &ti->error);
 	if (IS_ERR(ctx)) {
 		r = PTR_ERR(ctx);
 		goto fail;
@@ -293,15 +294,15 @@ static int bdr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 
 	ti->private = target;
 	ti->per_io_data_size = sizeof(struct bdr_io);
-	/* Also with a device below that has no write cache. */
+	/* Even if the device below has no write cache. */
 	ti->flush_supported = true;
 	ti->accounts_remapped_io = true;
 	ti->num_flush_bios = 1;
-	/* A device that takes no zeroes is offered no discards. */
+	/* Without write-zeroes below, no discards are offered. */
 	ti->num_discard_bios = target->discard == BDR_DISCARD_PASS ||
 			       bdev_write_zeroes_sectors(target->dev->bdev);
 	ti->num_write_zeroes_bios = 1;
-	/* A ring and a replica defeat secure erase: it stays unsupported. */
+	/* Secure erase is not supported: the ring and the replica keep copies. */
 	return 0;
 fail:
 	bdr_target_destroy(target);
@@ -326,7 +327,7 @@ static int bdr_preresume(struct dm_target *ti)
 }
 
 /*----------------------------------------------------------------
- * Questions and messages
+ * Status, messages and limits
  *--------------------------------------------------------------
  */
 
@@ -380,7 +381,7 @@ static int bdr_message(struct dm_target *ti, unsigned int argc, char **argv,
 	struct bdr_context *ctx = target->ctx;
 
 	if (argc == 1 && !strcasecmp(argv[0], "resync")) {
-		/* Not `resync`, of which a scan under way may clear what it has read. */
+		/* Not in `resync`, where a scan under way may clear it. */
 		mutex_lock(&ctx->bitmap_lock);
 		bdr_bitmap_mark(ctx->gate.active, 0, bdr_gate_regions(&ctx->gate));
 		mutex_unlock(&ctx->bitmap_lock);
@@ -393,7 +394,7 @@ static int bdr_message(struct dm_target *ti, unsigned int argc, char **argv,
 		return -EINVAL;
 	}
 	spin_lock_irq(&ctx->lock);
-	ctx->news++;
+	ctx->events++;
 	bdr_context_wake(ctx);
 	spin_unlock_irq(&ctx->lock);
 	return 0;
@@ -414,9 +415,9 @@ static void bdr_io_hints(struct dm_target *ti, struct queue_limits *limits)
 	if (target->stable == BDR_STABLE_HINT)
 		bdr_compat_limits_stable_writes(limits);
 	/*
-	 * A discard holds up the ring until the device has zeroed it, so it is no
-	 * longer than the device likes them.  Both fields: which of them counts
-	 * depends on the kernel.
+	 * A discard holds up the ring until the device has zeroed it, so its limit
+	 * is that of write-zeroes.  Both fields: which of them is used depends on
+	 * the kernel.
 	 */
 	if (target->discard == BDR_DISCARD_ZERO) {
 		unsigned int most = limits->max_write_zeroes_sectors;

@@ -4,50 +4,54 @@
  *
  *	map		admit: slots, or marks and an unlogged reference
  *			copy the data into the slots
- *			send it down over the slots' pages
+ *			submit it from the slots' pages
  *	completion	publish the slots, or mark and drop the reference
- *			let the writes go that waited for this one
+ *			resubmit the bios that this one blocked
  *
- * Why over the slots' pages (stable copy, the default): the pages of a
- * write may change while it is in flight (O_DIRECT buffers, guests, mmap), and
- * then what was copied and what the disk fetched differ.  What goes down is
- * therefore the copy.  The slots cannot change before they are published, which
- * is after the disk has completed.  It costs no further copy.  Slots that lie
- * together in memory, which is the rule, are one segment: dm's clone is pointed at
- * it.  Slots that do not, as at the wrap of the ring, take a bio of their own.
- * With stable hint the application's pages go down, and the page cache is asked
- * to keep them still; that does not bind O_DIRECT.
+ * Why from the slots' pages (stable copy, the default): the pages of a write may
+ * change while it is in flight (O_DIRECT buffers, guests, mmap), and then the data
+ * that was copied and the data that the disk fetched differ.  The bio below is
+ * therefore made of the copy, at no cost of a further one.  The slots do not change
+ * before they are released, which is after the disk has completed.  Slots that are
+ * contiguous in memory, which is the rule, are one segment: dm's clone is pointed
+ * at it.  Others, as at the wrap of the ring, need a bio of their own.  With stable
+ * hint the application's pages are submitted, and the page cache is asked to keep
+ * them stable; that does not bind O_DIRECT.
  *
- * Why overlapping writes wait: two writes of the same sectors in flight at once
- * have no order on disk, so slot order would be a guess.  A logged write that
- * overlaps one in flight, or one that waits since before, takes its slots only
- * when that one has completed: so none waits for ever.  The wait is for a
- * completion, never for user space, and the submitter does not sleep: the bio is
- * parked at its blocker.  That is also why nothing is polled for: a completion
- * that comes when its submitter asks for it may never come.  Writes that take no slots need not wait, since their
- * regions are read again by the resync, but are waited for: a scan may have read
- * such a region before a slot that came in beside it is shown.
+ * Why overlapping writes are serialised: two writes of the same sectors in flight
+ * at once have no order on disk, so slot order would be a guess.  A logged write
+ * that overlaps one in flight, or one deferred before it, takes its slots only when
+ * that one, its blocker, has completed; since deferred bios are admitted in FIFO
+ * order, none starves.  The blocker's completion does not depend on user space, and
+ * the submitter does not sleep: the bio is deferred, on the list of its blocker.
+ * Unlogged writes are not deferred themselves, since the resync reads their regions
+ * again, but they block logged ones: the scan may have read such a region before
+ * an overlapping slot beside it is published.
  *
- *	W1 admitted (slots 5,6)   W2 overlaps: parked at W1
+ *	W1 admitted (slots 5,6)   W2 overlaps: deferred, W1 is its blocker
  *	W1 completes: publish 5,6   W2 admitted (slot 7)
  *
- * Why a discard goes down as write-zeroes (discard zero, the default): what a
- * discarded block reads as is up to the device, which may also leave out what is
- * not aligned to its blocks.  The replica puts zeros there.  Write-zeroes without
- * NOUNMAP lets the device give the space back just as well, and binds it to read
- * as zeros.  With discard pass discards go down as they are, which is right for
- * devices known to zero them.  The slot says DISCARD either way.
+ * Why captured writes are not polled I/O (REQ_POLLED is cleared): a polled bio
+ * completes only when its submitter polls for it.  A stopped submitter would hold
+ * up its slots, hence all later ones, and every bio that it blocks.
  *
- * Contexts: map runs in process context, allocates with GFP_NOIO from a mempool
- * of the context and submits at most one bio per bio mapped; the worker does the
- * same.  Completion may be a hard interrupt: it uses saved values only, since the
- * bio's iterator is consumed by then.
+ * Why a discard is submitted as write-zeroes (discard zero, the default): what a
+ * discarded block reads as is up to the device, which may also ignore the part that
+ * is not aligned to its blocks.  The replica has zeros there.  Write-zeroes without
+ * NOUNMAP lets the device deallocate the space just as well, and guarantees zeros.
+ * With discard pass discards are submitted as they are, which is right for devices
+ * known to zero them.  The slot has the op DISCARD either way.
+ *
+ * Contexts: map runs in process context, allocates with GFP_NOIO from a mempool of
+ * the context and submits at most one bio per bio mapped; the worker does the same.
+ * Completion may be a hard interrupt: it uses saved values only, since the bio's
+ * iterator is consumed by then.
  */
 #include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/interval_tree_generic.h>
 
-#include "bdr_target.h"
+#include "bdr_io.h"
 
 /*----------------------------------------------------------------
  * Captured writes in flight, by sector
@@ -68,9 +72,9 @@ INTERVAL_TREE_DEFINE(struct bdr_io, node, u64, subtree_last, bdr_io_first,
 		     bdr_io_last, static inline __maybe_unused, bdr_inflight)
 
 /*
- * A flush has no sectors, hence no place in the tree and no blocker.  Of several
- * blockers it is the youngest: writes of one block then stand in a line, and each
- * that completes wakes one.
+ * A flush has no sectors, hence it is not in the tree and has no blocker.  Of several
+ * candidates the blocker is the youngest: overlapping writes then form a chain, and
+ * each completion resubmits one.
  */
 static struct bdr_io *bdr_inflight_blocker_locked(struct bdr_context *ctx,
 						  struct bdr_io *io)
@@ -84,8 +88,8 @@ static struct bdr_io *bdr_inflight_blocker_locked(struct bdr_context *ctx,
 	     other = bdr_inflight_iter_next(other, first, last)) {
 		if (other == io)
 			continue;
-		/* Of those that are parked, who came first goes first. */
-		if (other->kind == BDR_IO_PARKED && other->arrival > io->arrival)
+		/* Deferred bios are admitted in FIFO order. */
+		if (other->kind == BDR_IO_DEFERRED && other->arrival > io->arrival)
 			continue;
 		if (!blocker || other->arrival > blocker->arrival)
 			blocker = other;
@@ -98,7 +102,7 @@ static struct bdr_io *bdr_inflight_blocker_locked(struct bdr_context *ctx,
  *--------------------------------------------------------------
  */
 
-/* Saves what completion needs.  False: nothing that changes the device. */
+/* Saves what completion needs.  False if the bio does not change the device. */
 static bool bdr_io_describe(struct bdr_io *io, const struct bio *bio)
 {
 	struct bdr_write *write = &io->write;
@@ -126,7 +130,7 @@ static bool bdr_io_describe(struct bdr_io *io, const struct bio *bio)
 	}
 }
 
-/* Whether the slots' pages are one segment, which io->vec then describes. */
+/* Whether the slots' pages are one segment.  If so, io->vec describes it. */
 static bool bdr_io_gather(struct bdr_io *io)
 {
 	const struct bdr_context *ctx = io->target->ctx;
@@ -141,7 +145,7 @@ static bool bdr_io_gather(struct bdr_io *io)
 
 	if (last >= ctx->memory.payload_pages)
 		return false;
-	/* Neighbours by address (which may bear a tag), and by page structure. */
+	/* Adjacent by address (which may have a tag), and by page structure. */
 	for (i = first + 1; i <= last; i++)
 		if (page_address(pages[i]) != start + ((i - first) << PAGE_SHIFT) ||
 		    pages[i] != pages[first] + (i - first))
@@ -151,10 +155,10 @@ static bool bdr_io_gather(struct bdr_io *io)
 }
 
 /*
- * Puts into the slots what they will show.  True: it is data, and one segment.
- * A segment is filled through the kernel's own mapping of its pages, which on
- * 64 bit every page has: the mapping is of big pages, and the driver below that
- * reads it through the same one finds it translated.
+ * Fills the payload of the slots.  True if it is data, in one segment.
+ * A segment is filled through the kernel's direct map, which has every page on
+ * 64 bit, in large pages: a driver below that reads it there finds its translation
+ * in the TLB.
  */
 static bool bdr_io_fill(struct bdr_io *io, struct bio *bio)
 {
@@ -183,7 +187,7 @@ static bool bdr_io_fill(struct bdr_io *io, struct bio *bio)
 	return gathered;
 }
 
-/* The original completes with the copy, and dm calls bdr_io_end() for it. */
+/* Completes the original; dm then calls bdr_io_end() for it. */
 static void bdr_copy_endio(struct bio *copy)
 {
 	struct bio *bio = copy->bi_private;
@@ -194,20 +198,20 @@ static void bdr_copy_endio(struct bio *copy)
 }
 
 /*
- * Points the clone at the ring.  Its vector is the original's, which stays as it
- * is: a clone reads through its own pointer and frees no vector.
+ * Points the clone at the ring.  The vector that it had is the original's, which is
+ * not changed: a clone has its own pointer and frees no vector.
  */
 static void bdr_io_redirect(struct bdr_io *io, struct bio *bio)
 {
 	bio->bi_io_vec = &io->vec;
-	/* From the beginning of it: index and offset, whatever their names, are 0. */
+	/* From the start: index and offset, whose names differ by kernel, are 0. */
 	bio->bi_iter = (struct bvec_iter) {
 		.bi_sector = bio->bi_iter.bi_sector,
 		.bi_size = bio->bi_iter.bi_size,
 	};
 }
 
-/* A bio with the data of `bio` that lies in the ring.  Never fails: a mempool. */
+/* A bio with the data of `bio` in the ring.  Cannot fail: from a mempool. */
 static struct bio *bdr_io_copy(const struct bdr_io *io, struct bio *bio)
 {
 	struct bdr_context *ctx = io->target->ctx;
@@ -220,7 +224,7 @@ static struct bio *bdr_io_copy(const struct bdr_io *io, struct bio *bio)
 				bio->bi_opf, GFP_NOIO, &ctx->bios);
 	copy->bi_iter.bi_sector = bio->bi_iter.bi_sector;
 	copy->bi_ioprio = bio->bi_ioprio;
-	/* Whose write it is, not who runs this. */
+	/* The cgroup of the submitter, not of the worker. */
 	bio_clone_blkg_association(copy, bio);
 	copy->bi_private = bio;
 	copy->bi_end_io = bdr_copy_endio;
@@ -229,7 +233,7 @@ static struct bio *bdr_io_copy(const struct bdr_io *io, struct bio *bio)
 		u64 at = bdr_ring_index(&ctx->gate.ring, slot) * BDR_PAYLOAD_BYTES;
 		unsigned int bytes = min_t(u64, left, BDR_PAYLOAD_BYTES);
 
-		/* Joins neighbours to segments; there is a vector for each slot. */
+		/* Merges adjacent pages; there is a vector for each slot. */
 		if (WARN_ON_ONCE(bio_add_page(copy, pages[at >> PAGE_SHIFT], bytes,
 					      offset_in_page(at)) != bytes))
 			break;
@@ -243,7 +247,7 @@ static struct bio *bdr_io_copy(const struct bdr_io *io, struct bio *bio)
  *--------------------------------------------------------------
  */
 
-/* Admits a captured bio, or parks it, and says what dm shall do with it. */
+/* Admits or defers a captured bio.  Returns what dm is to do with it. */
 static int bdr_io_start(struct bdr_io *io, struct bio *bio)
 {
 	struct bdr_target *target = io->target;
@@ -262,13 +266,13 @@ static int bdr_io_start(struct bdr_io *io, struct bio *bio)
 	blocker = bdr_inflight_blocker_locked(ctx, io);
 	if (blocker) {
 		ctx->serialised += io->kind == BDR_IO_PLAIN;
-		io->kind = BDR_IO_PARKED;
-		bio_list_add(&blocker->waiters, bio);
+		io->kind = BDR_IO_DEFERRED;
+		bio_list_add(&blocker->deferred, bio);
 		spin_unlock_irqrestore(&ctx->lock, flags);
 		return DM_MAPIO_SUBMITTED;
 	}
 	if (bdr_gate_admit_locked(&ctx->gate, &io->write, &io->pass)) {
-		ctx->news++;
+		ctx->events++;
 		bdr_context_wake(ctx);
 	}
 	io->kind = io->pass.logged ? BDR_IO_LOGGED : BDR_IO_UNLOGGED;
@@ -294,7 +298,7 @@ int bdr_io_map(struct dm_target *ti, struct bio *bio)
 
 	io->kind = BDR_IO_PLAIN;
 	io->target = target;
-	bio_list_init(&io->waiters);
+	bio_list_init(&io->deferred);
 
 	bio_set_dev(bio, target->dev->bdev);
 	if (bio_sectors(bio))
@@ -303,8 +307,8 @@ int bdr_io_map(struct dm_target *ti, struct bio *bio)
 		return op_is_write(bio_op(bio)) && bio_sectors(bio) ?
 		       DM_MAPIO_KILL : DM_MAPIO_REMAPPED;
 	/*
-	 * Not by dm_set_target_max_io_len(), which also cuts at max_sectors of the
-	 * device below: 255 of them are no whole slots.
+	 * Not by dm_set_target_max_io_len(), which also splits at max_sectors of
+	 * the device below: 255 sectors are not a whole number of slots.
 	 */
 	if (io->write.op == BDR_OP_WRITE &&
 	    io->write.sectors > target->write_sectors_max) {
@@ -317,17 +321,17 @@ int bdr_io_map(struct dm_target *ti, struct bio *bio)
 	return bdr_io_start(io, bio);
 }
 
-/* Starts the bios whose blocker has gone; each may find another one. */
-void bdr_io_submit_deferred(struct work_struct *work)
+/* Admits the bios whose blocker has completed; each may find another one. */
+void bdr_io_resubmit(struct work_struct *work)
 {
 	struct bdr_context *ctx = container_of(work, struct bdr_context,
-					       deferred_work);
+					       resubmit_work);
 	struct bio_list bios;
 	struct bio *bio;
 
 	spin_lock_irq(&ctx->lock);
-	bios = ctx->deferred;
-	bio_list_init(&ctx->deferred);
+	bios = ctx->resubmit;
+	bio_list_init(&ctx->resubmit);
 	spin_unlock_irq(&ctx->lock);
 
 	while ((bio = bio_list_pop(&bios))) {
@@ -351,7 +355,7 @@ int bdr_io_end(struct dm_target *ti, struct bio *bio, blk_status_t *error)
 	struct bdr_context *ctx;
 	unsigned long flags;
 
-	/* No part of it is a target's to wait for: it may be gone. */
+	/* Not counted as in flight, so the target may be destroyed already. */
 	if (io->kind == BDR_IO_PLAIN)
 		return DM_ENDIO_DONE;
 
@@ -368,13 +372,14 @@ int bdr_io_end(struct dm_target *ti, struct bio *bio, blk_status_t *error)
 		wake_up_all(&ctx->drain_wait);
 	if (io->write.sectors)
 		bdr_inflight_remove(io, &ctx->inflight);
-	if (!bio_list_empty(&io->waiters)) {
-		bio_list_merge(&ctx->deferred, &io->waiters);
-		queue_work(ctx->workqueue, &ctx->deferred_work);
+	if (!bio_list_empty(&io->deferred)) {
+		bio_list_merge(&ctx->resubmit, &io->deferred);
+		queue_work(ctx->workqueue, &ctx->resubmit_work);
 	}
 	/*
-	 * Last touch of target and context: who removes them queues and looks
-	 * under the lock, which is also why the look at the queue is enough.
+	 * The last access to target and context.  Their destruction waits for
+	 * this count under the lock, so it cannot miss the wake-up, and
+	 * waitqueue_active() needs no barrier.
 	 */
 	if (!--target->inflight && waitqueue_active(&ctx->drain_wait))
 		wake_up_all(&ctx->drain_wait);

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* A gate with memory of exactly its size, and numbers that a seed repeats. */
+#ifndef RIG_H
+#define RIG_H
+
+#include <stdint.h>
+
+#include "bdr_gate.h"
+#include "check.h"
+
+#define CAPACITY	13	/* no power of two: laps end anywhere */
+#define REGIONS		200	/* the last word is short */
+#define REGION_SECTORS	8ULL
+
+static uint64_t random_state;
+
+static inline uint64_t random_word(void)
+{
+	/* xorshift64* */
+	random_state ^= random_state >> 12;
+	random_state ^= random_state << 25;
+	random_state ^= random_state >> 27;
+	return random_state * 2685821657736338717ULL;
+}
+
+static inline uint64_t random_below(uint64_t end)
+{
+	return random_word() % end;
+}
+
+static inline struct bdr_gate *gate_create(void)
+{
+	struct bdr_gate *gate = calloc(1, sizeof(*gate));
+
+	CHECK(gate);
+	gate->ring.capacity = CAPACITY;
+	gate->ring.headers = calloc(CAPACITY, sizeof(__u64));
+	gate->ring.payload = calloc(CAPACITY, BDR_PAYLOAD_BYTES);
+	gate->device_sectors = REGIONS * REGION_SECTORS - 3;
+	gate->region_sectors = REGION_SECTORS;
+	gate->active = calloc(bdr_bitmap_words(REGIONS), sizeof(__u64));
+	gate->resync = calloc(bdr_bitmap_words(REGIONS), sizeof(__u64));
+	CHECK(gate->ring.headers && gate->ring.payload);
+	CHECK(gate->active && gate->resync);
+	bdr_gate_init(gate);
+	CHECK(bdr_gate_regions(gate) == REGIONS);
+	return gate;
+}
+
+static inline void gate_destroy(struct bdr_gate *gate)
+{
+	free(gate->resync);
+	free(gate->active);
+	free(gate->ring.payload);
+	free(gate->ring.headers);
+	free(gate);
+}
+
+static inline bool bit(const __u64 *bitmap, uint64_t region)
+{
+	return bitmap[region / 64] >> (region % 64) & 1;
+}
+
+static inline struct bdr_write write_of(uint64_t sector, uint64_t sectors)
+{
+	return (struct bdr_write){
+		.sector = sector, .sectors = sectors, .op = BDR_OP_WRITE,
+	};
+}
+
+#endif /* RIG_H */
