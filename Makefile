@@ -42,7 +42,9 @@ TEST_PATH = $(abspath $(BUILD)/tools/usr/bin):$$PATH
 .PHONY: test-native
 test-native: plugin $(BUILD)/.test-packages ## every test but the kernel module's
 	@# The quick ones first, and in processes that no device or signal has touched.
-	@PATH=$(TEST_PATH) $(PYTHON) -m pytest --numprocesses auto tests/unit tests/simulation
+	@PATH=$(TEST_PATH) $(PYTHON) -m pytest --numprocesses auto --cov --cov-report term tests/unit
+	@$(PYTHON) -m pytest --numprocesses auto tests/simulation
+	@$(PYTHON) -m tests.simulation.seeds --seeds 2000 --every-transition
 	@PATH=$(TEST_PATH) $(PYTHON) -m pytest --numprocesses auto --dist worksteal \
 		tests/nbdkit tests/pipeline
 
@@ -51,6 +53,10 @@ lint: $(BUILD)/.setup ## ruff and mypy
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+
+.PHONY: docs
+docs: $(BUILD)/.setup ## the parts of docs/ that are made from the code
+	@$(PYTHON) -m deploy.docs
 
 .PHONY: bench-pipeline
 bench-pipeline: plugin ## the pipeline against a bare TCP-to-pwrite loop

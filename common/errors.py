@@ -94,6 +94,11 @@ class StaleCaptureError(RetryableError):
             "it was made anew, or another device was put below it; beginning anew too"
         )
 
+    @classmethod
+    def of_size(cls, found: int, own: int) -> Self:
+        """The device has another number of sectors than this process knows."""
+        return cls(f"the device has {found} sectors now, and had {own}; beginning anew with that")
+
 
 class RemoteError(BdrError):
     """The peer sent something that the protocol does not allow."""
@@ -101,6 +106,10 @@ class RemoteError(BdrError):
 
 class WireError(RemoteError):
     """Bytes that are no message of this protocol."""
+
+
+class StatusError(RemoteError):
+    """Bytes or a map that are no report or no status of this version."""
 
 
 class InvalidSlotsError(RemoteError):

@@ -22,8 +22,8 @@ from pathlib import Path
 from bdr.common.capture.api import Capture, Role
 from bdr.common.capture.opening import open_capture
 from bdr.common.ring.layout import Mode
-from bdr.common.source.scheduler import Reported
-from bdr.services.cli.reader_client import NoPeerError, OfficeClient, SourcePlace
+from bdr.common.wire.scan import ResyncStatus
+from bdr.services.cli.reader_client import NoPeerError, ReaderClient, SourcePlace
 from deploy.command import SetupError, run, wait_for
 from deploy.demo import SETTLE_TIMEOUT_S, backing_devices, captured, free_port, say, tell
 from deploy.stack import Stack, source_programs, target_programs
@@ -74,7 +74,7 @@ class Writer:
             self.write(4)
 
 
-def wait_consistent(client: OfficeClient, capture: Capture, *, what: str) -> Reported:
+def wait_consistent(client: ReaderClient, capture: Capture, *, what: str) -> ResyncStatus:
     """Waits for the scan, and says how far it is meanwhile."""
     last_s = time.monotonic()
     began_s = last_s
@@ -93,7 +93,7 @@ def wait_consistent(client: OfficeClient, capture: Capture, *, what: str) -> Rep
         time.sleep(0.05)
 
 
-def ask(client: OfficeClient) -> Reported:
+def ask(client: ReaderClient) -> ResyncStatus:
     """How far the scan is; on a busy host a reader takes its time to start and to answer."""
     deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
     while True:
@@ -152,7 +152,7 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
         capture = open_capture(source.ring, Role.OBSERVER)
         running.callback(capture.close)
         place = SourcePlace(VOLUME, source.ring, None, "127.0.0.1", port, str(run_dir))
-        client = OfficeClient(place)
+        client = ReaderClient(place)
         running.callback(client.close)
         report = wait_consistent(client, capture, what="first copy")
         say(
@@ -187,7 +187,7 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
     return found
 
 
-def miss_writes(programs: Stack, capture: Capture, client: OfficeClient, writer: Writer) -> None:
+def miss_writes(programs: Stack, capture: Capture, client: ReaderClient, writer: Writer) -> None:
     """Stops the target until the ring has overflowed and after, and starts it again."""
     say("stopping the target; writes go on until the ring overflows, and after")
     programs.stop(f"{VOLUME}-applier")

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections import deque
 
-import click
 import zmq
 
 from bdr.common.capture.api import Capture, Role
 from bdr.common.capture.opening import open_capture
 from bdr.common.errors import StaleCaptureError
+from bdr.common.host.tables import Source
 from bdr.common.ring.layout import PAYLOAD_BYTES
-from bdr.common.wire import control as wire
+from bdr.common.status.reports import SenderValues
+from bdr.common.wire.batch import BatchHeader, decode_descriptor, encode_batch
 from bdr.services.runtime import log, options, reports, sockets
 from bdr.services.runtime.loop import Loop
 from bdr.services.runtime.reports import Reporter
@@ -69,14 +70,14 @@ class Sender:
     def _on_tick(self, now_s: float) -> None:
         self._reporter.tick(now_s, self._is_connected)
 
-    def _values(self) -> reports.Values:
-        return {
-            "is_connected": self._is_connected,
-            "batches": self._batches,
-            "slots": self._slots,
-            "bytes": self._bytes,
-            **self.loop.links,
-        }
+    def _values(self) -> SenderValues:
+        return SenderValues(
+            is_connected=self._is_connected,
+            batches=self._batches,
+            slots=self._slots,
+            bytes=self._bytes,
+            links=self.loop.links,
+        )
 
     def _connect(self) -> None:
         self._data = sockets.data_sender(self.loop.context)
@@ -105,12 +106,12 @@ class Sender:
                 self.loop.unregister(self._data)
                 self.loop.register(self._descriptors, _nothing)
                 return
-            self._send(wire.decode_descriptor(self._descriptors.recv()))
+            self._send(decode_descriptor(self._descriptors.recv()))
         # Wait for room.
         self.loop.unregister(self._descriptors)
         self.loop.register(self._data, _nothing, zmq.POLLOUT)
 
-    def _send(self, header: wire.BatchHeader) -> None:
+    def _send(self, header: BatchHeader) -> None:
         stream = self._capture.info.stream
         if header.stream != stream:
             # The memory that is mapped here is not what the reader means.
@@ -118,7 +119,7 @@ class Sender:
         first, count = header.first, header.count
         headers = self._capture.header_bytes(first, count)
         payload = self._capture.payload(first, count)
-        top = wire.encode_batch(header, headers, payload)
+        top = encode_batch(header, headers, payload)
         # The views stay unreleased: libzmq reads ring memory until the bytes are out.
         self._data.send_multipart([top, headers, payload], copy=False)
         self._batches += 1
@@ -141,8 +142,7 @@ def _nothing() -> None:
     """The round's `after` does the work."""
 
 
-@click.command()
-@options.source_stage("sender")
+@options.stage("sender", [options.run_dir(), *options.of(Source, "sender")])
 def main(
     volume: str,
     chardev: str,

@@ -2,7 +2,7 @@
 """What the rest of BDR knows of a capture: a ring, a status and a few requests.
 
 The mapping shows the payload twice, back to back, so a run of slots that wraps
-is one piece of memory. See `kern/bdr_uapi.h`.
+is one piece of memory. See `kern/include/bdr_uapi.h`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Protocol
 
+from bdr.common.errors import StaleCaptureError
 from bdr.common.ring.layout import Mode
 
 if TYPE_CHECKING:
@@ -44,6 +45,14 @@ class CaptureInfo:
     regions: int
     underlying: str
     """Path of the device or file that the writes go to."""
+
+    def contradiction(self, status: CaptureStatus) -> StaleCaptureError | None:
+        """What is wrong with a look, if it is at another capture than this."""
+        if status.device_sectors != self.device_sectors:
+            return StaleCaptureError.of_size(status.device_sectors, self.device_sectors)
+        if status.stream != self.stream:
+            return StaleCaptureError.of_stream(status.stream, self.stream)
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@
 A packet out is `struct bdr_request` and its argument, a packet back is
 `struct bdr_reply` and its result. The answer to the first request, OPEN,
 carries two descriptors: the ring's memory, and an eventfd for wake-ups. See
-`kern/bdr_uapi.h`.
+`kern/include/bdr_uapi.h`.
 
 `fileno` is an epoll descriptor over the eventfd and the socket, so a poller
 wakes up when the server ends, too: `drain_wakeup` then raises.

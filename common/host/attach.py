@@ -10,7 +10,6 @@ it opens the device exclusively.
 from __future__ import annotations
 
 import os
-import re
 import stat
 import subprocess
 import time
@@ -20,18 +19,10 @@ from pathlib import Path
 from typing import Protocol
 
 from bdr.common.errors import DeviceError, UsageError
-from bdr.common.ring.layout import (
-    CAPACITY_MAX,
-    CAPACITY_MIN,
-    REGION_SECTORS_DEFAULT,
-    REGION_SECTORS_MAX,
-    REGION_SECTORS_MIN,
-    SLOT_BYTES,
-)
+from bdr.common.host.keys import keys_of
+from bdr.common.host.tables import MAPPED_NAME, Source
+from bdr.common.ring.layout import CAPACITY_MAX, CAPACITY_MIN, SLOT_BYTES
 
-STABLE_MODES = ("copy", "hint")
-DISCARD_MODES = ("zero", "pass")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _NODE_TIMEOUT_S = 10.0
 
 
@@ -47,9 +38,9 @@ class Attachment:
     """The control device will be /dev/CHARDEV."""
     capacity: int
     """Slots: writes of at most 4096 bytes."""
-    region_sectors: int = REGION_SECTORS_DEFAULT
-    stable: str = "copy"
-    discard: str = "zero"
+    region_sectors: int = Source.region_sectors
+    stable: str = Source.stable
+    discard: str = Source.discard
 
     def table(self, device_sectors: int) -> str:
         """The device-mapper table."""
@@ -153,26 +144,19 @@ def attached(host: Host) -> list[tuple[str, str, str, int]]:
 
 
 def _check_arguments(wanted: Attachment) -> None:
-    for what, name in (("device", wanted.name), ("control device", wanted.chardev)):
-        if not _NAME.fullmatch(name):
-            raise UsageError(
-                f"{what} name {name!r}: wanted 1 to 63 of a-z A-Z 0-9 - _ . with a letter or "
-                "digit first"
-            )
-    if not CAPACITY_MIN <= wanted.capacity <= CAPACITY_MAX:
-        raise UsageError(
-            f"buffer of {wanted.capacity} writes: wanted {CAPACITY_MIN} to {CAPACITY_MAX}"
-        )
-    region = wanted.region_sectors
-    if region & (region - 1) or not REGION_SECTORS_MIN <= region <= REGION_SECTORS_MAX:
-        raise UsageError(
-            f"regions of {region} sectors: wanted a power of two from {REGION_SECTORS_MIN} to "
-            f"{REGION_SECTORS_MAX}"
-        )
-    if wanted.stable not in STABLE_MODES:
-        raise UsageError(f"stable {wanted.stable!r}: wanted one of {', '.join(STABLE_MODES)}")
-    if wanted.discard not in DISCARD_MODES:
-        raise UsageError(f"discard {wanted.discard!r}: wanted one of {', '.join(DISCARD_MODES)}")
+    keys = keys_of(Source)
+    for what, kind, value in (
+        ("name", MAPPED_NAME, wanted.name),
+        ("control device", MAPPED_NAME, wanted.chardev),
+        ("buffer in writes", keys["buffer_writes"].kind, wanted.capacity),
+        ("region_sectors", keys["region_sectors"].kind, wanted.region_sectors),
+        ("stable", keys["stable"].kind, wanted.stable),
+        ("discard", keys["discard"].kind, wanted.discard),
+    ):
+        try:
+            kind.check(value)
+        except ValueError:
+            raise UsageError(f"{what}: found {value!r}; wanted {kind.wanted}") from None
 
 
 def _check_module(host: Host) -> None:

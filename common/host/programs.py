@@ -27,21 +27,23 @@ a bug.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bdr.common.errors import PERMANENT_EXIT_CODES
+from bdr.common.host.keys import keys_of
+from bdr.common.host.tables import Host, Source, Volume
 
 if TYPE_CHECKING:
-    from bdr.common.host.config import Config, Host, Source, Target
+    from bdr.common.host.config import Config
 
 PRIORITIES = {"applier": 100, "reader": 200, "sender": 300, "scanner": 400, "monitor": 500}
 """Lower ones start first and stop last."""
 
-SCALABLE_STAGES = ("sender", "scanner")
-"""May have several processes; every other stage has exactly one."""
+SCALABLE_STAGES = {"sender": "senders", "scanner": "scanners"}
+"""Stages that may have several processes, and the key that says how many; every other stage
+has exactly one."""
 
 STOP_WAIT_S = 15
 """After SIGTERM and so long comes SIGKILL."""
@@ -144,75 +146,39 @@ def from_config(
         programs_dir: the include directory, from which monitors learn what ought to run.
         counts: (volume, stage) to a number that replaces the configured one.
     """
-    found: list[Program] = []
-    for name, volume in config.volume.items():
-        common = _Common(config.host, name, config.run_dir_of(name), python, programs_dir)
-        if volume.role == "source":
-            senders = counts.get((name, "sender"), volume.senders)
-            scanners = counts.get((name, "scanner"), volume.scanners)
-            found += _source_programs(common, volume, senders, scanners)
-        else:
-            found += _target_programs(common, volume)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Common:
-    host: Host
-    volume: str
-    run_dir: str
-    python: str
-    programs_dir: str
-
-    def program(self, stage: str, *words: object, instance: int = 1) -> Program:
-        """One that runs services.STAGE; words are option names and values in turn."""
-        level = {"debug": ["--debug"], "warning": ["--noprint"]}.get(self.host.log_level, [])
-        command = [self.python, "-m", f"bdr.services.{stage}", "--volume", self.volume]
-        command += ["--run-dir", self.run_dir, *map(str, words), *level]
-        return Program(
-            self.volume, stage, instance, command, {"BDR_LOG_FORMAT": self.host.log_format}
-        )
-
-    def monitor(self, volume: Source | Target, *words: object) -> Program:
-        """The monitor of either side."""
-        options: list[object] = ["--role", volume.role, "--programs-dir", self.programs_dir]
-        options += ["--rpo-seconds", f"{volume.rpo_seconds:g}"]
-        if volume.metrics_port is not None:
-            options += ["--metrics-address", volume.metrics_address]
-            options += ["--metrics-port", volume.metrics_port]
-        command = volume.on_event or self.host.on_event
-        if command:
-            options += ["--on-event", shlex.join(command)]
-        return self.program("monitor", *options, *words)
-
-
-def _source_programs(common: _Common, volume: Source, senders: int, scanners: int) -> list[Program]:
-    target = ["--chardev", volume.chardev, "--address", volume.address, "--port", volume.port]
-    clean = ["--assume-clean"] if volume.assume_clean else []
-    rate = ["--scan-rate", volume.scan_rate] if volume.scan_rate is not None else []
-    below = ["--underdev", volume.underdev] if volume.underdev is not None else []
     return [
-        common.program("reader", *target, *clean, *rate),
-        *(common.program("sender", *target, instance=at + 1) for at in range(senders)),
-        *(common.program("scanner", *target, *below, instance=at + 1) for at in range(scanners)),
-        common.monitor(volume, "--chardev", volume.chardev),
+        _program(config, name, stage, instance, python=python, programs_dir=programs_dir)
+        for name, volume in config.volume.items()
+        for stage, count in stages_of(volume).items()
+        for instance in range(1, 1 + counts.get((name, stage), count))
     ]
 
 
-def state_path(host: Host, name: str, volume: Target) -> str:
-    """The file that remembers a replica's place."""
-    return volume.state or f"{host.state_dir}/{name}.state"
+def stages_of(volume: Volume) -> dict[str, int]:
+    """How many processes of each stage its configuration asks for."""
+    if isinstance(volume, Source):
+        return {"reader": 1, "sender": volume.senders, "scanner": volume.scanners, "monitor": 1}
+    return {"applier": 1, "monitor": 1}
 
 
-def _target_programs(common: _Common, volume: Target) -> list[Program]:
-    state = state_path(common.host, common.volume, volume)
-    options: list[object] = ["--target", volume.target, "--state", state]
-    options += ["--address", volume.address, "--port", volume.port]
-    if volume.journal is not None:
-        options += ["--journal", volume.journal]
-    if volume.journal_size is not None:
-        options += ["--journal-size", volume.journal_size]
-    return [common.program("applier", *options), common.monitor(volume)]
+def _program(
+    config: Config, name: str, stage: str, instance: int, *, python: str, programs_dir: str
+) -> Program:
+    volume = config.in_force(name)
+    words = [python, "-m", f"bdr.services.{stage}", "--volume", name]
+    words += ["--run-dir", config.run_dir_of(name)]
+    for key in keys_of(type(volume)).values():
+        if stage in key.takers:
+            words += key.words(getattr(volume, key.name))
+    if stage == "monitor":
+        words += ["--programs-dir", programs_dir]
+    words += {"debug": ["--debug"], "warning": ["--noprint"]}.get(config.host.log_level, [])
+    environment = {
+        key.variable: key.kind.to_text(getattr(config.host, key.name))
+        for key in keys_of(Host).values()
+        if key.variable is not None
+    }
+    return Program(name, stage, instance, words, environment)
 
 
 def files(programs: Iterable[Program], *, log_dir: str | None) -> dict[str, str]:

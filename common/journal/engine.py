@@ -43,9 +43,9 @@ from bdr.common.journal.recovery import (
 )
 from bdr.common.ring.layout import HEADER_BYTES
 from bdr.common.target.extents import Extents
-from bdr.common.target.job import Apply
+from bdr.common.target.job import Job
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.wire.control import Buffer
+from bdr.common.wire.codec import Buffer
 
 KEPT_BYTES_MAX = 32 << 20
 """Most log kept in memory for the device."""
@@ -185,7 +185,7 @@ class JournalEngine:
         self._head = start
         self._durable = start
         self._unsynced_bytes = 0
-        self._kept: deque[tuple[Cursor, Cursor, Apply]] = deque()
+        self._kept: deque[tuple[Cursor, Cursor, Job]] = deque()
         self._kept_bytes_in = 0
         # Written by the device's thread.
         self._superblock = superblock
@@ -242,7 +242,7 @@ class JournalEngine:
         skip = journal_format.skip_bytes(self._head.position, slots, self._log_bytes)
         return self.used_bytes + skip + journal_format.entry_bytes(slots) <= self._log_bytes
 
-    def append(self, job: Apply) -> None:
+    def append(self, job: Job) -> None:
         """Writes a job's entry; it counts after `commit`.
 
         Raises:

@@ -41,7 +41,9 @@ import xxhash
 
 from bdr.common.ring.layout import HEADER_BYTES, PAYLOAD_BYTES
 from bdr.common.target.record import NO_JOURNAL, NO_STREAM, ReplicaRecord
-from bdr.common.wire.control import BATCH_SLOTS_MAX, NAME_BYTES_MAX, Buffer, Condition
+from bdr.common.wire.batch import BATCH_SLOTS_MAX
+from bdr.common.wire.codec import NAME_BYTES_MAX, Buffer
+from bdr.common.wire.condition import Condition
 
 VERSION = 1
 SUPERBLOCK_MAGIC = b"BDRJRNL\0"

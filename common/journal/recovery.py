@@ -46,7 +46,7 @@ from bdr.common.journal.format import (
 from bdr.common.ring.layout import HEADER_BYTES
 from bdr.common.target.extents import Extents, plan
 from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
-from bdr.common.wire.control import BATCH_SLOTS_MAX
+from bdr.common.wire.batch import BATCH_SLOTS_MAX
 
 Read = Callable[[int, int], bytes]
 """(offset, length) -> bytes, fewer at the end of the file."""

@@ -4,7 +4,7 @@
 A slot is one write of at most 4096 bytes: a header of 8 bytes and a payload of
 4096. Slots are numbered from 0, never reused, and live at index `number mod
 capacity`. A slot is published when its header bears the phase (the parity) of
-its lap. See `kern/bdr_ring.h`, which this file mirrors; a test compiles the
+its lap. See `kern/include/bdr_ring.h`, which this file mirrors; a test compiles the
 header and compares every constant.
 
 Nothing here loops over slots in Python.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Digests of a piece and of its blocks, and which of them differ.
+"""Digests of a chunk and of its blocks, and which of them differ.
 
-Two digests of a piece that are equal end it; else it is compared by blocks of 4 KiB.
+Two digests of a chunk that are equal end it; else it is compared by blocks of 4 KiB.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import numpy as np
 import xxhash
 
 from bdr.common.ring.layout import PAYLOAD_BYTES, SLOT_SECTORS
-from bdr.common.scan.plan import Flags, Piece
-from bdr.common.wire.control import DIGEST_BYTES, Buffer
+from bdr.common.scan.plan import Chunk, Flags
+from bdr.common.wire.codec import DIGEST_BYTES, Buffer
 
 BLOCK_SECTORS = SLOT_SECTORS
 
 
 def digest(data: Buffer) -> bytes:
-    """Of a whole piece."""
+    """Of a whole chunk."""
     return xxhash.xxh3_128_digest(data)
 
 
@@ -37,8 +37,24 @@ def differing(one: Buffer, other: Buffer) -> Flags:
     return np.asarray((mine != theirs).any(axis=1))
 
 
-def digests_wanted(pieces: Sequence[Piece], block_sectors: int) -> int:
-    """How many digests a request for these pieces asks for."""
+def split(chunks: Sequence[Chunk], limit: int) -> list[int]:
+    """Cuts chunks into requests for the digests of their blocks, of at most `limit` digests each.
+
+    Returns:
+        Where each request begins, and where the last one ends.
+    """
+    cuts, digests = [0], 0
+    for at, chunk in enumerate(chunks):
+        wanted = digests_wanted([chunk], BLOCK_SECTORS)
+        if digests + wanted > limit and at > cuts[-1]:
+            cuts.append(at)
+            digests = 0
+        digests += wanted
+    return [*cuts, len(chunks)]
+
+
+def digests_wanted(chunks: Sequence[Chunk], block_sectors: int) -> int:
+    """How many digests a request for these chunks asks for."""
     if not block_sectors:
-        return len(pieces)
-    return sum(-(-sectors // block_sectors) for _, sectors in pieces)
+        return len(chunks)
+    return sum(-(-sectors // block_sectors) for _, sectors in chunks)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Which ranges a scan compares. No I/O, no clock here.
 
-A scan works on **pieces**: runs of dirty regions, cut at every `PIECE_SECTORS`, so a
-piece lies within one aligned MiB.
+A scan works on **chunks**: runs of dirty regions, cut at every `CHUNK_SECTORS`, so a
+chunk lies within one aligned MiB.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-PIECE_SECTORS = 2048
+CHUNK_SECTORS = 2048
 """1 MiB."""
 
 Flags = NDArray[np.bool_]
-Piece = tuple[int, int]
+Chunk = tuple[int, int]
 """First sector, number of sectors."""
 
 
-def plan_pieces(
+def plan_chunks(
     dirty: Flags, *, first_region: int, region_sectors: int, device_sectors: int
-) -> list[Piece]:
-    """The pieces that cover the dirty regions, in order.
+) -> list[Chunk]:
+    """The chunks that cover the dirty regions, in order.
 
     Args:
         dirty: one flag a region, from `first_region` on.
@@ -33,21 +33,21 @@ def plan_pieces(
     """
     padded = np.concatenate(([False], dirty, [False]))
     edges = np.flatnonzero(padded[1:] != padded[:-1])
-    pieces: list[Piece] = []
+    chunks: list[Chunk] = []
     for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
         sector = (first_region + begin) * region_sectors
         stop = min((first_region + end) * region_sectors, device_sectors)
         while sector < stop:
-            cut = min(stop, (sector // PIECE_SECTORS + 1) * PIECE_SECTORS)
-            pieces.append((sector, cut - sector))
+            cut = min(stop, (sector // CHUNK_SECTORS + 1) * CHUNK_SECTORS)
+            chunks.append((sector, cut - sector))
             sector = cut
-    return pieces
+    return chunks
 
 
-def joined(pieces: Sequence[Piece]) -> list[Piece]:
+def joined(chunks: Sequence[Chunk]) -> list[Chunk]:
     """Neighbours as one, in ascending order."""
-    found: list[Piece] = []
-    for sector, sectors in sorted(pieces):
+    found: list[Chunk] = []
+    for sector, sectors in sorted(chunks):
         if found and sum(found[-1]) == sector:
             found[-1] = (found[-1][0], found[-1][1] + sectors)
         else:

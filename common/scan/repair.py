@@ -17,7 +17,8 @@ from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES, SLOT_SECTORS, Op
 from bdr.common.ring.slots import Headers, encode
 from bdr.common.scan.digests import BLOCK_SECTORS
 from bdr.common.scan.plan import Flags
-from bdr.common.wire.control import BATCH_SLOTS_MAX, Buffer
+from bdr.common.wire.batch import BATCH_SLOTS_MAX
+from bdr.common.wire.codec import Buffer
 
 BATCH_BLOCKS_MAX = 256
 """So many blocks fit a batch whatever is left out: at most every other sector of each."""
@@ -27,7 +28,7 @@ assert BATCH_BLOCKS_MAX * SLOT_SECTORS // 2 <= BATCH_SLOTS_MAX
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What a scan knows of a piece that differs."""
+    """What a scan knows of a chunk that differs."""
 
     sector: int
     data: Buffer
@@ -41,9 +42,9 @@ class Repair:
 def group_blocks(
     chosen: Sequence[tuple[int, Flags]], limit: int = BATCH_BLOCKS_MAX
 ) -> list[list[tuple[int, Flags]]]:
-    """Cuts pieces and their chosen blocks into groups of at most `limit` blocks.
+    """Cuts chunks and their chosen blocks into groups of at most `limit` blocks.
 
-    A piece may go to two groups, so all but the last group are full.
+    A chunk may go to two groups, so all but the last group are full.
     """
     groups: list[list[tuple[int, Flags]]] = []
     room = 0
@@ -126,6 +127,6 @@ def _add_part(
         if end > at:
             first = np.array([repair.sector + at], np.uint64)
             headers.append(encode(op=Op.WRITE, sector=first, sectors=end - at))
-            piece = bytes(memoryview(repair.data)[at * SECTOR_BYTES : end * SECTOR_BYTES])
-            payloads.append(piece.ljust(PAYLOAD_BYTES, b"\0"))
+            chunk = bytes(memoryview(repair.data)[at * SECTOR_BYTES : end * SECTOR_BYTES])
+            payloads.append(chunk.ljust(PAYLOAD_BYTES, b"\0"))
         at = end + 1

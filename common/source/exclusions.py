@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which sectors of some pieces live batches have covered since. No I/O here.
+"""Which sectors of some chunks live batches have covered since. No I/O here.
 
 Costs a few numpy operations a batch, none a write, and nothing while nobody asks.
 """
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from bdr.common.ring.layout import PAYLOAD_BYTES, SLOT_SECTORS, Op
 from bdr.common.ring.slots import Headers, decode
-from bdr.common.scan.plan import Flags, Piece
-from bdr.common.wire.control import Buffer
+from bdr.common.scan.plan import Chunk, Flags, pack_bits
+from bdr.common.wire.codec import Buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,16 @@ class Covered:
     sector: NDArray[np.uint64]
     sectors: NDArray[np.uint64]
     """1 to 8 of each."""
-    ranges: list[Piece]
+    ranges: list[Chunk]
     """Discards and zeroes, of any length."""
 
     @classmethod
     def of(cls, headers: Headers, payload: Buffer) -> Covered:
         """Reads a batch; of its payload only the lengths of discards and zeroes."""
         columns = decode(headers)
-        # A failed write is a NOP that still bears its place.
-        is_short = (columns.op == Op.WRITE) | (columns.op == Op.NOP)
+        # A NOP brings nothing: what a failed write may have left is in regions that it has
+        # marked, and of a failed flush its place says nothing at all.
+        is_short = columns.op == Op.WRITE
         view = memoryview(payload)
         ranges = []
         for slot in np.flatnonzero(
@@ -45,19 +46,23 @@ class Covered:
 
 
 class Exclusions:
-    """For pieces that do not overlap, in ascending order.
+    """For chunks that do not overlap, in ascending order.
 
     Attributes:
-        flags: one for each sector of the pieces, one piece behind the other.
+        flags: one for each sector of the chunks, one chunk behind the other.
     """
 
-    def __init__(self, pieces: Sequence[Piece]) -> None:
-        table = np.array(pieces, np.uint64).reshape(-1, 2)
+    def __init__(self, chunks: Sequence[Chunk]) -> None:
+        table = np.array(chunks, np.uint64).reshape(-1, 2)
         self._begin = table[:, 0]
         self._end = table[:, 0] + table[:, 1]
         ends = np.cumsum(table[:, 1], dtype=np.uint64)
         self._offset = ends - table[:, 1]
         self.flags: Flags = np.zeros(int(ends[-1]) if len(ends) else 0, np.bool_)
+
+    def bits(self) -> bytes:
+        """The flags as a message has them: none if none is set."""
+        return pack_bits(self.flags) if self.flags.any() else b""
 
     def note(self, covered: Covered) -> None:
         """Sets the flags of what a batch covers."""

@@ -11,7 +11,7 @@ import stat
 
 from bdr.common.errors import StateError
 from bdr.common.storage.locking import lock_alone, sync_directory
-from bdr.common.wire.control import Buffer
+from bdr.common.wire.codec import Buffer
 
 
 class JournalFile:

@@ -20,7 +20,7 @@ from bdr.common.errors import DeviceError
 from bdr.common.ring.layout import SECTOR_BYTES, Op
 from bdr.common.storage.locking import lock_alone
 from bdr.common.target.extents import Extents
-from bdr.common.wire.control import Buffer
+from bdr.common.wire.codec import Buffer
 
 _KEEP_SIZE = 0x01
 _PUNCH_HOLE = 0x02

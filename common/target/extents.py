@@ -15,7 +15,7 @@ import numpy as np
 from bdr.common.errors import InvalidSlotsError
 from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES, SLOT_SECTORS, Op
 from bdr.common.ring.slots import decode
-from bdr.common.wire.control import Buffer
+from bdr.common.wire.codec import Buffer
 
 _LAST_OP = np.uint64(max(Op))
 

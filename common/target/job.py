@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 from bdr.common.target.extents import Extents
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.wire.control import Buffer
+from bdr.common.wire.codec import Buffer
 
 
 @dataclass(frozen=True, slots=True)
-class Apply:
-    """Apply `extents` of `payload`, behind all earlier jobs; then make it durable.
+class Job:
+    """Apply `extents` of `payload`, after all earlier jobs; then make it durable.
 
     `record` is what must be remembered once the job is durable. `headers` are the
     slots' headers that the extents were planned from, for a journal to keep.
     """
 
-    job: int
+    number: int
+    """1, 2, 3 ... within an applier process."""
     extents: Extents
     headers: Buffer
     payload: Buffer

@@ -19,7 +19,8 @@ import msgpack
 import xxhash
 
 from bdr.common.errors import StateError
-from bdr.common.wire.control import NAME_BYTES_MAX, STREAM_BYTES, Condition
+from bdr.common.wire.codec import NAME_BYTES_MAX, STREAM_BYTES
+from bdr.common.wire.condition import Condition
 
 MAGIC = b"BDRREC01"
 COPY_BYTES = 4096
@@ -70,6 +71,25 @@ class ReplicaRecord:
         if self.condition is Condition.CONSISTENT and not self.clean:
             return replace(self, condition=Condition.CATCHING_UP, since_s=0)
         return self
+
+
+def demoted(record: ReplicaRecord, *, stream: bytes, utc_s: int) -> ReplicaRecord:
+    """The record of a device that becomes a replica again: all of it is to be compared.
+
+    Args:
+        stream: one that no source has, so that none may go on where it was.
+        utc_s: now, seconds since 1970.
+    """
+    return replace(
+        record,
+        journal=NO_JOURNAL,
+        stream=stream,
+        slot=0,
+        condition=Condition.INCONSISTENT,
+        clean=True,
+        since_s=utc_s,
+        promoted_s=0,
+    )
 
 
 def encode_copy(record: ReplicaRecord, generation: int) -> bytes:

@@ -8,17 +8,13 @@ import sys
 import click
 
 from bdr.common.errors import BdrError, UsageError
-from bdr.common.host.attach import (
-    DISCARD_MODES,
-    STABLE_MODES,
-    Attachment,
-    LinuxHost,
-    writes_of_bytes,
-)
+from bdr.common.host.attach import Attachment, LinuxHost, writes_of_bytes
 from bdr.common.host.attach import attach as attach_device
 from bdr.common.host.attach import detach as detach_device
-from bdr.common.host.config import parse_size
-from bdr.common.ring.layout import REGION_SECTORS_DEFAULT, SLOT_BYTES
+from bdr.common.host.sizes import parse_size
+from bdr.common.host.tables import Source
+from bdr.common.ring.layout import SLOT_BYTES
+from bdr.services.runtime import options
 
 
 def _buffer_writes(text: str) -> int:
@@ -28,30 +24,24 @@ def _buffer_writes(text: str) -> int:
         raise UsageError(f"buffer {text!r}: wanted bytes, or a number with K, M or G") from error
 
 
-@click.command()
-@click.argument("device")
-@click.option("--name", required=True, help="The new device will be /dev/mapper/NAME.")
-@click.option("--chardev", help="The control device will be /dev/CHARDEV.  [default: bdr-NAME]")
-@click.option(
-    "--buffer",
-    default="64M",
-    show_default=True,
-    help=f"Size of the ring in bytes, K, M or G; a write takes {SLOT_BYTES} bytes.",
-)
-@click.option(
-    "--region-sectors",
-    type=int,
-    default=REGION_SECTORS_DEFAULT,
-    show_default=True,
-    help="Sectors that one bit of the dirty bitmap stands for.",
-)
-@click.option("--stable", type=click.Choice(STABLE_MODES), default="copy", show_default=True)
-@click.option(
-    "--discard",
-    type=click.Choice(DISCARD_MODES),
-    default="zero",
-    show_default=True,
-    help="zero: discards go down as write-zeroes; pass: as they are.",
+@options.command(
+    [
+        click.Argument(["device"]),
+        click.Option(["--name"], required=True, help="The new device will be /dev/mapper/NAME."),
+        click.Option(
+            ["--chardev"],
+            show_default="bdr-NAME",
+            help="The control device will be /dev/CHARDEV.",
+        ),
+        click.Option(
+            ["--buffer"],
+            default="64M",
+            show_default=True,
+            metavar="SIZE",
+            help=f"Size of the ring in bytes, K, M or G; a write takes {SLOT_BYTES} bytes.",
+        ),
+        *options.of(Source, "attach"),
+    ]
 )
 def attach(
     device: str,

@@ -15,12 +15,11 @@ import click
 from bdr.common.errors import BdrError
 from bdr.common.host import config
 from bdr.common.host.attach import Attachment, Host, LinuxHost, attach, attached, detach
-from bdr.common.host.config import Source
+from bdr.common.host.tables import Source
 from bdr.services.cli import options as cli_options
 
 
-@click.command()
-@cli_options.config_path
+@click.command(params=[cli_options.config_path()])
 def attach_all(config_path: str) -> None:
     """Attaches every source of bdr.toml that has a `mapper`.
 
@@ -30,8 +29,7 @@ def attach_all(config_path: str) -> None:
     _each(config_path, _attach)
 
 
-@click.command()
-@cli_options.config_path
+@click.command(params=[cli_options.config_path()])
 @click.option("--force", is_flag=True, help="Also with writes that the replica does not have.")
 def detach_all(config_path: str, force: bool) -> None:
     """Detaches every source of bdr.toml that has a `mapper`; unmount first."""

@@ -8,7 +8,7 @@ import os
 import click
 
 from bdr.common.host import config
-from bdr.common.host.config import Source
+from bdr.common.host.tables import Source
 from bdr.services.cli import options as cli_options
 
 
@@ -17,8 +17,7 @@ def main() -> None:
     """Check or show the configuration."""
 
 
-@main.command()
-@cli_options.config_path
+@main.command(params=[cli_options.config_path()])
 def check(config_path: str) -> None:
     """Checks bdr.toml, and whether the devices that it names are there.
 
@@ -40,9 +39,7 @@ def check(config_path: str) -> None:
     )
 
 
-@main.command()
-@cli_options.config_path
-@click.argument("volume", required=False, shell_complete=cli_options.complete_volume)
+@main.command(params=[cli_options.config_path(), cli_options.volume(is_needed=False)])
 def show(config_path: str, volume: str | None) -> None:
     """Prints every value in force, defaults included, of VOLUME or of everything."""
     found = config.load(config_path)

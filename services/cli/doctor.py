@@ -23,7 +23,8 @@ import click
 
 from bdr.common.errors import BdrError
 from bdr.common.host import config
-from bdr.common.host.config import Config, Source, Target
+from bdr.common.host.config import Config
+from bdr.common.host.tables import Source, Target
 from bdr.services.cli import options as cli_options
 
 KERNEL_MIN = (6, 8)
@@ -133,10 +134,10 @@ def _limits() -> Iterator[Finding]:
     yield Finding("open files", many, f"at most {hard}",
                   f"LimitNOFILE={FILES_MIN} in the unit, or ulimit -n {FILES_MIN}")  # fmt: skip
     low, _, high = _read("/proc/sys/net/ipv4/ip_local_port_range").partition("\t")
-    good = not low.isdigit() or int(low) > config.DEFAULT_PORT + 1
+    good = not low.isdigit() or int(low) > Target.port + 1
     yield Finding(
         "local ports", good, f"{low} to {high}",
-        f"sysctl net.ipv4.ip_local_port_range='32768 60999': port {config.DEFAULT_PORT} may be "
+        f"sysctl net.ipv4.ip_local_port_range='32768 60999': port {Target.port} may be "
         "taken by chance",
         must=False,
     )  # fmt: skip
@@ -217,8 +218,7 @@ def _read(path: str) -> str:
         return ""
 
 
-@click.command()
-@cli_options.config_path
+@click.command(params=[cli_options.config_path()])
 def main(config_path: str) -> None:
     """Looks at this host: what is missing, and the command that mends it.
 

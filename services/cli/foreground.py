@@ -19,29 +19,28 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import click
 
 from bdr.common.capture.api import Role
 from bdr.common.capture.opening import open_capture
-from bdr.common.errors import BdrError, DeviceError, UsageError
-from bdr.common.host import config
-from bdr.common.host.config import Config, Source, Target
+from bdr.common.errors import BdrError, DeviceError
+from bdr.common.host import conflicts
+from bdr.common.host.config import Config, as_toml
+from bdr.common.host.keys import ConfigError, keys_of
 from bdr.common.host.programs import APPLIER_STOP_WAIT_S, STOP_WAIT_S, from_config
+from bdr.common.host.tables import VOLUME, Host, Source, Target
 from bdr.services.cli import options as cli_options
-from bdr.services.runtime import log, options
+from bdr.services.runtime import options
 from bdr.services.runtime.process import end_with_parent
 from bdr.services.supervise.files import make_directory
 from bdr.services.supervise.supervisord import Supervision
 
 POLL_S = 0.5
 _DOWN = ("EXITED", "FATAL", "UNKNOWN")
-
-_Command = Callable[..., Any]
 
 
 class StageEndedError(BdrError):
@@ -54,73 +53,24 @@ class StageEndedError(BdrError):
         self.exit_code = code or 1
 
 
-def _shared(command: _Command) -> _Command:
-    options = [
-        click.option(
-            "--volume",
-            default="bdr",
-            show_default=True,
-            help="Name of the volume; source and target must use the same one.",
-        ),
-        click.option(
-            "--rpo-seconds",
-            type=float,
-            default=60.0,
-            show_default=True,
-            help="The replica may be so far behind before it counts as behind.",
-        ),
-        click.option("--metrics-address", default="127.0.0.1", show_default=True, help="Its host."),
-        click.option("--metrics-port", type=int, help="Serve Prometheus' /metrics here."),
-        click.option("--on-event", help="Command to run on events, quoted as for a shell."),
-        click.option(
-            "--run-dir",
+def _options(side: str, *own: click.Option) -> list[click.Option]:
+    """Those of a side, and those of both."""
+    return [
+        *own,
+        options.KeyOption(VOLUME._replace(default=cli_options.SIDE_VOLUME)),
+        click.Option(
+            ["--run-dir"],
             type=click.Path(file_okay=False),
             help="Run directory, for `bdr status --run-dir` and the like; a private one by "
             "default. Removed at the end.",
         ),
-        click.option(
-            "--log-format",
-            type=click.Choice([form.value for form in log.Format]),
-            default="text",
-            show_default=True,
-            help="Form of a log line.",
-        ),
-        click.option("--verbose", is_flag=True, help="Log what happens; the default."),
-        click.option("--debug", is_flag=True, help="Log everything."),
-        click.option("--noprint", is_flag=True, help="Log warnings and errors only."),
+        *options.of(Host, side),
+        *options.verbosity(),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
-@click.command()
-@click.option("--address", required=True, help="The target host's name or address.")
-@click.option(
-    "--port",
-    type=int,
-    default=config.DEFAULT_PORT,
-    show_default=True,
-    help="The target's port for batches; the one above it is for control.",
-)
-@click.option(
-    "--chardev",
-    required=True,
-    help="Control device of the `bdr` target, or ring= socket of the nbdkit plugin.",
-)
-@click.option("--underdev", help="The device below; checked against what the capture says.")
-@click.option("--senders", type=int, default=1, show_default=True, help="Connections in parallel.")
-@options.assume_clean
-@_shared
-def client(
-    address: str,
-    port: int,
-    chardev: str,
-    underdev: str | None,
-    senders: int,
-    assume_clean: bool,
-    **shared: Any,
-) -> None:
+@options.command(_options("client", *options.of(Source, "client")))
+def client(**given: Any) -> None:
     """Run a source: ship the writes of a captured device to a target.
 
     \b
@@ -130,53 +80,14 @@ def client(
     Runs in the foreground until Ctrl-C or SIGTERM. The target comes first: see
     `bdr server --help`.
     """
-    tree = {
-        "role": "source",
-        "address": address,
-        "port": port,
-        "chardev": os.path.abspath(chardev),
-        "underdev": os.path.abspath(underdev) if underdev else None,
-        "senders": senders,
-        "assume_clean": assume_clean,
-    }
-    found = _config(tree, shared, state_dir=None)
-    _check_source(found)
-    _run(found, shared["run_dir"])
+    volume = Source(role="source", **_taken(Source, given))
+    found = _config(volume, given)
+    _check_source(volume)
+    _run(found, given["run_dir"])
 
 
-@click.command()
-@click.option("--address", default="*", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port",
-    type=int,
-    default=config.DEFAULT_PORT,
-    show_default=True,
-    help="Port for batches; the one above it is for control.",
-)
-@click.option("--target", required=True, help="The backup device, or a file of its size.")
-@click.option("--journal", help='The journal\'s file or device, or "none". Default: a file '
-              "beside the state.")  # fmt: skip
-@click.option("--journal-size", help="Its size, such as 1GiB.")
-@click.option(
-    "--state", help="File that remembers the replica's place. Default: STATE_DIR/VOLUME.state."
-)
-@click.option(
-    "--state-dir",
-    default="/var/lib/bdr",
-    show_default=True,
-    help="Where state and journal are by default; outlives this command.",
-)
-@_shared
-def server(
-    address: str,
-    port: int,
-    target: str,
-    journal: str | None,
-    journal_size: str | None,
-    state: str | None,
-    state_dir: str,
-    **shared: Any,
-) -> None:
+@options.command(_options("server", *options.of(Target, "server")))
+def server(**given: Any) -> None:
     """Run a target: keep a device equal to its source.
 
     \b
@@ -185,41 +96,39 @@ def server(
     Runs in the foreground until Ctrl-C or SIGTERM. Its state and journal stay: a
     source that comes back goes on where it was.
     """
-    tree = {
-        "role": "target",
-        "address": address,
-        "port": port,
-        "target": os.path.abspath(target),
-        "journal": os.path.abspath(journal) if journal not in (None, config.NO_JOURNAL) else
-        journal,
-        "journal_size": journal_size,
-        "state": os.path.abspath(state) if state else None,
-    }  # fmt: skip
-    found = _config(tree, shared, state_dir=os.path.abspath(state_dir))
-    (volume,) = found.volume.values()
-    assert isinstance(volume, Target)
+    volume = Target(role="target", **_taken(Target, given))
+    found = _config(volume, given)
     if volume.state is None:
         make_directory(Path(found.host.state_dir), mode=0o700)
-    _run(found, shared["run_dir"])
+    _run(found, given["run_dir"])
 
 
-def _config(tree: dict[str, Any], shared: dict[str, Any], *, state_dir: str | None) -> Config:
-    level = "debug" if shared["debug"] else "warning" if shared["noprint"] else "info"
-    tree |= {key: shared[key] for key in ("rpo_seconds", "metrics_address", "metrics_port")}
-    try:
-        tree["on_event"] = shlex.split(shared["on_event"]) if shared["on_event"] else None
-    except ValueError as error:
-        raise UsageError(
-            f"--on-event: found {shared['on_event']!r}: {str(error).lower()}; wanted a command, "
-            "quoted as for a shell"
-        ) from error
-    host: dict[str, Any] = {"log_format": shared["log_format"], "log_level": level}
-    host["run_dir"] = os.path.abspath(shared["run_dir"]) if shared["run_dir"] else _private_dir()
-    if state_dir is not None:
-        host["state_dir"] = state_dir
-    return config.check_volume(
-        shared["volume"], {key: value for key, value in tree.items() if value is not None}, host
+def _taken(table: type, given: dict[str, Any]) -> dict[str, Any]:
+    """What of the options belongs to a table."""
+    return {name: given[name] for name in keys_of(table) if name in given}
+
+
+def _config(volume: Source | Target, given: dict[str, Any]) -> Config:
+    name, run_dir = given["volume"], given["run_dir"]
+    level: Literal["debug", "info", "warning"] = (
+        "debug" if given["debug"] else "warning" if given["noprint"] else "info"
     )
+    host = Host(
+        run_dir=os.path.abspath(run_dir) if run_dir else _private_dir(),
+        state_dir=given.get("state_dir", Host.state_dir),
+        log_format=given["log_format"],
+        log_level=level,
+    )
+    problems = conflicts.problems(host, {name: volume})
+    if problems:
+        # Tables and keys are options here.
+        raise ConfigError(
+            [
+                problem.replace(f"volume.{name}.", "--").replace("host.run_dir", "--run-dir")
+                for problem in problems
+            ]
+        )
+    return Config(host, {name: volume})
 
 
 def _private_dir() -> str:
@@ -227,10 +136,8 @@ def _private_dir() -> str:
     return tempfile.mktemp(prefix="bdr-", dir=parent)  # made below, with mode 0700
 
 
-def _check_source(found: Config) -> None:
+def _check_source(volume: Source) -> None:
     """Says at once what the processes would find later."""
-    (volume,) = found.volume.values()
-    assert isinstance(volume, Source)
     capture = open_capture(volume.chardev, Role.OBSERVER)
     try:
         below = capture.info.underlying
@@ -272,7 +179,7 @@ def _run(found: Config, run_dir: str | None) -> None:
     try:
         os.makedirs(supervision.run_dir, mode=0o700)
     except OSError as error:
-        raise config.ConfigError(
+        raise ConfigError(
             [
                 f"run directory {supervision.run_dir}: {error.strerror}; wanted one that does not "
                 "exist yet, and that this user can make"
@@ -296,8 +203,8 @@ def _run(found: Config, run_dir: str | None) -> None:
 
 def _write_side(found: Config, run_dir: Path) -> None:
     """Leaves what this side is for commands that get `--run-dir`."""
-    tables = [config.as_toml("host", found.host)]
-    tables += [config.as_toml(f"volume.{name}", volume) for name, volume in found.volume.items()]
+    tables = [as_toml("host", found.host)]
+    tables += [as_toml(f"volume.{name}", volume) for name, volume in found.volume.items()]
     (run_dir / cli_options.SIDE_FILE).write_text("\n".join(tables))
 
 

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -15,23 +13,40 @@ from bdr.common.errors import BdrError, UsageError
 from bdr.common.host import config
 from bdr.common.host.config import Config
 
+SIDE_VOLUME = "bdr"
+"""Name of the volume of a `bdr client` or `bdr server` that is not told one."""
 SIDE_FILE = "side.toml"
 """In the run directory of a `bdr client` or `bdr server`: its options, as a configuration."""
 
-_Command = Callable[..., Any]
 
-
-def config_path(command: _Command) -> _Command:
+def config_path() -> click.Option:
     """--config."""
-    return click.option(
-        "--config",
-        "config_path",
+    return click.Option(
+        ["--config", "config_path"],
         envvar="BDR_CONFIG",
         default=config.DEFAULT_PATH,
         show_default=True,
         type=click.Path(),
         help="The configuration file; also in $BDR_CONFIG.",
-    )(command)
+    )
+
+
+def volume(*, is_needed: bool = True) -> click.Argument:
+    """VOLUME."""
+    return click.Argument(["volume"], required=is_needed, shell_complete=complete_volume)
+
+
+def of_place() -> list[click.Parameter]:
+    """--config, --run-dir and VOLUME: those that are meant, or all."""
+    return [
+        config_path(),
+        click.Option(
+            ["--run-dir"],
+            type=click.Path(file_okay=False),
+            help="Instead of bdr.toml: the run directory of a `bdr client` or `bdr server`.",
+        ),
+        volume(is_needed=False),
+    ]
 
 
 def load(config_path: str) -> Config:

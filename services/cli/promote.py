@@ -17,23 +17,22 @@ import click
 
 from bdr.common.errors import StateError, UsageError
 from bdr.common.host import config
-from bdr.common.host.config import Config, Target
-from bdr.common.host.programs import state_path
+from bdr.common.host.config import Config
+from bdr.common.host.tables import Target
 from bdr.common.journal import recovery as journal_recovery
 from bdr.common.storage.journal_file import JournalFile
 from bdr.common.storage.record_file import RecordFile, utc
 from bdr.common.storage.target_device import TargetDevice
-from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
-from bdr.common.wire.control import STREAM_BYTES, Condition
+from bdr.common.target.record import NO_JOURNAL, ReplicaRecord, demoted
+from bdr.common.wire.codec import STREAM_BYTES
+from bdr.common.wire.condition import Condition
 from bdr.services.cli import options as cli_options
 from bdr.services.supervise.supervisord import Supervision
-from bdr.services.target.options import open_store
+from bdr.services.target.opening import journal_path, open_store
 
 
-@click.command()
-@cli_options.config_path
+@click.command(params=[cli_options.config_path(), cli_options.volume()])
 @click.option("--force", is_flag=True, help="Also a replica that is not consistent.")
-@click.argument("volume", shell_complete=cli_options.complete_volume)
 def promote(config_path: str, force: bool, volume: str) -> None:
     """Makes the replica of VOLUME a device to use, on the target.
 
@@ -62,9 +61,7 @@ def promote(config_path: str, force: bool, volume: str) -> None:
     )
 
 
-@click.command()
-@cli_options.config_path
-@click.argument("volume", shell_complete=cli_options.complete_volume)
+@click.command(params=[cli_options.config_path(), cli_options.volume()])
 def demote(config_path: str, volume: str) -> None:
     """Makes the device of VOLUME a replica again, on the target.
 
@@ -75,20 +72,9 @@ def demote(config_path: str, volume: str) -> None:
     found, target = _target(config_path, volume)
     with _record(found, volume, target) as (file, remembered):
         if remembered.journal != NO_JOURNAL:
-            _give_up(target.journal or f"{file.path}.journal", remembered.journal)
-        file.save(
-            replace(
-                remembered,
-                journal=NO_JOURNAL,
-                # A stream that no source has: none may go on where it was.
-                stream=secrets.token_bytes(STREAM_BYTES),
-                slot=0,
-                condition=Condition.INCONSISTENT,
-                clean=True,
-                since_s=int(time.time()),
-                promoted_s=0,
-            )
-        )
+            _give_up(journal_path(target.journal, state=file.path), remembered.journal)
+        stream = secrets.token_bytes(STREAM_BYTES)
+        file.save(demoted(remembered, stream=stream, utc_s=int(time.time())))
     click.echo(f"{volume}: a replica again; now: bdr ctl start {volume}-applier")
 
 
@@ -103,7 +89,7 @@ def _target(config_path: str, volume: str) -> tuple[Config, Target]:
 def _complete(found: Config, volume: str, target: Target) -> ReplicaRecord:
     """Brings everything that was acknowledged to the device, as an applier does."""
     device = TargetDevice(target.target)
-    record_file = RecordFile(state_path(found.host, volume, target))
+    record_file = RecordFile(found.state_of(volume, target))
     try:
         store, record = open_store(
             journal=target.journal,
@@ -145,7 +131,7 @@ def _record(
     """The state file and what it has; the device is not in use meanwhile."""
     device = TargetDevice(target.target)
     try:
-        file = RecordFile(state_path(found.host, volume, target))
+        file = RecordFile(found.state_of(volume, target))
         try:
             record = file.load(
                 volume=volume,

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import zmq
 
 from bdr.common.errors import BdrError, UsageError
-from bdr.common.host.config import Config, Source
-from bdr.common.source import scheduler
-from bdr.common.wire import control as wire
+from bdr.common.host.config import Config
+from bdr.common.host.tables import Source
+from bdr.common.scan.plan import Chunk
+from bdr.common.wire.scan import Query, Resync, ResyncStatus, decode_answer, encode_request
 from bdr.services.cli import options as cli_options
-from bdr.services.runtime import options, sockets
+from bdr.services.runtime import sockets
 from bdr.services.runtime.loop import Socket
 
 ANSWER_S = 5.0
@@ -61,102 +62,58 @@ def place_of(config: Config, name: str | None) -> SourcePlace:
     )
 
 
-class OfficeClient:
-    """One socket to the reader and one to the target; for one thread."""
+class ReaderClient:
+    """One socket to the reader; for one thread."""
 
     def __init__(self, place: SourcePlace) -> None:
         self._place = place
         self._context: zmq.Context[Socket] = zmq.Context()
-        self._office = sockets.ticket_client(self._context)
-        self._office.connect(sockets.endpoint(place.run_dir, "requests"))
-        self._control = sockets.control_client(self._context)
-        self._control.connect(options.tcp(place.address, place.port + 1))
+        self._reader = sockets.request_client(self._context)
+        self._reader.connect(sockets.endpoint(place.run_dir, "requests"))
         self._number = 0
 
     def close(self) -> None:
-        """Also makes calls in other threads end."""
+        """Closes the socket."""
         self._context.destroy(linger=0)
 
-    def number(self) -> int:
-        """Another one each time."""
-        self._number += 1
-        return self._number
-
-    def report(self) -> scheduler.Reported:
+    def report(self) -> ResyncStatus:
         """How far the scan is.
 
         Raises:
             NoPeerError: no reader runs.
         """
-        answer = self.ask(scheduler.Report(self.number()))
-        assert isinstance(answer, scheduler.Reported)
-        return answer
+        return self._ask(Query(self._next_number()))
 
-    def mark(self, ranges: list[tuple[int, int]]) -> scheduler.Reported:
-        """Has these ranges repaired; none means everything. Returns how far it is then."""
-        self.ask(scheduler.MarkDirty(self.number(), wire.encode_ranges(ranges)))
-        return self.report()
-
-    def ask(self, request: scheduler.Request, timeout_s: float = ANSWER_S) -> scheduler.Answer:
-        """Sends a request and waits for its answer.
+    def mark(self, ranges: list[Chunk]) -> ResyncStatus:
+        """Has these ranges repaired; none means everything. Returns how far it is then.
 
         Raises:
-            NoPeerError: there is none in time.
+            NoPeerError: no reader runs.
         """
-        deadline_s = time.monotonic() + timeout_s
-        wanted = request.ticket if isinstance(request, scheduler.Conclude) else _ask_of(request)
-        if not self._wait(self._office, zmq.POLLOUT, deadline_s):
+        self._ask(Resync(self._next_number(), ranges))
+        return self.report()
+
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _ask(self, request: Query | Resync) -> ResyncStatus:
+        deadline_s = time.monotonic() + ANSWER_S
+        if not self._wait(zmq.POLLOUT, deadline_s):
             raise NoPeerError(
                 f"volume {self._place.volume}: no reader answers in {self._place.run_dir}; "
                 "is the volume running? See `bdr status`"
             )
-        self._office.send(scheduler.encode(request))
-        while self._wait(self._office, zmq.POLLIN, deadline_s):
-            answer = scheduler.decode_answer(self._office.recv())
-            match answer:
-                case scheduler.Concluded(ticket=number) | scheduler.Dropped(ticket=number):
-                    is_mine = isinstance(request, scheduler.Conclude) and number == wanted
-                case scheduler.Work(ask=number) | scheduler.Reported(ask=number):
-                    is_mine = not isinstance(request, scheduler.Conclude) and number == wanted
-                case _:
-                    is_mine = False
-            if is_mine:
+        self._reader.send(encode_request(request))
+        while self._wait(zmq.POLLIN, deadline_s):
+            answer = decode_answer(self._reader.recv())
+            if isinstance(answer, ResyncStatus) and answer.request == request.request:
                 return answer
         raise NoPeerError(
-            f"volume {self._place.volume}: the reader has no answer within {timeout_s:g} s; is the "
-            "target connected? See `bdr status`"
+            f"volume {self._place.volume}: the reader has no answer within {ANSWER_S:g} s; see "
+            "`bdr status`"
         )
 
-    def send_checksums(self, message: wire.Checksums) -> None:
-        """Asks the target; `receive_digests` gets the answer.
-
-        Raises:
-            NoPeerError: it is not connected.
-        """
-        if not self._wait(self._control, zmq.POLLOUT, time.monotonic() + ANSWER_S):
-            raise NoPeerError(
-                f"volume {self._place.volume}: no connection to the target "
-                f"{self._place.address}, port {self._place.port + 1}"
-            )
-        self._control.send(wire.encode_message(message))
-
-    def receive_digests(self, request: int, timeout_s: float = 30.0) -> wire.Digests:
-        """The target's answer to this request.
-
-        Raises:
-            NoPeerError: there is none in time.
-        """
-        deadline_s = time.monotonic() + timeout_s
-        while self._wait(self._control, zmq.POLLIN, deadline_s):
-            answer = wire.decode_message(self._control.recv())
-            if isinstance(answer, wire.Digests) and answer.request == request:
-                return answer
-        raise NoPeerError(f"volume {self._place.volume}: the target sends no checksums")
-
-    def _wait(self, socket: Socket, events: int, deadline_s: float) -> bool:
-        return bool(socket.poll(max(0, int((deadline_s - time.monotonic()) * 1000)), events))
-
-
-def _ask_of(request: scheduler.Request) -> int:
-    assert isinstance(request, scheduler.Examine | scheduler.MarkDirty | scheduler.Report)
-    return request.ask
+    def _wait(self, events: int, deadline_s: float) -> bool:
+        left_ms = max(0, int((deadline_s - time.monotonic()) * 1000))
+        return bool(self._reader.poll(left_ms, events))

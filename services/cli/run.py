@@ -11,15 +11,17 @@ import click
 
 from bdr.common.errors import UsageError
 from bdr.common.host import config
-from bdr.common.host.config import SCANNERS_MAX, SENDERS_MAX, Config
+from bdr.common.host.config import Config
+from bdr.common.host.keys import keys_of
+from bdr.common.host.programs import SCALABLE_STAGES
+from bdr.common.host.tables import Source
 from bdr.services.cli import options as cli_options
 from bdr.services.supervise.files import make_directory
 from bdr.services.supervise.scaling import Scaling, configured_count, programs_of
 from bdr.services.supervise.supervisord import Supervision
 
 
-@click.command()
-@cli_options.config_path
+@click.command(params=[cli_options.config_path()])
 def run(config_path: str) -> None:
     """Writes the program files and becomes supervisord, in the foreground.
 
@@ -41,8 +43,7 @@ def run(config_path: str) -> None:
     os.execv(supervisord, [supervisord, "--nodaemon", "--configuration", str(supervision.conf)])
 
 
-@click.command()
-@cli_options.config_path
+@click.command(params=[cli_options.config_path()])
 def reload(config_path: str) -> None:
     """Applies bdr.toml to what runs: starts, stops and restarts only what differs."""
     found = config.load(config_path)
@@ -52,9 +53,7 @@ def reload(config_path: str) -> None:
         click.echo("nothing to change")
 
 
-@click.command()
-@cli_options.config_path
-@click.argument("volume", shell_complete=cli_options.complete_volume)
+@click.command(params=[cli_options.config_path(), cli_options.volume()])
 @click.argument("stages", nargs=-1, required=True, metavar="STAGE=NUMBER...")
 def scale(config_path: str, volume: str, stages: tuple[str, ...]) -> None:
     """Has VOLUME run NUMBER processes of a stage, such as sender=4.
@@ -77,8 +76,10 @@ def scale(config_path: str, volume: str, stages: tuple[str, ...]) -> None:
         click.echo("nothing to change")
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
-@cli_options.config_path
+@click.command(
+    params=[cli_options.config_path()],
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def ctl(config_path: str, words: tuple[str, ...]) -> None:
     """supervisorctl of this host's supervisord: bdr ctl stop db-sender:*
@@ -103,12 +104,13 @@ def _counts(found: Config, volume: str, stages: tuple[str, ...]) -> list[tuple[s
                 "where this stage does not exist or has exactly one process; "
                 "a source's sender and scanner can be scaled"
             )
-        count = configured if number == "default" else int(number) if number.isdecimal() else 0
-        most = SENDERS_MAX if stage == "sender" else SCANNERS_MAX
-        if not 1 <= count <= most:
+        kind = keys_of(Source)[SCALABLE_STAGES[stage]].kind
+        try:
+            count = configured if number == "default" else kind.check(kind.of_text(number))
+        except ValueError as error:
             raise UsageError(
-                f"{stage}: found {number!r}; wanted a whole number from 1 to {most}, or default"
-            )
+                f"{stage}: found {number!r}; wanted {kind.wanted}, or default"
+            ) from error
         counts.append((stage, count))
     return counts
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -22,14 +21,16 @@ from rich.progress import (
 )
 
 from bdr.common.errors import BdrError
-from bdr.common.host import config
+from bdr.common.host.sizes import show_size
+from bdr.common.host.tables import Source
 from bdr.common.ring.layout import SECTOR_BYTES
-from bdr.common.scan.plan import Piece
-from bdr.common.source.scheduler import Reported
-from bdr.common.wire import control as wire
+from bdr.common.scan.plan import Chunk
+from bdr.common.scan.verifier import Findings
+from bdr.common.wire.scan import ResyncStatus
 from bdr.services.cli import options as cli_options
-from bdr.services.cli.reader_client import NoPeerError, OfficeClient, SourcePlace, place_of
-from bdr.services.cli.verifier import Findings, Verifier
+from bdr.services.cli.reader_client import NoPeerError, ReaderClient, SourcePlace, place_of
+from bdr.services.cli.verifier import Verification
+from bdr.services.runtime import options
 
 COULD_NOT = 2
 POLL_S = 0.2
@@ -37,46 +38,23 @@ SCANNER_S = 10.0
 """A scanner that does not come within this is not coming."""
 _RANGES_PER_MESSAGE = 1024
 
-_Command = Callable[..., Any]
 
-
-def _source(command: _Command) -> _Command:
-    """The volume, from bdr.toml, or all of it from options."""
-    options = [
-        cli_options.config_path,
-        click.option(
-            "--run-dir",
-            help="Instead of bdr.toml: the run directory of a `bdr client`; or, together with "
-            "the options below, that of the volume's sockets,",
-        ),
-        click.option("--chardev", help="its capture,"),
-        click.option("--underdev", help="the device below, if the capture does not say,"),
-        click.option("--address", help="the target's address,"),
-        click.option("--port", type=int, default=config.DEFAULT_PORT, help="and port."),
-        click.argument("volume", required=False, shell_complete=cli_options.complete_volume),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+def _options(*own: click.Option) -> list[click.Parameter]:
+    """The volume, from bdr.toml or a run directory, or all of it from options."""
+    place = options.of(Source, "scanner", optional=["address", "chardev"])
+    return [*cli_options.of_place(), *place, *own]
 
 
 def _place(
-    volume: str | None,
-    *,
-    config_path: str,
-    run_dir: str | None,
-    chardev: str | None,
-    underdev: str | None,
-    address: str | None,
-    port: int,
+    volume: str | None, *, config_path: str, run_dir: str | None, **place: Any
 ) -> SourcePlace:
-    given = (run_dir, chardev, address)
-    if run_dir and chardev and address:
-        return SourcePlace(volume or "bdr", chardev, underdev, address, port, run_dir)
-    if run_dir and not any((chardev, address)):
-        return place_of(cli_options.side_config(run_dir), volume)
-    if any(given):
+    is_given = [place["address"] is not None, place["chardev"] is not None]
+    if run_dir and all(is_given):
+        return SourcePlace(volume=volume or cli_options.SIDE_VOLUME, run_dir=run_dir, **place)
+    if any(is_given):
         raise click.UsageError("--chardev and --address belong together, and with --run-dir")
+    if run_dir:
+        return place_of(cli_options.side_config(run_dir), volume)
     return place_of(cli_options.load(config_path), volume)
 
 
@@ -109,14 +87,19 @@ class _Bar:
         self._progress.update(self._task, completed=done)
 
 
-@click.command()
-@_source
-@click.option("--full", is_flag=True, help="Everything, not only what is marked.")
-def resync(volume: str | None, full: bool, **options: Any) -> None:
+@options.command(
+    _options(
+        click.Option(["--full"], is_flag=True, help="Everything, not only what is marked."),
+    )
+)
+def resync(volume: str | None, full: bool, **place_options: Any) -> None:
     """Has VOLUME's replica made equal, and waits for it.
 
     Scanners do so by themselves; this shows how far they are. With --full everything is
     compared, as at the first contact.
+
+    A volume that bdr.toml does not have is named by --run-dir: alone that of a `bdr client`;
+    with --address and --chardev, the directory of the volume's sockets.
 
     \b
     Exit code:
@@ -124,8 +107,8 @@ def resync(volume: str | None, full: bool, **options: Any) -> None:
       1  parts of the source could not be read: they are listed
       2  it could not be done
     """
-    place = _place(volume, **options)
-    client = OfficeClient(place)
+    place = _place(volume, **place_options)
+    client = ReaderClient(place)
     try:
         before = report = _ready(client, place)
         if full:
@@ -138,24 +121,31 @@ def resync(volume: str | None, full: bool, **options: Any) -> None:
         client.close()
     compared = report.compared_bytes - before.compared_bytes
     repaired = report.repaired_bytes - before.repaired_bytes
-    unreadable = wire.decode_ranges(report.unreadable)
-    for piece in unreadable:
-        click.echo(f"{place.volume}: the source cannot be read: {_range(piece)}")
+    unreadable = report.unreadable
+    for chunk in unreadable:
+        click.echo(f"{place.volume}: the source cannot be read: {_range(chunk)}")
     click.echo(
-        f"{place.volume}: compared {_mib(compared)}, repaired {_mib(repaired)}; "
+        f"{place.volume}: compared {show_size(compared)}, repaired {show_size(repaired)}; "
         f"{report.condition}, {report.dirty_regions} regions marked"
     )
     sys.exit(bool(unreadable))
 
 
-@click.command()
-@_source
-@click.option("--repair", is_flag=True, help="Have what differs repaired, and compare it again.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def verify(volume: str | None, repair: bool, as_json: bool, **options: Any) -> None:
+@options.command(
+    _options(
+        click.Option(
+            ["--repair"], is_flag=True, help="Have what differs repaired, and compare it again."
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, help="One JSON object."),
+    )
+)
+def verify(volume: str | None, repair: bool, as_json: bool, **place_options: Any) -> None:
     """Compares VOLUME with its replica by checksums, while it is in use.
 
     Blocks that are written all the time, or await a resync, are not judged.
+
+    A volume that bdr.toml does not have is named by --run-dir: alone that of a `bdr client`;
+    with --address and --chardev, the directory of the volume's sockets.
 
     \b
     Exit code:
@@ -163,11 +153,11 @@ def verify(volume: str | None, repair: bool, as_json: bool, **options: Any) -> N
       1  they differ: the ranges are listed
       2  it could not be told
     """
-    place = _place(volume, **options)
-    client = OfficeClient(place)
+    place = _place(volume, **place_options)
+    client = ReaderClient(place)
     try:
         _ready(client, place)
-        verifier = Verifier(place)
+        verifier = Verification(place)
         try:
             began_s = time.monotonic()
             with _Bar("comparing", verifier.sectors * SECTOR_BYTES) as bar:
@@ -194,7 +184,7 @@ def verify(volume: str | None, repair: bool, as_json: bool, **options: Any) -> N
     sys.exit({True: 0, False: 1, None: COULD_NOT}[is_equal])
 
 
-def _ready(client: OfficeClient, place: SourcePlace) -> Reported:
+def _ready(client: ReaderClient, place: SourcePlace) -> ResyncStatus:
     """Waits a moment for the pair to talk."""
     deadline_s = time.monotonic() + SCANNER_S
     while (report := client.report()).phase != "STREAMING":
@@ -207,7 +197,7 @@ def _ready(client: OfficeClient, place: SourcePlace) -> Reported:
     return report
 
 
-def _wait_repaired(client: OfficeClient, place: SourcePlace, report: Reported) -> Reported:
+def _wait_repaired(client: ReaderClient, place: SourcePlace, report: ResyncStatus) -> ResyncStatus:
     """Until nothing is marked and the target is consistent; or only what cannot be read is."""
     total = max(1, report.dirty_regions)
     deadline_s = time.monotonic() + SCANNER_S
@@ -232,26 +222,17 @@ def _wait_repaired(client: OfficeClient, place: SourcePlace, report: Reported) -
 
 
 def _repair(
-    client: OfficeClient, place: SourcePlace, verifier: Verifier, found: Findings
-) -> list[Piece]:
+    client: ReaderClient, place: SourcePlace, verifier: Verification, found: Findings
+) -> list[Chunk]:
     """Has the ranges repaired; returns what differs still."""
     report = client.report()
     for at in range(0, len(found.differing), _RANGES_PER_MESSAGE):
         report = client.mark(found.differing[at : at + _RANGES_PER_MESSAGE])
     _wait_repaired(client, place, report)
-    return verifier.compare(_cut(found.differing)).differing
+    return verifier.compare(found.differing).differing
 
 
-def _cut(ranges: list[Piece]) -> list[Piece]:
-    """Ranges as pieces of 1 MiB at most."""
-    return [
-        (at, min(2048, sector + sectors - at))
-        for sector, sectors in ranges
-        for at in range(sector, sector + sectors, 2048)
-    ]
-
-
-def _facts(place: SourcePlace, found: Findings, left: list[Piece], took_s: float) -> dict[str, Any]:
+def _facts(place: SourcePlace, found: Findings, left: list[Chunk], took_s: float) -> dict[str, Any]:
     return {
         "volume": place.volume,
         "differing": found.differing,
@@ -264,16 +245,16 @@ def _facts(place: SourcePlace, found: Findings, left: list[Piece], took_s: float
 
 
 def _print(
-    place: SourcePlace, found: Findings, left: list[Piece], took_s: float, *, was_repaired: bool
+    place: SourcePlace, found: Findings, left: list[Chunk], took_s: float, *, was_repaired: bool
 ) -> None:
-    for piece in found.differing:
-        click.echo(f"{place.volume}: differs: {_range(piece)}")
-    for piece in found.unreadable:
-        click.echo(f"{place.volume}: cannot be read: {_range(piece)}")
+    for chunk in found.differing:
+        click.echo(f"{place.volume}: differs: {_range(chunk)}")
+    for chunk in found.unreadable:
+        click.echo(f"{place.volume}: cannot be read: {_range(chunk)}")
     for reason in sorted(found.reasons):
         click.echo(f"{place.volume}: {reason}")
     rate = found.compared_bytes / max(took_s, 1e-3)
-    words = [f"compared {_mib(found.compared_bytes)} in {took_s:.1f} s, {_mib(int(rate))}/s"]
+    words = [f"compared {show_size(found.compared_bytes)} in {took_s:.1f} s, {show_size(rate)}/s"]
     if found.busy:
         words.append(f"{_blocks(found.busy)} blocks too busy to judge, or await a resync")
     if not found.differing:
@@ -285,17 +266,13 @@ def _print(
     click.echo(f"{place.volume}: {'; '.join(words)}")
 
 
-def _blocks(ranges: list[Piece]) -> int:
+def _blocks(ranges: list[Chunk]) -> int:
     return sum(-(-sectors // 8) for _, sectors in ranges)
 
 
-def _range(piece: Piece) -> str:
-    sector, sectors = piece
+def _range(chunk: Chunk) -> str:
+    sector, sectors = chunk
     return (
         f"sectors {sector} to {sector + sectors - 1}: {sectors * SECTOR_BYTES} bytes at "
         f"{sector * SECTOR_BYTES}"
     )
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):.1f} MiB"

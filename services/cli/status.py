@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,23 @@ import click
 import zmq
 
 from bdr.common.errors import BdrError, UsageError
+from bdr.common.host.programs import stage_of
+from bdr.common.host.sizes import show_size
+from bdr.common.status.model import (
+    ConnectionStatus,
+    LagStatus,
+    ReplicaStatus,
+    RingStatus,
+    StageStatus,
+    VolumeStatus,
+)
+from bdr.common.status.states import HealthState
 from bdr.services.cli import options as cli_options
 from bdr.services.monitoring.client import NoAnswerError, Subscriber
 from bdr.services.supervise.supervisord import Supervision
 
 TIMEOUT_S = 2.0
-WORST = 2
-
-Status = Mapping[str, Any]
+_EXIT_CODE_WORST = HealthState.BROKEN.exit_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,29 @@ class Place:
 
     volume: str
     run_dir: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is known of a volume on this host: its monitor's status, and what supervisord says."""
+
+    volume: str
+    health: HealthState
+    reasons: tuple[str, ...]
+    status: VolumeStatus | None
+    """None: its monitor does not answer."""
+    supervisor: Mapping[str, str] | None = None
+    """State of each process; None where supervisord says nothing."""
+
+    def to_map(self) -> dict[str, Any]:
+        """As `bdr status --json` prints it."""
+        return {
+            **(self.status.to_map() if self.status else {"volume": self.volume, "stages": []}),
+            "health": self.health.value,
+            "exit_code": self.health.exit_code,
+            "reasons": list(self.reasons),
+            "supervisor": self.supervisor,
+        }
 
 
 def places(*, config_path: str, run_dir: str | None, volume: str | None) -> list[Place]:
@@ -64,27 +96,17 @@ def places(*, config_path: str, run_dir: str | None, volume: str | None) -> list
     return [Place(name, configuration.run_dir_of(name)) for name in names]
 
 
-def ask(place: Place, timeout_s: float = TIMEOUT_S) -> Status:
-    """A volume's present status; where there is none, one that says so."""
+def ask(place: Place, timeout_s: float = TIMEOUT_S) -> Answer:
+    """What a volume's monitor says at present; without an answer, that nothing is known."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         with Subscriber(context, place.run_dir) as subscriber:
-            return subscriber.status(timeout_s)
+            status = subscriber.status(timeout_s)
     except NoAnswerError as error:
-        return unknown(place.volume, str(error))
+        return Answer(place.volume, HealthState.UNKNOWN, (str(error),), None)
     finally:
         context.destroy(linger=0)
-
-
-def unknown(volume: str, reason: str) -> Status:
-    """What is known of a volume whose monitor does not answer."""
-    return {
-        "volume": volume,
-        "health": "unknown",
-        "exit_code": WORST,
-        "reasons": [reason],
-        "stages": [],
-    }
+    return Answer(place.volume, status.health, status.reasons, status)
 
 
 def processes(run_dir: str) -> tuple[dict[str, str], str | None]:
@@ -103,18 +125,11 @@ def _state(process: Mapping[str, Any]) -> str:
     return state
 
 
-@click.command()
-@cli_options.config_path
-@click.option(
-    "--run-dir",
-    type=click.Path(file_okay=False),
-    help="Ask in this run directory instead: that of a `bdr client` or `bdr server`.",
-)
+@click.command(params=cli_options.of_place())
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each volume.")
 @click.option(
     "--timeout", default=TIMEOUT_S, show_default=True, help="Seconds to wait for a monitor."
 )
-@click.argument("volume", required=False, shell_complete=cli_options.complete_volume)
 def main(
     config_path: str, run_dir: str | None, as_json: bool, timeout: float, volume: str | None
 ) -> None:
@@ -132,152 +147,132 @@ def main(
     except BdrError as error:
         for line in str(error).splitlines():
             click.echo(f"bdr: {line}", err=True)
-        sys.exit(WORST)
+        sys.exit(_EXIT_CODE_WORST)
     states, silence = processes(host_dir)
-    statuses = [dict(ask(place, timeout)) for place in found]
-    for status in statuses:
-        _add_supervisor(status, states, silence)
-    if as_json:
-        for status in statuses:
-            click.echo(json.dumps(status))
-    else:
-        for status in statuses:
-            click.echo("\n".join(lines(status)))
-    sys.exit(max(int(status["exit_code"]) for status in statuses))
+    answers = [_with_supervisor(ask(place, timeout), states, silence) for place in found]
+    for answer in answers:
+        click.echo(json.dumps(answer.to_map()) if as_json else "\n".join(lines(answer)))
+    sys.exit(max(answer.health.exit_code for answer in answers))
 
 
-def _add_supervisor(status: dict[str, Any], states: Mapping[str, str], silence: str | None) -> None:
+def _with_supervisor(answer: Answer, states: Mapping[str, str], silence: str | None) -> Answer:
     """Adds what supervisord says; without it, nothing restarts what ends."""
     if silence is not None:
-        status["reasons"] = [silence, *status["reasons"]]
-        status["exit_code"] = WORST
-        if status["health"] != "unknown":
-            status["health"] = "broken"
-        status["supervisor"] = None
-        return
-    volume = str(status["volume"])
-    from bdr.common.host.programs import stage_of  # noqa: PLC0415
-
-    own = {name: state for name, state in states.items() if stage_of(name, volume=volume)}
-    status["supervisor"] = own
-    down = [f"{name}: {state}" for name, state in own.items() if state != "RUNNING"]
-    if down and not status["stages"]:
-        status["reasons"] = [*status["reasons"], *down]
-    if down and status["exit_code"] == 0:
+        is_unknown = answer.health is HealthState.UNKNOWN
+        return replace(
+            answer,
+            health=HealthState.UNKNOWN if is_unknown else HealthState.BROKEN,
+            reasons=(silence, *answer.reasons),
+        )
+    own = {name: state for name, state in states.items() if stage_of(name, volume=answer.volume)}
+    down = tuple(f"{name}: {state}" for name, state in own.items() if state != "RUNNING")
+    answer = replace(answer, supervisor=own)
+    if down and answer.health is HealthState.HEALTHY:
         # Quicker than the monitor.
-        status |= {"health": "unknown", "exit_code": WORST, "reasons": down}
+        return replace(answer, health=HealthState.UNKNOWN, reasons=down)
+    if down and not (answer.status and answer.status.stages):
+        return replace(answer, reasons=(*answer.reasons, *down))
+    return answer
 
 
-def lines(status: Status) -> list[str]:
+def lines(answer: Answer) -> list[str]:
     """A volume's status for people."""
-    shown = [f"{status['volume']}: {status['health']}"]
-    shown += [f"  {reason}" for reason in status["reasons"]]
-    if "role" not in status:
+    shown = [f"{answer.volume}: {answer.health.value}"]
+    shown += [f"  {reason}" for reason in answer.reasons]
+    status = answer.status
+    if status is None:
         return shown
-    shown[0] += f" ({status['role']})"
-    if status["role"] == "source":
-        shown.append(f"  behind      {behind(status)}")
-        shown.append(f"  target      {_link(status)}")
-        if status["ring"]:
-            shown.append(f"  ring        {ring(status['ring'])}")
+    shown[0] += f" ({status.role.value})"
+    if status.lag is not None:
+        shown.append(f"  behind      {behind(status.lag)}")
+        shown.append(f"  target      {_link(status.connection)}")
+        if status.ring:
+            shown.append(f"  ring        {ring(status.ring)}")
     else:
-        shown.append(f"  source      {_link(status)}")
-    shown.append(f"  replica     {replica(status)}")
-    shown += [f"              {line}" for line in standing(status)]
-    supervisor = status.get("supervisor") or {}
-    for stage in status["stages"]:
-        shown.append(f"  {stage['name']:<20}{stage_line(stage, supervisor)}")
+        shown.append(f"  source      {_link(status.connection)}")
+    shown.append(f"  replica     {replica(status.replica)}")
+    shown += [f"              {line}" for line in standing(status.replica)]
+    for stage in status.stages:
+        shown.append(f"  {stage.name:<20}{stage_line(stage, answer.supervisor or {})}")
     return shown
 
 
-def behind(status: Status) -> str:
+def behind(lag: LagStatus) -> str:
     """Seconds, bytes, and when it will be level."""
-    if status["seconds_behind"] is None:
+    if lag.seconds is None or lag.bytes is None:
         return "not known: the ring cannot be looked at"
-    least = "at least " if status["is_seconds_behind_minimum"] else ""
-    text = f"{least}{status['seconds_behind']:.1f} s, {size(status['bytes_behind'])}"
-    if not status["slots_behind"]:
+    least = "at least " if lag.is_minimum else ""
+    text = f"{least}{lag.seconds:.1f} s, {show_size(lag.bytes)}"
+    if not lag.slots:
         return text
-    catch_up = status["catch_up_seconds"]
-    if catch_up is None:
+    if lag.catch_up_s is None:
         return f"{text}, not catching up"
-    return f"{text}, level in {catch_up:.0f} s"
+    return f"{text}, level in {lag.catch_up_s:.0f} s"
 
 
-def _link(status: Status) -> str:
-    link = status["connection"]
-    state = "not known" if link["state"] is None else str(link["state"]).lower()
-    text = f"{state}, {link['connects']} connects, {link['disconnects']} disconnects"
-    failed = link["handshakes_failed"] + link["authentications_failed"]
+def _link(link: ConnectionStatus) -> str:
+    state = "not known" if link.state is None else link.state.value.lower()
+    counts = link.links
+    text = f"{state}, {counts.connects} connects, {counts.disconnects} disconnects"
+    failed = counts.handshakes_failed + counts.authentications_failed
     return f"{text}, {failed} refused" if failed else text
 
 
-def ring(found: Status) -> str:
+def ring(found: RingStatus) -> str:
     """Fill and overflows."""
-    share = 100 * found["used"] / found["capacity"] if found["capacity"] else 0
-    text = f"{found['used']} of {found['capacity']} slots ({share:.0f} %)"
-    if found["mode"] == "OVERFLOW":
+    share = 100 * found.used / found.capacity if found.capacity else 0
+    text = f"{found.used} of {found.capacity} slots ({share:.0f} %)"
+    if found.is_overflowing:
         text += ", OVERFLOWING"
-    if found["overflows"]:
-        text += f", {found['overflows']} overflows"
-    if found["dirty_regions"]:
-        text += f", {found['dirty_regions']} of {found['regions']} regions await a resync"
+    if found.overflows:
+        text += f", {found.overflows} overflows"
+    if found.dirty_regions:
+        text += f", {found.dirty_regions} of {found.regions} regions await a resync"
     return text
 
 
-def replica(status: Status) -> str:
+def replica(found: ReplicaStatus) -> str:
     """Condition, and on the target its place."""
-    found = status["replica"]
-    if found["condition"] is None:
+    if found.condition is None:
         return "not known"
-    text = str(found["condition"]).lower().replace("_", " ")
-    if found.get("slot") is not None:
-        text += f", at slot {found['slot']}"
-    if found.get("last_ack_age_seconds") is not None:
-        text += f", last acknowledged {found['last_ack_age_seconds']:.1f} s ago"
-    if found.get("journal_size_bytes"):
-        text += (
-            f", journal {size(found['journal_bytes'] or 0)} of {size(found['journal_size_bytes'])}"
-        )
+    text = found.condition.name.lower().replace("_", " ")
+    if found.slot is not None:
+        text += f", at slot {found.slot}"
+    intake = found.intake
+    if intake and intake.last_ack_age_s is not None:
+        text += f", last acknowledged {intake.last_ack_age_s:.1f} s ago"
+    if intake and intake.journal_size_bytes:
+        used = show_size(intake.journal_bytes or 0)
+        text += f", journal {used} of {show_size(intake.journal_size_bytes)}"
     return text
 
 
-def standing(status: Status) -> list[str]:
+def standing(found: ReplicaStatus) -> list[str]:
     """Since when; while a scan is needed how much of it is left, else of when the replica is."""
-    found = status["replica"]
-    since = f"since {moment(found['since'])}" if found.get("since") else ""
-    if found["condition"] in ("INCONSISTENT", "UNKNOWN"):
-        left = found.get("left_bytes")
-        words = [f"resync under way {since}".rstrip()] if since else []
-        words += [] if left is None else [f"{size(left)} left to compare"]
+    since = f"since {moment(found.since_utc)}" if found.since_utc else ""
+    if found.condition is not None and found.condition.needs_scan:
+        words = [f"resync under way {since}"] if since else []
+        words += (
+            [] if found.left_bytes is None else [f"{show_size(found.left_bytes)} left to compare"]
+        )
         return [", ".join(words)] if words else []
-    if not since or not found.get("of"):
+    if not since or not found.of_utc:
         return []
-    place = f"slot {found['slot']} of stream {str(found['stream'])[:8]}"
-    return [f"{since}; {place}, of {moment(found['of'])}"]
+    place = f"slot {found.slot} of stream {str(found.stream)[:8]}"
+    return [f"{since}; {place}, of {moment(found.of_utc)}"]
 
 
-def moment(iso: str) -> str:
+def moment(time: datetime) -> str:
     """A time as people read it."""
-    return datetime.fromisoformat(iso).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def stage_line(stage: Status, supervisor: Mapping[str, str]) -> str:
+def stage_line(stage: StageStatus, supervisor: Mapping[str, str]) -> str:
     """One process."""
-    state = str(stage["state"])
-    text = f"{state}, last report {stage['age_seconds']:.1f} s ago" if stage["pid"] else state
-    if stage["pid"]:
-        text += f", pid {stage['pid']}"
-    if stage["restarts"]:
-        text += f", restarted {stage['restarts']} times"
-    said = supervisor.get(str(stage["name"]), "RUNNING")
+    text = stage.state.value
+    if stage.pid:
+        text += f", last report {stage.age_s:.1f} s ago, pid {stage.pid}"
+    if stage.restarts:
+        text += f", restarted {stage.restarts} times"
+    said = supervisor.get(stage.name, "RUNNING")
     return text if said == "RUNNING" else f"{text} (supervisord: {said})"
-
-
-def size(count: float) -> str:
-    """Bytes in binary units."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -25,22 +25,26 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bdr.common.host.sizes import show_size
 from bdr.common.ring.layout import PAYLOAD_BYTES
+from bdr.common.status.model import VolumeStatus
+from bdr.common.status.reports import ApplierValues, SenderValues
+from bdr.common.status.states import HealthState, StageState, VolumeRole
 from bdr.services.cli import options as cli_options
 from bdr.services.cli import status as cli_status
-from bdr.services.cli.status import Place, Status
+from bdr.services.cli.status import Place
 from bdr.services.monitoring.client import NoAnswerError, Subscriber
 
 HISTORY = 40
 SILENT_AFTER_S = 3.0
 _BARS = "▁▂▃▄▅▆▇█"
 _STYLES = {
-    "healthy": "bold green",
-    "degraded": "bold yellow",
-    "resyncing": "bold yellow",
-    "behind": "bold yellow",
-    "unknown": "bold magenta",
-    "broken": "bold red",
+    HealthState.HEALTHY: "bold green",
+    HealthState.DEGRADED: "bold yellow",
+    HealthState.RESYNCING: "bold yellow",
+    HealthState.BEHIND: "bold yellow",
+    HealthState.UNKNOWN: "bold magenta",
+    HealthState.BROKEN: "bold red",
 }
 
 
@@ -65,15 +69,15 @@ class View:
 
     place: Place
     subscriber: Subscriber | None = None
-    status: Status | None = None
-    seen_s: float = 0.0
-    counts: dict[str, float] = field(default_factory=dict)
+    status: VolumeStatus | None = None
+    seen_at: float = 0.0
+    counts: dict[str, int] = field(default_factory=dict)
     rates: dict[str, deque[float]] = field(default_factory=dict)
 
-    def take(self, status: Status, now_s: float) -> None:
+    def take(self, status: VolumeStatus, now_at: float) -> None:
         """Takes the next status and works out the rates since the one before."""
         counts = _counts(status)
-        elapsed_s = now_s - self.seen_s
+        elapsed_s = now_at - self.seen_at
         if self.status is not None and elapsed_s < 0.5:
             # Sent because the health changed; too soon for a rate.
             self.status = status
@@ -82,57 +86,52 @@ class View:
             for name, count in counts.items():
                 line = self.rates.setdefault(name, deque([0.0] * HISTORY, maxlen=HISTORY))
                 line.append(max(0.0, count - self.counts.get(name, count)) / elapsed_s)
-        self.status, self.seen_s, self.counts = status, now_s, counts
+        self.status, self.seen_at, self.counts = status, now_at, counts
 
 
-def _counts(status: Status) -> dict[str, float]:
+def _counts(status: VolumeStatus) -> dict[str, int]:
     """Bytes so far, by name."""
-    if status["role"] == "source":
-        ring = status["ring"] or {"head": 0, "tail": 0}
-        return {
-            "written": ring["head"] * PAYLOAD_BYTES,
-            "sent": _sum(status, "sender"),
-            "acknowledged": ring["tail"] * PAYLOAD_BYTES,
-        }
-    return {"applied": _sum(status, "applier")}
+    values = [stage.values for stage in status.stages]
+    if status.role is VolumeRole.TARGET:
+        return {"applied": sum(each.bytes for each in values if isinstance(each, ApplierValues))}
+    ring = status.ring
+    return {
+        "written": ring.head * PAYLOAD_BYTES if ring else 0,
+        "sent": sum(each.bytes for each in values if isinstance(each, SenderValues)),
+        "acknowledged": ring.tail * PAYLOAD_BYTES if ring else 0,
+    }
 
 
-def _sum(status: Status, stage: str) -> float:
-    found = (entry["values"].get("bytes", 0) for entry in status["stages"]
-             if entry["stage"] == stage)  # fmt: skip
-    return float(sum(found))
-
-
-def screen(views: list[View], now_s: float) -> RenderableType:
+def screen(views: list[View], now_at: float) -> RenderableType:
     """The whole picture."""
     parts: list[RenderableType] = [
         Text(f"bdr top   {time.strftime('%H:%M:%S')}   q quits", style="dim")
     ]
     for view in views:
-        parts += [Text(""), *_volume(view, now_s)]
+        parts += [Text(""), *_volume(view, now_at)]
     return Group(*parts)
 
 
-def _volume(view: View, now_s: float) -> Iterator[RenderableType]:
+def _volume(view: View, now_at: float) -> Iterator[RenderableType]:
     status, name = view.status, view.place.volume
-    silent_s = now_s - view.seen_s
+    silent_s = now_at - view.seen_at
     if status is None or silent_s > SILENT_AFTER_S:
         title = Text(f"{name}: ")
-        title.append("unknown", _STYLES["unknown"])
+        title.append("unknown", _STYLES[HealthState.UNKNOWN])
         yield title
         yield Text("  its monitor does not answer" if status is None else
                    f"  its monitor has been silent for {silent_s:.0f} s")  # fmt: skip
         return
-    title = Text(f"{name} ({status['role']}): ")
-    title.append(status["health"], _STYLES[status["health"]])
-    title.append(f"   replica {cli_status.replica(status)}")
+    title = Text(f"{name} ({status.role.value}): ")
+    title.append(status.health.value, _STYLES[status.health])
+    title.append(f"   replica {cli_status.replica(status.replica)}")
     yield title
-    for reason in status["reasons"]:
+    for reason in status.reasons:
         yield Text(f"  ! {reason}", "yellow")
-    if status["role"] == "source":
-        yield _line(f"  behind        {cli_status.behind(status)}")
+    if status.lag is not None:
+        yield _line(f"  behind        {cli_status.behind(status.lag)}")
     for rate, values in view.rates.items():
-        yield _line(f"  {rate:<13} {cli_status.size(values[-1]):>10}/s  {sparkline(list(values))}")
+        yield _line(f"  {rate:<13} {show_size(values[-1]):>10}/s  {sparkline(list(values))}")
     yield from _gauges(status)
     yield _stages(status)
 
@@ -142,34 +141,34 @@ def _line(text: str) -> Text:
     return Text(text, no_wrap=True, overflow="ellipsis")
 
 
-def _gauges(status: Status) -> Iterator[RenderableType]:
-    ring, replica = status["ring"], status["replica"]
-    if ring and ring["capacity"]:
-        yield _line(f"  ring          {gauge(ring['used'] / ring['capacity'])}  "
-                   f"{ring['used']} of {ring['capacity']} slots")  # fmt: skip
-        if ring["mode"] == "OVERFLOW":
+def _gauges(status: VolumeStatus) -> Iterator[RenderableType]:
+    ring, intake = status.ring, status.replica.intake
+    if ring and ring.capacity:
+        fill = gauge(ring.used / ring.capacity)
+        yield _line(f"  ring          {fill}  {ring.used} of {ring.capacity} slots")
+        if ring.is_overflowing:
             yield Text("  ring          OVERFLOWING: writes are only marked", "bold red")
-        if ring["dirty_regions"]:
-            done = 1 - ring["dirty_regions"] / ring["regions"]
-            yield _line(f"  resync        {gauge(done)}  {ring['dirty_regions']} regions left")
-    if replica.get("journal_size_bytes"):
-        used = replica["journal_bytes"] or 0
-        yield _line(f"  journal       {gauge(used / replica['journal_size_bytes'])}  "
-                   f"{cli_status.size(used)}")  # fmt: skip
+        if ring.dirty_regions:
+            done = gauge(1 - ring.dirty_regions / ring.regions)
+            yield _line(f"  resync        {done}  {ring.dirty_regions} regions left")
+    if intake and intake.journal_size_bytes:
+        used = intake.journal_bytes or 0
+        fill = gauge(used / intake.journal_size_bytes)
+        yield _line(f"  journal       {fill}  {show_size(used)}")
 
 
-def _stages(status: Status) -> Table:
+def _stages(status: VolumeStatus) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
     for heading in ("  process", "state", "last report", "pid", "restarts"):
         table.add_column(heading)
-    for stage in status["stages"]:
-        style = "" if stage["state"] == "reporting" else "bold red"
+    for stage in status.stages:
+        style = "" if stage.state is StageState.REPORTING else "bold red"
         table.add_row(
-            f"  {stage['name']}",
-            Text(stage["state"], style),
-            f"{stage['age_seconds']:.1f} s ago",
-            str(stage["pid"] or "-"),
-            str(stage["restarts"]),
+            f"  {stage.name}",
+            Text(stage.state.value, style),
+            f"{stage.age_s:.1f} s ago",
+            str(stage.pid or "-"),
+            str(stage.restarts),
         )
     return table
 
@@ -189,14 +188,7 @@ def _keys() -> Iterator[int | None]:
         termios.tcsetattr(number, termios.TCSADRAIN, before)
 
 
-@click.command()
-@cli_options.config_path
-@click.option(
-    "--run-dir",
-    type=click.Path(file_okay=False),
-    help="Look in this run directory instead: that of a `bdr client` or `bdr server`.",
-)
-@click.argument("volume", required=False, shell_complete=cli_options.complete_volume)
+@click.command(params=cli_options.of_place())
 def main(config_path: str, run_dir: str | None, volume: str | None) -> None:
     """Shows VOLUME, or every volume of this host, live. q or Ctrl-C quits."""
     found = cli_status.places(config_path=config_path, run_dir=run_dir, volume=volume)
@@ -223,8 +215,7 @@ def _show(
         view.subscriber = Subscriber(context, view.place.run_dir)
         poller.register(view.subscriber.socket, zmq.POLLIN)
     while True:
-        now_s = time.monotonic()
-        live.update(screen(views, now_s), refresh=True)
+        live.update(screen(views, time.monotonic()), refresh=True)
         ready = dict(poller.poll(1000))
         if keys in ready and os.read(keys or 0, 64).lower().startswith(b"q"):
             return

@@ -10,21 +10,16 @@ import click
 import zmq
 
 from bdr.common.errors import UsageError
+from bdr.common.status.model import VolumeStatus
+from bdr.common.wire.condition import Condition
 from bdr.services.cli import options as cli_options
 from bdr.services.cli import status as cli_status
-from bdr.services.cli.status import Place, Status
+from bdr.services.cli.status import Place
 from bdr.services.monitoring.client import NoAnswerError, Subscriber
 
 
-@click.command()
-@cli_options.config_path
-@click.option(
-    "--run-dir",
-    type=click.Path(file_okay=False),
-    help="Look in this run directory instead: that of a `bdr client`.",
-)
+@click.command(params=cli_options.of_place())
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait at most.")
-@click.argument("volume", required=False, shell_complete=cli_options.complete_volume)
 def main(config_path: str, run_dir: str | None, timeout: float, volume: str | None) -> None:
     """Waits until every write of VOLUME, or of every source, is durable on its target.
 
@@ -65,7 +60,7 @@ def _wait(
                 status = subscriber.status(max(0.1, left_s))
             except NoAnswerError as error:
                 return f"{place.volume}: {missing or error}"
-            if status["role"] == "target":
+            if status.lag is None:  # a target
                 if is_named:
                     raise UsageError(
                         f"volume {place.volume}: found a target; wanted a source, which alone "
@@ -74,15 +69,18 @@ def _wait(
                 return None
             if _is_level(status):
                 return None
-            missing = "; ".join([cli_status.behind(status), *status["reasons"]])
+            missing = "; ".join([cli_status.behind(status.lag), *status.reasons])
             if left_s <= 0:
                 return f"{place.volume}: {missing}"
 
 
-def _is_level(status: Status) -> bool:
+def _is_level(status: VolumeStatus) -> bool:
+    lag, ring = status.lag, status.ring
     return (
-        status["slots_behind"] == 0
-        and status["replica"]["condition"] == "CONSISTENT"
-        and status["ring"]["head"] == status["ring"]["tail"]
-        and not status["ring"]["dirty_regions"]
+        lag is not None
+        and lag.slots == 0
+        and status.replica.condition is Condition.CONSISTENT
+        and ring is not None
+        and ring.head == ring.tail
+        and not ring.dirty_regions
     )

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self
 
-import msgpack
 import zmq
 
-from bdr.common.errors import RetryableError
+from bdr.common.errors import RetryableError, StatusError
+from bdr.common.status.model import VolumeStatus, decode_status
 
+STATUS_ENDPOINT = "status"
+"""Name of the monitor's socket in a volume's run directory."""
 STATUS_TOPIC = b"status"
-STATUS_VERSION = 1
+EVENT_TOPIC = b"event"
 
 
 class NoAnswerError(RetryableError):
@@ -32,7 +32,7 @@ class Subscriber:
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: str) -> None:
-        self._path = Path(run_dir) / "status.sock"
+        self._path = Path(run_dir) / f"{STATUS_ENDPOINT}.sock"
         self.socket = context.socket(zmq.SUB)
         self.socket.set(zmq.LINGER, 0)
         self.socket.set(zmq.RECONNECT_IVL, 100)
@@ -40,13 +40,12 @@ class Subscriber:
         self.socket.subscribe(STATUS_TOPIC)
         self.socket.connect(f"ipc://{self._path}")
 
-    def status(self, timeout_s: float) -> Mapping[str, Any]:
+    def status(self, timeout_s: float) -> VolumeStatus:
         """The next status; the first comes at once.
 
         Raises:
-            NoAnswerError: none came in time.
+            NoAnswerError: none came in time, or one that this version cannot read.
         """
-        deadline_s = time.monotonic() + timeout_s
         try:
             is_there = self._path.exists()
         except PermissionError as error:
@@ -58,17 +57,18 @@ class Subscriber:
                 f"monitor: found no socket {self._path}; wanted a running monitor: "
                 "is the volume started?"
             )
-        while True:
-            left_ms = max(0, int((deadline_s - time.monotonic()) * 1000))
-            if not self.socket.poll(left_ms):
-                raise NoAnswerError(
-                    f"monitor: no answer on {self._path} within {timeout_s:g} s; it is stopped, "
-                    "hangs, or has left a stale socket"
-                )
-            frames = self.socket.recv_multipart()
-            found = msgpack.unpackb(frames[-1])
-            if isinstance(found, dict) and found.get("version") == STATUS_VERSION:
-                return cast("Mapping[str, Any]", found)
+        if not self.socket.poll(int(timeout_s * 1000)):
+            raise NoAnswerError(
+                f"monitor: no answer on {self._path} within {timeout_s:g} s; it is stopped, "
+                "hangs, or has left a stale socket"
+            )
+        try:
+            return decode_status(self.socket.recv_multipart()[-1])
+        except StatusError as error:
+            raise NoAnswerError(
+                f"monitor: its status on {self._path}: {error}; does it run another version "
+                "of BDR? Restart it"
+            ) from error
 
     def close(self) -> None:
         """Ends the subscription."""

@@ -25,10 +25,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-Status = Mapping[str, Any]
-"""As `docs/metrics.md` describes it."""
+from bdr.common.status.model import VolumeStatus
+from bdr.common.status.states import StageState
+from bdr.common.wire.condition import Condition
+
+_AWAY = (StageState.SILENT, StageState.STOPPED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +45,24 @@ class Detector:
     """Names what lies between one status and the next."""
 
     def __init__(self) -> None:
-        self._before: Status | None = None
+        self._before: VolumeStatus | None = None
         self._is_connected: bool | None = None
-        self._condition: str | None = None
+        self._condition: Condition | None = None
         self._is_resyncing = False
 
-    def update(self, now: Status) -> list[Event]:
+    def update(self, now: VolumeStatus) -> list[Event]:
         """Takes the next status; returns what happened since the one before."""
         found = [*self._connection(now), *self._content(now), *self._resync(now)]
         before, self._before = self._before, now
         if before is not None:
             found += [*_overflow(before, now), *_rpo(before, now), *_stages(before, now)]
-            if before["health"] != now["health"]:
-                facts = {"from": before["health"], "to": now["health"]}
-                found.append(Event("health", facts | {"reasons": "; ".join(now["reasons"])}))
+            if before.health is not now.health:
+                facts = {"from": before.health.value, "to": now.health.value}
+                found.append(Event("health", facts | {"reasons": "; ".join(now.reasons)}))
         return found
 
-    def _connection(self, now: Status) -> list[Event]:
-        is_connected = now["connection"]["is_up"]
+    def _connection(self, now: VolumeStatus) -> list[Event]:
+        is_connected = now.connection.is_up
         if is_connected is None:
             return []  # nobody knows; what was known stays
         was_connected, self._is_connected = self._is_connected, is_connected
@@ -72,54 +74,56 @@ class Detector:
         if not was_connected and is_connected:
             return [restored]
         before = self._before
-        if (
-            is_connected
-            and before is not None
-            and now["connection"]["losses"] > before["connection"]["losses"]
-        ):
+        if is_connected and before is not None and now.connection.losses > before.connection.losses:
             return [lost, restored]
         return []
 
-    def _resync(self, now: Status) -> list[Event]:
-        resync = now["resync"]
-        if resync is None or resync["is_running"] == self._is_resyncing:
+    def _resync(self, now: VolumeStatus) -> list[Event]:
+        resync = now.resync
+        if resync is None or resync.is_running == self._is_resyncing:
             return []
-        self._is_resyncing = resync["is_running"]
+        self._is_resyncing = resync.is_running
         topic = "resync-start" if self._is_resyncing else "resync-end"
-        return [Event(topic, {key: resync[key] for key in resync if key != "is_running"})]
+        facts = {
+            "dirty_regions": resync.dirty_regions,
+            "compared_bytes": resync.compared_bytes,
+            "repaired_bytes": resync.repaired_bytes,
+        }
+        return [Event(topic, facts)]
 
-    def _content(self, now: Status) -> list[Event]:
-        condition = now["replica"]["condition"]
+    def _content(self, now: VolumeStatus) -> list[Event]:
+        condition = now.replica.condition
         if condition is None or condition == self._condition:
             return []
         before, self._condition = self._condition, condition
-        if condition == "CONSISTENT":
+        if condition is Condition.CONSISTENT:
             return [Event("consistent")]
-        if condition == "INCONSISTENT" and before is not None:
+        if condition is Condition.INCONSISTENT and before is not None:
             return [Event("inconsistent")]
         return []
 
 
-def _overflow(before: Status, now: Status) -> list[Event]:
-    ring, old = now["ring"], before["ring"]
-    if ring is None or old is None or ring["overflows"] <= old["overflows"]:
+def _overflow(before: VolumeStatus, now: VolumeStatus) -> list[Event]:
+    ring, old = now.ring, before.ring
+    if ring is None or old is None or ring.overflows <= old.overflows:
         return []
-    return [Event("overflow", {"overflows": ring["overflows"]})]
+    return [Event("overflow", {"overflows": ring.overflows})]
 
 
-def _rpo(before: Status, now: Status) -> list[Event]:
-    if before["is_rpo_exceeded"] == now["is_rpo_exceeded"]:
+def _rpo(before: VolumeStatus, now: VolumeStatus) -> list[Event]:
+    if before.is_rpo_exceeded == now.is_rpo_exceeded:
         return []
-    return [Event("rpo-exceeded" if now["is_rpo_exceeded"] else "rpo-restored")]
+    return [Event("rpo-exceeded" if now.is_rpo_exceeded else "rpo-restored")]
 
 
-def _stages(before: Status, now: Status) -> list[Event]:
-    old = {stage["name"]: stage["state"] for stage in before["stages"]}
+def _stages(before: VolumeStatus, now: VolumeStatus) -> list[Event]:
+    old = {stage.name: stage.state for stage in before.stages}
     found = []
-    for stage in now["stages"]:
-        was, state, name = old.get(stage["name"]), stage["state"], stage["name"]
-        if was == "reporting" and state in ("silent", "stopped"):
-            found.append(Event("stage-lost", {"process": name, "state": state}))
-        elif was in ("silent", "stopped") and state == "reporting":
-            found.append(Event("stage-back", {"process": name}))
+    for stage in now.stages:
+        was = old.get(stage.name)
+        if was is StageState.REPORTING and stage.state in _AWAY:
+            facts = {"process": stage.name, "state": stage.state.value}
+            found.append(Event("stage-lost", facts))
+        elif was in _AWAY and stage.state is StageState.REPORTING:
+            found.append(Event("stage-back", {"process": stage.name}))
     return found

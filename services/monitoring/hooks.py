@@ -15,25 +15,27 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from bdr.services.monitoring.events import Event, Status
+from bdr.common.status.model import HookCounts, VolumeStatus
+from bdr.services.monitoring.events import Event
 
 TIMEOUT_S = 30.0
 QUEUE_MAX = 64
 
 
-def environment(event: Event, status: Status) -> dict[str, str]:
+def environment(event: Event, status: VolumeStatus) -> dict[str, str]:
     """What a hook finds in its environment."""
+    lag, condition = status.lag, status.replica.condition
     facts = {
         "EVENT": event.topic,
-        "VOLUME": status["volume"],
-        "ROLE": status["role"],
-        "TIME": status["time"],
-        "HEALTH": status["health"],
-        "REASONS": "; ".join(status["reasons"]),
-        "SECONDS_BEHIND": status["seconds_behind"],
-        "BYTES_BEHIND": status["bytes_behind"],
-        "RPO_SECONDS": status["rpo_seconds"],
-        "CONDITION": status["replica"]["condition"],
+        "VOLUME": status.volume,
+        "ROLE": status.role.value,
+        "TIME": status.time_utc.isoformat(timespec="milliseconds"),
+        "HEALTH": status.health.value,
+        "REASONS": "; ".join(status.reasons),
+        "SECONDS_BEHIND": lag.seconds if lag else None,
+        "BYTES_BEHIND": lag.bytes if lag else None,
+        "RPO_SECONDS": status.rpo_s,
+        "CONDITION": condition.name if condition is not None else None,
         **{f"FACT_{name.upper()}": value for name, value in event.facts.items()},
     }
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
@@ -57,12 +59,17 @@ class Hooks:
         self._timeout_s = timeout_s
         self._queue: deque[dict[str, str]] = deque()
         self._process: subprocess.Popen[bytes] | None = None
-        self._began_s = 0.0
+        self._began_at = 0.0
         self.run = 0
         self.failed = 0
         self.dropped = 0
 
-    def put(self, event: Event, status: Status) -> None:
+    @property
+    def counts(self) -> HookCounts:
+        """All three."""
+        return HookCounts(run=self.run, failed=self.failed, dropped=self.dropped)
+
+    def put(self, event: Event, status: VolumeStatus) -> None:
         """Queues the command for this event."""
         if self._command is None:
             return
@@ -77,7 +84,7 @@ class Hooks:
         if process is not None:
             code = process.poll()
             if code is None:
-                if time.monotonic() - self._began_s > self._timeout_s:
+                if time.monotonic() - self._began_at > self._timeout_s:
                     _kill(process)
                 return
             self._process = None
@@ -107,7 +114,7 @@ class Hooks:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            self._began_s = time.monotonic()
+            self._began_at = time.monotonic()
         except OSError:
             self.failed += 1
 

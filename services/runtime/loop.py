@@ -14,10 +14,12 @@ from typing import Any
 
 import zmq
 
+from bdr.common.status.reports import LinkCounts
+
 FAILURES = {
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "handshakes_failed",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "handshakes_failed",
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "authentications_failed",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: LinkCounts(handshakes_failed=1),
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: LinkCounts(handshakes_failed=1),
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: LinkCounts(authentications_failed=1),
 }
 _LINK_EVENT = struct.Struct("=HI")
 """First frame of what a monitor tells: event and value. pyzmq's own function for it
@@ -37,12 +39,7 @@ class Loop:
         self._poller = zmq.Poller()
         self._handlers: dict[Any, Handler] = {}
         self._watched: dict[Socket, Socket] = {}
-        self.links: dict[str, int] = {
-            "connects": 0,
-            "disconnects": 0,
-            "handshakes_failed": 0,
-            "authentications_failed": 0,
-        }
+        self.links = LinkCounts()
         """What happened on the sockets watched over the network, since the start."""
         self._is_stopping = False
         self._wakeup, self._waker = socket.socketpair()
@@ -80,17 +77,21 @@ class Loop:
         """
         monitor: Socket = watched.get_monitor_socket(LINK_EVENTS)
 
+        def count(what: LinkCounts) -> None:
+            if is_counted:
+                self.links += what
+
         def drain() -> None:
             while watched in self._watched and monitor.poll(0):
                 event, _ = _LINK_EVENT.unpack(monitor.recv_multipart()[0])
                 if event in FAILURES:
                     # The end of its connection follows as an event of its own.
-                    self.links[FAILURES[zmq.Event(event)]] += is_counted
+                    count(FAILURES[zmq.Event(event)])
                 elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    self.links["connects"] += is_counted
+                    count(LinkCounts(connects=1))
                     up()
                 else:
-                    self.links["disconnects"] += is_counted
+                    count(LinkCounts(disconnects=1))
                     down()
 
         self._watched[watched] = monitor

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Options that several processes share, and how a process begins and ends."""
+"""Options of processes and commands, from the declared keys; how a process begins and ends."""
 
 from __future__ import annotations
 
@@ -7,129 +7,157 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 import click
 
 from bdr.common.errors import BdrError, UsageError
-from bdr.common.wire.control import NAME_BYTES_MAX
+from bdr.common.host.keys import ConfigError, Key, checked_texts, keys_of
+from bdr.common.host.tables import VOLUME, Host
 from bdr.services.runtime import log
 from bdr.services.runtime.loop import Loop
 from bdr.services.runtime.process import end_with_parent
 
 _Command = Callable[..., Any]
-_PARAMETERS = "__click_params__"
 CRASH_PAUSE_S = 1.0
 
 
-def _check_volume(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    if not value or len(value.encode()) > NAME_BYTES_MAX or not value.replace("-", "a").isalnum():
-        raise click.BadParameter(
-            f"found {value!r}; wanted 1 to {NAME_BYTES_MAX} letters, digits and dashes"
+class KeyOption(click.Option):
+    """The option of a declared key; its value stays text until all are checked together."""
+
+    def __init__(self, declared: Key, *, is_needed: bool | None = None) -> None:
+        kind = declared.kind
+        needed = declared.is_needed if is_needed is None else is_needed
+        default: Any = None
+        if kind.is_switch:
+            default = declared.default
+        elif not declared.is_needed and declared.default is not None:
+            default = kind.to_text(declared.default)
+        super().__init__(
+            [*declared.aliases, declared.flag, declared.name],
+            required=needed,
+            default=default,
+            show_default=False if needed else _shown_default(declared),
+            is_flag=kind.is_switch,
+            type=click.Path() if kind.is_path else None,
+            metavar=None if kind.is_switch else kind.metavar,
+            envvar=declared.variable,
+            help=f"{declared.help} {kind.hint}".rstrip(),
+            shell_complete=None if kind.is_path or not kind.words else _words(kind.words),
         )
-    return value
+        self.key = declared
 
 
-def volume(command: _Command) -> _Command:
-    """--volume."""
-    return click.option(
-        "--volume",
-        required=True,
-        callback=_check_volume,
-        help="Name of the volume; source and target must use the same one.",
-    )(command)
+def of(
+    table: type, taker: str, *, needed: Collection[str] = (), optional: Collection[str] = ()
+) -> list[click.Option]:
+    """The options that a process or command takes from a table.
+
+    Args:
+        needed: keys that must be given, though they need not be set in bdr.toml.
+        optional: the reverse.
+    """
+    return [
+        KeyOption(
+            each, is_needed=each.name in needed or (each.is_needed and each.name not in optional)
+        )
+        for each in keys_of(table).values()
+        if taker in each.takers
+    ]
 
 
-def run_dir(command: _Command) -> _Command:
-    """--run-dir."""
-    return click.option(
-        "--run-dir",
-        required=True,
+def run_dir(*, is_needed: bool = True) -> click.Option:
+    """--run-dir of a process."""
+    return click.Option(
+        ["--run-dir"],
+        required=is_needed,
         type=click.Path(file_okay=False),
         help="Directory of this volume's sockets on this host.",
-    )(command)
-
-
-def chardev(command: _Command) -> _Command:
-    """--chardev."""
-    return click.option(
-        "--chardev",
-        required=True,
-        type=click.Path(),
-        help="Control device of the `bdr` target, or ring= socket of the nbdkit plugin.",
-    )(command)
-
-
-def target_address(command: _Command) -> _Command:
-    """--address and --port, of the target."""
-    command = click.option(
-        "--port",
-        default=8437,
-        show_default=True,
-        type=click.IntRange(1, 65534),
-        help="The target's port for batches; the one above it is for control.",
-    )(command)
-    return click.option("--address", required=True, help="The target host's name or address.")(
-        command
     )
 
 
-def source_stage(name: str) -> Callable[[_Command], _Command]:
-    """Options of every process on a source: `stage`, --chardev, --address, --port, --run-dir."""
+def verbosity() -> list[click.Option]:
+    """--verbose, --debug, --noprint."""
+    return [
+        click.Option(["--verbose"], is_flag=True, help="Log what happens; the default."),
+        click.Option(["--debug"], is_flag=True, help="Log everything."),
+        click.Option(["--noprint"], is_flag=True, help="Log warnings and errors only."),
+    ]
 
-    def decorate(command: _Command) -> _Command:
-        return stage(name)(chardev(target_address(run_dir(command))))
+
+class WrongOptionsError(click.ClickException):
+    """What click prints, and ends with, where values are not allowed."""
+
+    exit_code = UsageError.exit_code
+
+    def __init__(self, error: ConfigError) -> None:
+        super().__init__(str(error))
+
+    def show(self, file: Any = None) -> None:
+        for line in self.message.splitlines():
+            click.echo(f"bdr: {line}", err=True, file=file)
+
+
+def command(params: Iterable[click.Parameter]) -> Callable[[_Command], click.Command]:
+    """Makes a function a command with these options, in this order.
+
+    It gets the checked values of declared keys. All mistakes are told at once.
+    """
+    params = list(params)
+    keys = [param.key for param in params if isinstance(param, KeyOption)]
+
+    def decorate(function: _Command) -> click.Command:
+        @functools.wraps(function)
+        def checked(**given: Any) -> Any:
+            try:
+                values = checked_texts(keys, {key.name: _text(key, given) for key in keys})
+            except ConfigError as error:
+                raise WrongOptionsError(error) from error
+            return function(**given | values)
+
+        return click.command(params=list(params))(checked)
 
     return decorate
 
 
-def stage(name: str) -> Callable[[_Command], _Command]:
-    """--volume, and --verbose, --debug and --noprint, which set up the log before anything."""
+def stage(name: str, params: Iterable[click.Parameter]) -> Callable[[_Command], click.Command]:
+    """Makes a function the command of a process, which sets up its log before anything."""
 
-    def decorate(command: _Command) -> _Command:
-        @functools.wraps(command, updated=())
+    def decorate(function: _Command) -> click.Command:
+        @functools.wraps(function)
         def configured(
-            *, volume: str, verbose: bool, debug: bool, noprint: bool, **rest: object
+            *, log_format: str, verbose: bool, debug: bool, noprint: bool, **rest: Any
         ) -> None:
-            log.configure(stage=name, volume=volume, verbose=verbose, debug=debug, quiet=noprint)
-            command(volume=volume, **rest)
+            log.use_format(log_format)
+            log.configure(
+                stage=name, volume=rest["volume"], verbose=verbose, debug=debug, quiet=noprint
+            )
+            function(**rest)
 
-        # What a decorator adds stands above what is there: those of the log come last.
-        vars(verbosity(configured))[_PARAMETERS] += vars(command).get(_PARAMETERS, [])
-        return volume(configured)
+        return command([KeyOption(VOLUME), *params, *of(Host, name), *verbosity()])(configured)
 
     return decorate
 
 
-def assume_clean(command: _Command) -> _Command:
-    """--noreplication, and its other names."""
-    return click.option(
-        "--noreplication",
-        "--no-replication",
-        "--assume-clean",
-        "assume_clean",
-        is_flag=True,
-        help="Source and target are equal already: no scan at first contact.",
-    )(command)
+def _text(key: Key, given: dict[str, Any]) -> object:
+    """What was given for a key; a path may be relative to the working directory."""
+    text = given[key.name]
+    if key.kind.is_path and text and text not in key.kind.words:
+        return os.path.abspath(text)
+    return text
 
 
-def verbosity(command: _Command) -> _Command:
-    """--verbose, --debug, --noprint; and --log-format, which takes effect at once."""
-    command = click.option(
-        "--log-format",
-        envvar="BDR_LOG_FORMAT",
-        type=click.Choice([form.value for form in log.Format]),
-        default=log.Format.TEXT.value,
-        show_default=True,
-        expose_value=False,
-        is_eager=True,
-        callback=lambda _context, _parameter, value: log.use_format(value),
-        help="Form of a log line.",
-    )(command)
-    command = click.option("--noprint", is_flag=True, help="Log warnings and errors only.")(command)
-    command = click.option("--debug", is_flag=True, help="Log everything.")(command)
-    return click.option("--verbose", is_flag=True, help="Log what happens; the default.")(command)
+def _shown_default(key: Key) -> str | bool:
+    if key.default is None:
+        return key.otherwise if key.otherwise != "none" else False
+    return not key.kind.is_switch
+
+
+def _words(words: tuple[str, ...]) -> Callable[..., list[str]]:
+    return lambda _context, _parameter, incomplete: [
+        word for word in words if word.startswith(incomplete)
+    ]
 
 
 def tcp(address: str, port: int) -> str:
@@ -176,10 +204,3 @@ def _end_with_supervisord() -> None:
     end_with_parent()
     if os.getppid() == 1:  # it was faster
         sys.exit(0)
-
-
-def positive(name: str, value: int) -> int:
-    """Returns `value`, or raises UsageError."""
-    if value <= 0:
-        raise UsageError(f"{name}: found {value}, wanted more than 0")
-    return value

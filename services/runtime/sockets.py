@@ -2,7 +2,7 @@
 """The sockets between the processes: addresses, options, limits.
 
 High-water marks are a safety only: what is in flight is bounded by the
-sequencer's window, which is smaller than any of them. Only so do heartbeats not
+reader's window, which is smaller than any of them. Only so do heartbeats not
 mistake a busy receiver for a dead one.
 """
 
@@ -17,7 +17,8 @@ from pathlib import Path
 import zmq
 
 from bdr.common.errors import AddressError
-from bdr.common.wire.control import BATCH_FRAME_BYTES_MAX, CONTROL_BYTES_MAX
+from bdr.common.wire.batch import BATCH_FRAME_BYTES_MAX
+from bdr.common.wire.codec import MESSAGE_BYTES_MAX
 from bdr.services.runtime.loop import Socket
 
 DATA_RCVHWM = 256
@@ -63,7 +64,7 @@ _WITHIN_HOST: _Options = {
 _CONTROL: _Options = {
     zmq.SNDHWM: CONTROL_HWM,
     zmq.RCVHWM: CONTROL_HWM,
-    zmq.MAXMSGSIZE: CONTROL_BYTES_MAX + _CURVE_OVERHEAD_BYTES,
+    zmq.MAXMSGSIZE: MESSAGE_BYTES_MAX + _CURVE_OVERHEAD_BYTES,
 }
 
 
@@ -103,13 +104,13 @@ def event_publisher(context: zmq.Context[Socket]) -> Socket:
     return _made(context, zmq.PUB, _WITHIN_HOST, {zmq.SNDHWM: 1000})
 
 
-def ticket_server(context: zmq.Context[Socket]) -> Socket:
-    """The reader's ROUTER socket for scanners, or for those who ask on a user's behalf."""
+def request_server(context: zmq.Context[Socket]) -> Socket:
+    """The reader's ROUTER socket for scanners, or for commands."""
     return _made(context, zmq.ROUTER, _WITHIN_HOST)
 
 
-def ticket_client(context: zmq.Context[Socket]) -> Socket:
-    """A scanner's DEALER socket to the reader of its host."""
+def request_client(context: zmq.Context[Socket]) -> Socket:
+    """A scanner's or command's DEALER socket to the reader of its host."""
     return _made(context, zmq.DEALER, _WITHIN_HOST, {zmq.IMMEDIATE: 1})
 
 

@@ -12,8 +12,8 @@ The one call, `bdr.update()`, reads the configuration again, stops what is gone 
 changed, and answers when that has stopped and the rest is in place. What a user
 has stopped by hand stays stopped.
 
-Written against supervisor 4.2 and 4.3: `Supervisor.process_groups`,
-`ProcessGroup.processes`, `ProcessConfig.make_process`. supervisord has one thread
+It uses insides of supervisor that nobody promises, of 4.2 and 4.3 so far;
+tests/unit/test_supervisor_contract.py names them. supervisord has one thread
 and calls this between two rounds of its loop, so nothing else changes meanwhile.
 """
 

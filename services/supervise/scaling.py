@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from bdr.common.errors import UsageError
 from bdr.common.host import programs
-from bdr.common.host.config import Config, Source
-from bdr.common.host.programs import Program
+from bdr.common.host.config import Config
+from bdr.common.host.programs import SCALABLE_STAGES, Program
 from bdr.services.runtime import log
 from bdr.services.supervise.files import write_whole
 from bdr.services.supervise.supervisord import Supervision
@@ -69,9 +69,9 @@ class Scaling:
 def configured_count(config: Config, volume: str, stage: str) -> int | None:
     """How many processes of a stage bdr.toml asks for; None if it cannot."""
     found = config.volume.get(volume)
-    if not isinstance(found, Source):
+    if found is None or stage not in SCALABLE_STAGES:
         return None
-    return {"sender": found.senders, "scanner": found.scanners}.get(stage)
+    return programs.stages_of(found).get(stage)
 
 
 def programs_of(config: Config, supervision: Supervision, scaling: Scaling) -> list[Program]:

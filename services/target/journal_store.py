@@ -29,7 +29,7 @@ from bdr.common.ring.layout import HEADER_BYTES, JOURNAL_BYTES_MIN
 from bdr.common.storage.journal_file import JournalFile
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
-from bdr.common.target.job import Apply
+from bdr.common.target.job import Job
 from bdr.common.target.record import JOURNAL_ID_BYTES, NO_JOURNAL, ReplicaRecord
 from bdr.services.runtime import log
 
@@ -76,7 +76,7 @@ class JournalStore:
             if self._error:
                 on_failure(self._error)
 
-    def write(self, job: Apply) -> None:
+    def write(self, job: Job) -> None:
         """Appends; waits while the journal is full."""
         try:
             slots = len(job.headers) // HEADER_BYTES

@@ -12,20 +12,17 @@ sync covers many.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import queue
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from bdr.common.errors import BdrError, InternalError
 from bdr.common.ring.layout import PAYLOAD_BYTES
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
-from bdr.common.target.job import Apply
+from bdr.common.target.job import Job
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.wire.control import Condition
+from bdr.common.wire.condition import Condition
+from bdr.services.runtime.workers import Tasks, Workers
 
 GROUP_BYTES_MAX = 16 << 20
 """A sync comes at the latest after so much."""
@@ -39,7 +36,7 @@ class Store(Protocol):
         was left for later than `sync`."""
         ...
 
-    def write(self, job: Apply) -> None:
+    def write(self, job: Job) -> None:
         """Takes one job; jobs come in order."""
         ...
 
@@ -76,7 +73,7 @@ class DirectStore:
     def attach(self, on_failure: Callable[[BdrError], None]) -> None:
         pass  # nothing is left for later
 
-    def write(self, job: Apply) -> None:
+    def write(self, job: Job) -> None:
         self._device.apply(job.extents, job.payload)
         # What follows a mark may be newer than the slots in front of it: no crash may find
         # that on the device, and the word of before in the record.
@@ -101,31 +98,33 @@ class StoreWorker:
 
     Attributes:
         durable: the last durable job's number; read it after `drain_wakeup`.
-        error: what ended the worker, or None.
+        error: what ended the worker, or None; the same.
     """
 
     def __init__(self, store: Store) -> None:
         self.durable = 0
         self.error: BdrError | None = None
         self._store = store
-        self._jobs: queue.SimpleQueue[Apply | None] = queue.SimpleQueue()
-        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        store.attach(self._fail)
-        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
-        self._thread.start()
+        self._workers = Workers(self._run, threads=1, name="store")
+        store.attach(self._workers.deliver)
 
     def fileno(self) -> int:
-        """Polls readable when `durable` or `error` has changed."""
-        return self._wakeup
+        """Polls readable when `durable` or `error` will change."""
+        return self._workers.fileno()
 
     def drain_wakeup(self) -> None:
-        """Makes `fileno` unreadable until the next change."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wakeup)
+        """Updates `durable` and `error`; makes `fileno` unreadable until the next change."""
+        try:
+            for durable in self._workers.results():
+                self.durable = durable
+        except BdrError as error:
+            self.error = self.error or error
+        except Exception as error:
+            self.error = self.error or InternalError(f"the store's worker failed: {error!r}")
 
-    def put(self, job: Apply) -> None:
+    def put(self, job: Job) -> None:
         """Queues a job behind all earlier ones; never blocks."""
-        self._jobs.put(job)
+        self._workers.put(job)
 
     def settle(self) -> None:
         """Waits until every durable job is on the device; any thread may."""
@@ -133,32 +132,18 @@ class StoreWorker:
 
     def close(self) -> None:
         """Finishes what is queued, then ends the thread and closes the store."""
-        self._jobs.put(None)
-        self._thread.join()
+        self._workers.finish()
         self._store.close()
-        os.close(self._wakeup)
+        self.drain_wakeup()
+        self._workers.close()
 
-    def _run(self) -> None:
-        try:
-            while (job := self._jobs.get()) is not None:
-                last = self._write_group(job)
-                self._store.sync(last.record)
-                self.durable = last.job
-                self._wake()
-        except BdrError as error:
-            self._fail(error)
-        except Exception as error:
-            # A bug: an applier that goes on without its worker would look alive.
-            self._fail(InternalError(f"the store's worker failed: {error!r}"))
+    def _run(self, jobs: Tasks[Job]) -> Iterator[int]:
+        for job in jobs:
+            last = self._write_group(job, jobs)
+            self._store.sync(last.record)
+            yield last.number
 
-    def _fail(self, error: BdrError) -> None:
-        self.error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        os.eventfd_write(self._wakeup, 1)
-
-    def _write_group(self, job: Apply) -> Apply:
+    def _write_group(self, job: Job, jobs: Tasks[Job]) -> Job:
         """Writes this job and those that wait behind it; returns the last."""
         group_bytes = 0
         while True:
@@ -167,11 +152,7 @@ class StoreWorker:
             group_bytes += max(len(job.payload), PAYLOAD_BYTES)
             if group_bytes >= GROUP_BYTES_MAX:
                 return job
-            try:
-                following = self._jobs.get_nowait()
-            except queue.Empty:
-                return job
+            following = jobs.next_queued()
             if following is None:
-                self._jobs.put(None)
                 return job
             job = following

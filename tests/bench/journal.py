@@ -25,8 +25,9 @@ from bdr.common.ring.slots import encode
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target.extents import NO_EXTENTS, Extents, plan
-from bdr.common.target.job import Apply
-from bdr.common.wire.control import Buffer, Condition
+from bdr.common.target.job import Job
+from bdr.common.wire.codec import Buffer
+from bdr.common.wire.condition import Condition
 from bdr.services.runtime import log
 from bdr.services.target.journal_store import open_journal
 from bdr.services.target.store import StoreWorker
@@ -135,7 +136,7 @@ def _fill(directory: str, target: Path) -> None:
     )
     worker = StoreWorker(store)
     record = replace(record, stream=b"s" * 16, epoch=1, condition=Condition.CONSISTENT)
-    worker.put(Apply(1, NO_EXTENTS, b"", b"", record))
+    worker.put(Job(1, NO_EXTENTS, b"", b"", record))
     payload = os.urandom(_MIB)
     slots = _MIB // layout.PAYLOAD_BYTES
     for at in range(RECOVERY_BYTES // _MIB):
@@ -143,9 +144,10 @@ def _fill(directory: str, target: Path) -> None:
         headers = encode(op=layout.Op.WRITE, sector=sectors).tobytes()
         record = replace(record, slot=record.slot + slots)
         extents = plan(headers, payload, device_sectors=device.sectors)
-        worker.put(Apply(at + 2, extents, headers, payload, record))
+        worker.put(Job(at + 2, extents, headers, payload, record))
     while worker.durable < RECOVERY_BYTES // _MIB + 1:
         time.sleep(0.01)
+        worker.drain_wakeup()
     device.is_dead = True
     worker.close()
 

@@ -22,14 +22,13 @@ from pathlib import Path
 
 import zmq
 
-from bdr.services.runtime import reports
 from bdr.services.runtime.loop import Loop
 from bdr.services.runtime.reports import Reporter
 from tests.bench.rig import Rig, cpu_seconds
+from tests.unit.statuses import READER
 
 ROUNDS = 5
 BYTES = 1 << 30
-VALUES: reports.Values = {f"counter_{at}": 1 << 40 for at in range(16)} | {"phase": "STREAMING"}
 
 
 def main() -> None:
@@ -37,7 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bdr-", dir="/dev/shm") as directory:
         endpoint = f"ipc://{directory}/metrics.sock"
         loop = Loop()
-        reporter = Reporter(loop, endpoint, stage="bench", values=lambda: VALUES)
+        reporter = Reporter(loop, endpoint, stage="reader", values=lambda: READER)
         print(f"report without a monitor      {_us(lambda: _report(reporter)):8.2f} us")
         print(f"round without a report        {_us(lambda: reporter.tick(-1.0)):8.2f} us")
         pull = loop.context.socket(zmq.PULL)
@@ -92,7 +91,7 @@ def _monitor(run_dir: str) -> subprocess.Popen[bytes]:
 
 def _report(reporter: Reporter) -> None:
     reporter.tick(float("inf"))
-    reporter._due_s = 0.0
+    reporter._due_at = 0.0
 
 
 def _wait_connected(reporter: Reporter, pull: zmq.Socket[bytes]) -> None:

@@ -15,11 +15,13 @@ from collections.abc import Callable
 import numpy as np
 
 from bdr.common.capture.memory import MemoryCapture
+from bdr.common.capture.view import RingView
 from bdr.common.ring import layout
-from bdr.common.ring.slots import encode, published_count
-from bdr.common.source import sequencer
-from bdr.common.source.sequencer import Sequencer
-from bdr.common.wire import control as wire
+from bdr.common.ring.slots import encode
+from bdr.common.source import events
+from bdr.common.source.node import SourceNode
+from bdr.common.wire.condition import Condition
+from bdr.common.wire.control import Hello, Welcome
 from tests.bench import bare_loop
 from tests.bench.rig import DEVICE_BYTES, Rig, cpu_seconds, resident_bytes
 
@@ -87,17 +89,14 @@ def work_per_batch() -> dict[int, int]:
             f"/dev/shm/bdr-bench-work-{slots}", capacity=1024, device_sectors=1 << 20
         )
         try:
-            machine = _streaming(capture)
+            node = _streaming(capture)
             sectors = np.arange(slots, dtype=np.uint64)[::-1] * np.uint64(64)
             capture.produce(encode(op=layout.Op.WRITE, sector=sectors))
 
-            def dispatch(
-                capture: MemoryCapture = capture, machine: Sequencer = machine, slots: int = slots
-            ) -> None:
-                limit = machine.dispatch_limit
-                found = published_count(capture.headers, cursor=machine.cursor, limit=limit)
-                assert found == slots
-                machine.handle(sequencer.SendersReady(found))
+            def dispatch(node: SourceNode = node, slots: int = slots) -> None:
+                (action,) = node.handle(events.SenderReady())
+                assert isinstance(action, events.Dispatch)
+                assert action.header.count == slots
 
             counts[slots] = _instructions(dispatch)
         finally:
@@ -105,21 +104,24 @@ def work_per_batch() -> dict[int, int]:
     return counts
 
 
-def _streaming(capture: MemoryCapture) -> Sequencer:
-    machine = Sequencer(volume="bench", info=capture.info, status=capture.status())
-    machine.handle(sequencer.Tick(0.0))
-    (hello,) = machine.handle(sequencer.LinkUp())
-    assert isinstance(hello, sequencer.Send)
-    assert isinstance(hello.message, wire.Hello)
-    welcome = wire.Welcome(
+def _streaming(capture: MemoryCapture) -> SourceNode:
+    node = SourceNode(
+        volume="bench", info=capture.info, status=capture.status(), ring=RingView(capture)
+    )
+    node.handle(events.Tick(0.0))
+    node.handle(events.CaptureSeen(capture.status()))
+    (hello,) = node.handle(events.LinkUp())
+    assert isinstance(hello, events.Send)
+    assert isinstance(hello.message, Hello)
+    welcome = Welcome(
         attempt=hello.message.attempt,
         epoch=1,
         number=1,
         slot=0,
-        condition=wire.Condition.CONSISTENT,
+        condition=Condition.CONSISTENT,
     )
-    machine.handle(sequencer.MessageArrived(welcome))
-    return machine
+    node.handle(events.MessageArrived(welcome))
+    return node
 
 
 def _instructions(call: Callable[[], None]) -> int:

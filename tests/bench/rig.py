@@ -21,7 +21,7 @@ import numpy as np
 from bdr.common.capture.memory import MemoryCapture
 from bdr.common.ring import layout
 from bdr.common.ring.slots import encode
-from bdr.common.source.sequencer import SequencerSettings
+from bdr.common.source.settings import SourceSettings
 from bdr.services.reader import Reader
 from bdr.services.runtime import log
 from bdr.services.runtime.sockets import RunDirectory
@@ -42,7 +42,7 @@ class Rig:
     Args:
         senders: how many.
         applier_options: besides the necessary ones.
-        settings: the sequencer's.
+        settings: the reader's.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Rig:
         *,
         senders: int = 1,
         applier_options: list[str] | None = None,
-        settings: SequencerSettings | None = None,
+        settings: SourceSettings | None = None,
     ) -> None:
         log.configure(stage="reader", volume="bench", verbose=False, debug=False, quiet=True)
         self.directory = Path(tempfile.mkdtemp(prefix="bdr-bench-", dir="/dev/shm"))

@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bdr.common.source.scheduler import Reported
-from bdr.services.cli.reader_client import OfficeClient
+from bdr.common.wire.scan import ResyncStatus
+from bdr.services.cli.reader_client import ReaderClient
 from deploy.command import wait_for
 from tests.nbdkit.server import build_plugin
 from tests.pipeline.pair import BLOCK_BYTES, MIB
@@ -27,7 +27,7 @@ from tests.pipeline.scanned import ScannedPair
 GIB = 1 << 30
 
 
-def scan(client: OfficeClient) -> tuple[float, Reported, Reported]:
+def scan(client: ReaderClient) -> tuple[float, ResyncStatus, ResyncStatus]:
     """A full scan: seconds, and the reports before and after."""
     before = client.report()
     began_s = time.monotonic()
@@ -64,7 +64,7 @@ def main() -> None:
             fill(pair)
             pair.start()
             pair.wait_consistent(120)
-            client = OfficeClient(pair.place)
+            client = ReaderClient(pair.place)
             for number in range(options.rounds):
                 began_s = time.monotonic()
                 subprocess.run(["cmp", str(pair.source), str(pair.target)], check=True)
@@ -85,7 +85,7 @@ def main() -> None:
         shutil.rmtree(directory)
 
 
-def overflow(pair: ScannedPair, client: OfficeClient, *, full_s: float) -> None:
+def overflow(pair: ScannedPair, client: ReaderClient, *, full_s: float) -> None:
     """1 % of the regions dirty, all over the device."""
     rng = random.Random(2)
     before = client.report()

@@ -8,7 +8,6 @@ and signals.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import tomli_w
 
 from bdr.common.capture.api import Capture, Role
 from bdr.common.capture.opening import open_capture
@@ -76,16 +76,7 @@ class Host:
 
     def write_config(self) -> None:
         """Writes bdr.toml from `host` and `volumes`."""
-        tables = {"host": self.host} | {
-            f"volume.{name}": values for name, values in self.volumes.items()
-        }
-        # JSON's strings, numbers, lists and booleans are TOML's.
-        self.config.write_text(
-            "".join(
-                f"[{title}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in values.items())
-                for title, values in tables.items()
-            )
-        )
+        self.config.write_text(tomli_w.dumps({"host": self.host, "volume": self.volumes}))
 
     def start(self) -> None:
         """`bdr run`, until its supervisord answers."""
@@ -164,8 +155,8 @@ class Host:
         return {str(p["name"]): int(p["pid"]) for p in self.supervision.processes()}
 
     def status(self, volume: str, timeout_s: float = 10.0) -> Mapping[str, Any]:
-        """What `bdr status` is made from."""
-        return ask(Place(volume, str(self.run_dir / volume)), timeout_s)
+        """What `bdr status --json` prints, without what supervisord says."""
+        return ask(Place(volume, str(self.run_dir / volume)), timeout_s).to_map()
 
     def wait_health(self, volume: str, word: str) -> None:
         """Waits until the volume's health is `word`."""

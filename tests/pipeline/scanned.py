@@ -16,8 +16,8 @@ from pathlib import Path
 
 from bdr.common.host.programs import Program
 from bdr.common.ring.layout import Mode
-from bdr.common.source.scheduler import Reported
-from bdr.services.cli.reader_client import OfficeClient, SourcePlace
+from bdr.common.wire.scan import ResyncStatus
+from bdr.services.cli.reader_client import ReaderClient, SourcePlace
 from deploy.command import wait_for
 from deploy.stack import source_programs
 from tests.pipeline.pair import DEADLINE_S, MIB, VOLUME, Pair
@@ -79,9 +79,9 @@ class ScannedPair(Pair):
         sockets = str(self.directory / "sockets")
         return SourcePlace(VOLUME, self.ring, None, "127.0.0.1", self.port, sockets)
 
-    def scan_report(self) -> Reported:
+    def scan_report(self) -> ResyncStatus:
         """How far the scan is, by its reader."""
-        client = OfficeClient(self.place)
+        client = ReaderClient(self.place)
         try:
             return client.report()
         finally:

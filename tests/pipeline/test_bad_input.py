@@ -13,8 +13,8 @@ from dataclasses import replace
 import msgpack
 import zmq
 
-from bdr.common.wire import control as wire
-from bdr.common.wire.control import BatchHeader, BatchKind, Mark
+from bdr.common.wire.batch import BatchHeader, BatchKind, Marker, encode_batch
+from bdr.common.wire.control import Message, Refused, RefusedReason, decode_message
 from deploy.command import run
 from deploy.nbd_source import loop_device, mounted, nbd_server
 from tests.pipeline.pair import DEADLINE_S, MIB, Pair
@@ -160,10 +160,10 @@ def test_damaged_state_ends_the_applier(make_pair: Callable[..., Pair]) -> None:
 def test_another_protocol_version_is_refused(pair: Pair) -> None:
     hello = {"type": "hello", "protocol": 99, "attempt": 7, "something": "new"}
     answer = ask(pair, msgpack.packb(hello))
-    assert isinstance(answer, wire.Refused)
+    assert isinstance(answer, Refused)
     assert answer.attempt == 7
-    assert answer.reason is wire.RefusedReason.PROTOCOL
-    assert "found protocol version 99, wanted 1" in answer.text
+    assert answer.reason is RefusedReason.PROTOCOL
+    assert "found protocol version 99, wanted 2" in answer.text
     still_replicates(pair)
 
 
@@ -216,7 +216,7 @@ def test_batches_of_a_stranger_are_dropped_unread(pair: Pair) -> None:
     before = pair.target.read_bytes()
     header = BatchHeader(
         kind=BatchKind.LIVE,
-        mark=Mark.NONE,
+        marker=Marker.NONE,
         stream=bytes(16),
         epoch=1,
         number=1,
@@ -234,7 +234,7 @@ def test_batches_of_a_stranger_are_dropped_unread(pair: Pair) -> None:
         push = context.socket(zmq.PUSH)
         push.connect(f"tcp://127.0.0.1:{pair.port}")
         for each in forged:
-            push.send_multipart([wire.encode_batch(each, slot, JUNK), slot, JUNK])
+            push.send_multipart([encode_batch(each, slot, JUNK), slot, JUNK])
         push.close(linger=2000)
     finally:
         context.term()
@@ -246,21 +246,21 @@ def test_batches_of_a_stranger_are_dropped_unread(pair: Pair) -> None:
 
 def junk_messages() -> list[list[bytes]]:
     """Messages that are none, of every shape."""
-    map_ = msgpack.packb({"type": "hello", "protocol": 1})
+    map_ = msgpack.packb({"type": "hello", "protocol": 2})
     return [
         [b""],
         [JUNK],
         [map_],
         [msgpack.packb([1, 2, 3])],
-        [msgpack.packb([msgpack.packb([1, 0, 0, bytes(16), 1, 1, 0, 1]), bytes(16)]), b"", b""],
-        [msgpack.packb([msgpack.packb([2] * 8), bytes(16)]), bytes(8), bytes(4096)],
+        [msgpack.packb([msgpack.packb([2, 0, 0, bytes(16), 1, 1, 0, 1]), bytes(16)]), b"", b""],
+        [msgpack.packb([msgpack.packb([3] * 8), bytes(16)]), bytes(8), bytes(4096)],
         [b"\x93" * 200, JUNK, JUNK],
         [JUNK] * 50,
         [b"\xc1", b"\xdf\xff\xff\xff\xff"],
     ]
 
 
-def ask(pair: Pair, request: bytes) -> wire.Message:
+def ask(pair: Pair, request: bytes) -> Message:
     """Sends one control message and returns the answer."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
@@ -268,7 +268,7 @@ def ask(pair: Pair, request: bytes) -> wire.Message:
         dealer.connect(f"tcp://127.0.0.1:{pair.port + 1}")
         dealer.send(request)
         assert dealer.poll(DEADLINE_S * 1000), "no answer"
-        return wire.decode_message(dealer.recv())
+        return decode_message(dealer.recv())
     finally:
         context.destroy(linger=0)
 

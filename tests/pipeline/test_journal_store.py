@@ -24,12 +24,13 @@ from bdr.common.ring.slots import encode
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target.extents import Extents, plan
-from bdr.common.target.job import Apply
+from bdr.common.target.job import Job
 from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
-from bdr.common.wire.control import Buffer, Condition
+from bdr.common.wire.codec import Buffer
+from bdr.common.wire.condition import Condition
 from bdr.services.cli.main import main as bdr
 from bdr.services.target.journal_store import JournalStore, open_journal
-from bdr.services.target.options import open_store
+from bdr.services.target.opening import open_store
 from bdr.services.target.store import StoreWorker
 from deploy.command import wait_for
 
@@ -91,7 +92,7 @@ class Host:
         self.jobs = 0
         return StoreWorker(store)
 
-    def session(self) -> Apply:
+    def session(self) -> Job:
         """The first job of a source."""
         return self._job(
             replace(
@@ -103,7 +104,7 @@ class Host:
             )
         )
 
-    def write(self, offset: int, data: bytes) -> Apply:
+    def write(self, offset: int, data: bytes) -> Job:
         """A batch of whole blocks."""
         slots = len(data) // 4096
         self.expected[offset : offset + len(data)] = data
@@ -113,17 +114,17 @@ class Host:
             replace(self.record, slot=self.record.slot + slots), headers=headers, payload=data
         )
 
-    def _job(self, record: ReplicaRecord, *, headers: bytes = b"", payload: bytes = b"") -> Apply:
+    def _job(self, record: ReplicaRecord, *, headers: bytes = b"", payload: bytes = b"") -> Job:
         self.jobs += 1
         self.record = record
         extents = plan(headers, payload, device_sectors=TARGET_BYTES // 512)
-        return Apply(self.jobs, extents, headers, payload, record)
+        return Job(self.jobs, extents, headers, payload, record)
 
     def crash(self, worker: StoreWorker) -> None:
         """Drops everything as kill -9 does: nothing more is applied, nothing closed."""
         store = self.store
         assert isinstance(store, JournalStore)
-        wait_for(lambda: worker.durable == self.jobs, what="the last job", timeout_s=DEADLINE_S)
+        wait_for(lambda: durable(worker) == self.jobs, what="the last job", timeout_s=DEADLINE_S)
         store._error = StateError("killed")
         self.device.failure = DeviceError("killed")
         self.device.gate.set()
@@ -138,8 +139,18 @@ def host(directory: Path) -> Host:
     return Host(directory)
 
 
+def durable(worker: StoreWorker) -> int:
+    worker.drain_wakeup()
+    return worker.durable
+
+
+def failed(worker: StoreWorker) -> bool:
+    worker.drain_wakeup()
+    return worker.error is not None
+
+
 def wait_durable(worker: StoreWorker, job: int) -> None:
-    wait_for(lambda: worker.durable >= job, what="durability", timeout_s=DEADLINE_S)
+    wait_for(lambda: durable(worker) >= job, what="durability", timeout_s=DEADLINE_S)
 
 
 def inspect(path: Path) -> Result:
@@ -175,7 +186,7 @@ def test_full_journal_holds_writes_back_until_the_device_has_caught_up(host: Hos
     store = host.store
     assert isinstance(store, JournalStore)
     wait_for(lambda: store._is_room_wanted, what="a full journal", timeout_s=DEADLINE_S)
-    assert worker.durable <= 16  # jobs of 1 MiB in a journal of 16
+    assert durable(worker) <= 16  # jobs of 1 MiB in a journal of 16
     host.device.gate.set()
     wait_durable(worker, host.jobs)
     worker.close()
@@ -202,7 +213,7 @@ def test_lone_write_is_durable_at_once(host: Host) -> None:
         job = host.write(at * 4096, os.urandom(4096))
         began_s = time.perf_counter()
         worker.put(job)
-        while worker.durable < job.job:
+        while durable(worker) < job.number:
             time.sleep(0.0001)
         took_s.append(time.perf_counter() - began_s)
     worker.close()
@@ -238,7 +249,7 @@ def test_failing_device_ends_the_worker_though_nothing_more_comes(host: Host) ->
     wait_durable(worker, 2)
     host.device.failure = DeviceError("target: EIO")
     host.device.gate.set()
-    wait_for(lambda: worker.error is not None, what="the error", timeout_s=DEADLINE_S)
+    wait_for(lambda: failed(worker), what="the error", timeout_s=DEADLINE_S)
     assert isinstance(worker.error, DeviceError)
     worker.close()
     worker = host.open()
@@ -275,11 +286,11 @@ def test_failing_device_ends_a_writer_that_waits_for_room(host: Host) -> None:
     wait_for(lambda: store._is_room_wanted, what="a full journal", timeout_s=DEADLINE_S)
     host.device.failure = DeviceError("target: EIO")
     host.device.gate.set()
-    wait_for(lambda: worker.error is not None, what="the error", timeout_s=DEADLINE_S)
+    wait_for(lambda: failed(worker), what="the error", timeout_s=DEADLINE_S)
     worker.close()
-    durable = worker.durable
+    acknowledged = worker.durable
     worker = host.open()
-    assert host.record.slot >= (durable - 1) * 256
+    assert host.record.slot >= (acknowledged - 1) * 256
     worker.close()
 
 
@@ -303,13 +314,13 @@ def test_failing_journal_ends_the_worker_and_keeps_what_was_acknowledged(host: H
     with file_size_limit(4 * MIB):
         for _ in range(8):
             worker.put(host.write(0, os.urandom(MIB)))
-        wait_for(lambda: worker.error is not None, what="the error", timeout_s=DEADLINE_S)
+        wait_for(lambda: failed(worker), what="the error", timeout_s=DEADLINE_S)
     assert isinstance(worker.error, StateError)
     assert "nothing acknowledged is lost" in str(worker.error)
     worker.close()
-    durable = worker.durable
+    acknowledged = worker.durable
     worker = host.open()
-    assert host.record.slot >= (durable - 1) * 256
+    assert host.record.slot >= (acknowledged - 1) * 256
     worker.close()
 
 

@@ -163,7 +163,7 @@ def test_a_killed_client_leaves_no_process_behind(
     [
         (("--port", "70000"), 64, "--port: found 70000; wanted a whole number from 1 to 65534"),
         (("--senders", "0"), 64, "--senders: found 0; wanted a whole number from 1 to 64"),
-        (("--volume", "a b"), 64, "found the name 'a b'"),
+        (("--volume", "a b"), 64, "--volume: found 'a b'; wanted 1 to 64 letters"),
         (("--rpo-seconds", "0"), 64, "--rpo-seconds: found 0.0; wanted a number of seconds"),
         (("--on-event", "x 'y"), 64, '--on-event: found "x \'y": no closing quotation'),
         (("--address", ""), 64, "--address: found ''; wanted a host name or address"),

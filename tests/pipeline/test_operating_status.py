@@ -9,13 +9,13 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pytest
 import zmq
 
+from bdr.common.status.model import VolumeStatus
 from bdr.services.monitoring.client import NoAnswerError, Subscriber
 from deploy.command import wait_for
 from tests.pipeline.hosts import DEADLINE_S, Host, Hosts, MakeHosts, Volume, make_hosts
@@ -69,12 +69,12 @@ class Witness:
         self.polls = 0
         self.lies: list[str] = []
 
-    def look(self, *, may_be: set[str]) -> Mapping[str, Any] | None:
+    def look(self, *, may_be: set[str]) -> None:
         """One comparison; `may_be` names the words that are true at this time."""
         began_s = time.monotonic()
         try:
             with Subscriber(self._context, str(self._host.run_dir / self._volume.name)) as asked:
-                status: Mapping[str, Any] | None = asked.status(2.0)
+                status: VolumeStatus | None = asked.status(2.0)
         except NoAnswerError:
             status = None
         took_s = time.monotonic() - began_s
@@ -85,15 +85,14 @@ class Witness:
             self._written.pop(0)
         age_s = now_s - self._written[0][1] if self._written else 0.0
         self.polls += 1
-        word = status["health"] if status else "unknown"
+        word = status.health.value if status else "unknown"
         if word not in may_be:
-            self.lies.append(f"{word} {status and status['reasons']}, wanted one of {may_be}")
-        if status and status["seconds_behind"] is not None:
+            self.lies.append(f"{word} {status and status.reasons}, wanted one of {may_be}")
+        if status and status.lag and status.lag.seconds is not None:
             # The monitor looks four times a second and publishes within one.
             slack_s = 2.0 + took_s
-            if abs(status["seconds_behind"] - age_s) > slack_s:
-                self.lies.append(f"{status['seconds_behind']:.2f} s behind, in fact {age_s:.2f}")
-        return status
+            if abs(status.lag.seconds - age_s) > slack_s:
+                self.lies.append(f"{status.lag.seconds:.2f} s behind, in fact {age_s:.2f}")
 
     def look_for(self, seconds: float, *, may_be: set[str]) -> None:
         """Compares every 200 ms for a while."""

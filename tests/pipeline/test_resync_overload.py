@@ -14,7 +14,7 @@ from tests.pipeline.pair import DEADLINE_S, MIB
 
 OVERFLOWS = 5
 PAUSES_S = 0 + 1 + 2 + 4
-"""What lies between the beginnings of so many, at least: common/source/sequencer.py."""
+"""What lies between the beginnings of so many, at least: common/source/overflow.py."""
 
 
 @pytest.mark.timeout(240)

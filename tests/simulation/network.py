@@ -3,13 +3,15 @@
 
 What was in flight at a cut is lost from some message on; what is not lost may
 still arrive long after the connection's end was noticed, as it does when a
-kernel retransmits. Between connections there is no order.
+kernel retransmits. Between connections there is no order. A queue that is full
+drops a message here and there.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 from typing import Generic, TypeVar
 
@@ -18,25 +20,27 @@ from tests.simulation.clock import Clock
 M = TypeVar("M")
 
 
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """What happens to messages. Rates are shares of the messages."""
+
+    delay_s: tuple[float, float]
+    duplicates: float = 0.0
+    drops: float = 0.0
+
+
 class Channel(Generic[M]):
     """Delivers messages to `deliver`, one after the other."""
 
     def __init__(
-        self,
-        clock: Clock,
-        rng: Random,
-        deliver: Callable[[M], None],
-        *,
-        delay_s: tuple[float, float],
-        duplicates: float = 0.0,
+        self, clock: Clock, rng: Random, deliver: Callable[[M], None], weather: Weather
     ) -> None:
         self.is_open = True
         self.is_held = False
         self._clock = clock
         self._rng = rng
         self._deliver = deliver
-        self._delay_s = delay_s
-        self._duplicates = duplicates
+        self._weather = weather
         self._waiting: deque[tuple[float, M]] = deque()
         self._is_planned = False
 
@@ -45,13 +49,12 @@ class Channel(Generic[M]):
 
     def send(self, message: M) -> None:
         """Takes a message; nothing says whether it arrives."""
-        if not self.is_open:
+        weather, rng = self._weather, self._rng
+        if not self.is_open or (weather.drops and rng.random() < weather.drops):
             return
-        due_s = self._clock.now_s + self._rng.uniform(*self._delay_s)
-        self._waiting.append((due_s, message))
-        if self._duplicates and self._rng.random() < self._duplicates:
-            late_s = self._rng.expovariate(2.0)
-            self._clock.after(late_s, lambda: self._deliver(message))
+        self._waiting.append((self._clock.now_s + rng.uniform(*weather.delay_s), message))
+        if weather.duplicates and rng.random() < weather.duplicates:
+            self._clock.after(rng.expovariate(2.0), lambda: self._deliver(message))
         self._plan()
 
     def hold(self) -> None:
@@ -82,3 +85,34 @@ class Channel(Generic[M]):
         _, message = self._waiting.popleft()
         self._plan()
         self._deliver(message)
+
+
+class Duplex:
+    """A connection: `up` from who connected, `down` to it."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        rng: Random,
+        weather: Weather,
+        *,
+        up: Callable[[bytes], None],
+        down: Callable[[bytes], None],
+    ) -> None:
+        self.up: Channel[bytes] = Channel(clock, rng, up, weather)
+        self.down: Channel[bytes] = Channel(clock, rng, down, weather)
+
+    def hold(self) -> None:
+        """A partition, both ways."""
+        self.up.hold()
+        self.down.hold()
+
+    def let_go(self) -> None:
+        """The partition is over."""
+        self.up.let_go()
+        self.down.let_go()
+
+    def cut(self) -> None:
+        """The connection ends."""
+        self.up.cut()
+        self.down.cut()

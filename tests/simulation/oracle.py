@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The checkers. They see everything, and are asked after each event.
+"""The checkers. They see everything, and are asked at every step that matters.
 
 ==  =========================================================================
 P1  a slot is accepted only when its write has completed at the source
-P2  what has reached the device equals the source's slots in order, exactly; a
-    replica called CONSISTENT is the source at a prefix, with no missed write in it
-P3  at each release, a power cut of the target now, the worst or any other, leaves
-    a state from which the rest of the ring gives everything
+P2  accepted slots are the ring's, byte for byte; what reaches the device is what was
+    accepted, in order; a replica called CONSISTENT is the source at a prefix, with no
+    missed write in it
+P3  whenever slots are released, and at any other moment, a power cut of the target now,
+    the worst or any other, leaves a record that tells the truth (`judge`)
+P4  where source and replica differ, the ring still has it, a bit says so, or the write is
+    in flight: no mark is ever lost
 P5  see `World.run`: after the faults both sides become identical
 ==  =========================================================================
 """
@@ -15,15 +18,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bdr.common.source.sequencer import Sequencer
-from bdr.common.target.job import Apply
-from bdr.common.target.record import ReplicaRecord
-from bdr.common.target.replica import Replica
-from bdr.common.wire.control import Condition
-from tests.simulation.source import STREAM, BrokenRuleError
+import numpy as np
+
+from bdr.common.ring.layout import PAYLOAD_BYTES, Op
+from bdr.common.source.node import SourceNode
+from bdr.common.target.extents import Extents
+from bdr.common.target.job import Job
+from bdr.common.target.node import TargetNode
+from bdr.common.target.record import NO_STREAM, ReplicaRecord
+from bdr.common.wire.condition import Condition
+from tests.simulation.history import History, differing
+from tests.simulation.source import BrokenRuleError
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+SHOWN = 8
 
 
 class Oracle:
@@ -31,149 +41,174 @@ class Oracle:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self.gaps: list[int] = []
-        """Slots in front of which writes were missed."""
-        self.written_slot = 0
-        """The position of the last job that has reached the device."""
-        self._highest_slot = 0
-        """The highest such position ever: what the device may hold."""
-        self._expected: bytearray | None = None
-        """After a crash: what the device must hold, going on from what was left."""
-        self._accepted_slot = 0
+        self._expected = bytearray()
+        """What the device must hold after the jobs that have reached it."""
+        self._accepted: tuple[bytes, int] = (NO_STREAM, 0)
+        self.may_be_inconsistent = False
+        """Whether anything has happened that explains a replica which is not consistent."""
 
-    # P1.
+    # P1 and P2: what is accepted.
 
-    def on_accepted(self, job: Apply) -> None:
-        if job.record.stream != STREAM:
-            raise BrokenRuleError("another source has taken the replica over")
-        published = self._world.gate.published_end()
-        if job.record.slot > published:
-            raise BrokenRuleError(
-                f"P1: slot {job.record.slot} accepted, but only {published} slots are published"
-            )
-        if job.record.slot < self._accepted_slot:
-            raise BrokenRuleError(f"P2: went back from {self._accepted_slot} to {job.record.slot}")
-        for slot in range(self._accepted_slot, job.record.slot):
-            write, _ = self._world.shadow.writes[slot]
-            if not write.has_landed:
+    def on_accepted(self, job: Job) -> None:
+        """The applier has made this job of a message or a batch."""
+        world, record = self._world, job.record
+        if record.stream not in (self._accepted[0], *world.histories):
+            raise BrokenRuleError(f"another source has taken the replica over: {record}")
+        stream, slot = self._accepted
+        if stream == record.stream and record.slot < slot:
+            raise BrokenRuleError(f"P2: went back from {slot} to {record.slot}")
+        if stream == record.stream and record.slot > slot:
+            self._check_slots(world.histories[stream], job, first=slot)
+        self._accepted = record.stream, record.slot
+        self._check_reason(record)
+
+    def _check_slots(self, history: History, job: Job, *, first: int) -> None:
+        """Slots from `first` on are the ring's: header and payload."""
+        count = job.record.slot - first
+        words = np.frombuffer(job.headers, "<u8").tolist()
+        if len(words) != count:
+            raise BrokenRuleError(f"P2: {len(words)} headers for {count} slots")
+        for at, word in enumerate(words):
+            slot = first + at
+            published = history.word(slot)
+            if published is None:
                 raise BrokenRuleError(f"P1: slot {slot} accepted, but its write has not completed")
-        self._accepted_slot = job.record.slot
-        self._check_condition(job.record)
+            wanted = history.payload(slot)
+            found = bytes(job.payload[at * PAYLOAD_BYTES : at * PAYLOAD_BYTES + len(wanted)])
+            if word != published or found != wanted:
+                raise BrokenRuleError(f"P2: slot {slot} was accepted as what it never was")
 
-    # P2.
-
-    def on_device(self, record: ReplicaRecord) -> None:
-        """A job has reached the device."""
-        first, end = self.written_slot, record.slot
-        shadow, device = self._world.shadow, self._world.store.device.content
-        self.written_slot = end
-        self._highest_slot = max(self._highest_slot, end)
-        if self._expected is not None:
-            shadow.replay(self._expected, first=first, end=end)
-            if device != self._expected:
-                raise BrokenRuleError(f"P2: slots {first} to {end} were not applied as they are")
-            if end < self._highest_slot and record.condition is not Condition.CONSISTENT:
-                return
-            self._expected = None
-        if device != shadow.at(end):
+    def _check_reason(self, record: ReplicaRecord) -> None:
+        is_prefix = record.condition in (Condition.CONSISTENT, Condition.CATCHING_UP)
+        history = self._world.histories.get(record.stream)
+        if is_prefix or self.may_be_inconsistent or history is None:
+            return
+        if not history.landed and not any(gap <= record.slot for gap in history.gaps):
             raise BrokenRuleError(
-                f"P2: {record.condition.name} at slot {end}, but the device differs from the "
-                f"source there in sectors {differing(device, shadow.at(end))}"
+                f"{record.condition.name} at slot {record.slot}, and nothing explains it"
             )
 
-    def on_crashed(self, begun_slot: int) -> None:
-        """The applier is gone; the device may hold some of what lies below `begun_slot`."""
-        self._highest_slot = max(self._highest_slot, begun_slot)
+    # P2: what reaches the device.
+
+    def on_begun(self) -> None:
+        """The applier has recovered: the device holds what it holds."""
+        self._expected = bytearray(self._world.store.device.content)
+
+    def on_device(self, extents: Extents, payload: bytes | memoryview) -> None:
+        """A job is about to reach the device: what is to be there then."""
+        for op, offset, length, at in zip(
+            extents.op, extents.offset, extents.length, extents.source, strict=True
+        ):
+            content = payload[at : at + length] if op == Op.WRITE else bytes(length)
+            self._expected[offset : offset + length] = content
+
+    def on_applied(self, record: ReplicaRecord) -> None:
+        """It has."""
+        device = self._world.store.device.content
+        if device != self._expected:
+            sectors = differing(device, self._expected)[:SHOWN]
+            raise BrokenRuleError(f"P2: slot {record.slot} was not applied as it is: {sectors}")
+        if record.condition is Condition.CONSISTENT:
+            self._check_consistent(record, device, "applied")
+
+    def on_record_written(self) -> None:
+        """It is not synced: a power cut may tear it."""
+        if self._world.audit_rng.random() < self._world.options.audits:
+            self.audit(worst=False)
+
+    # P3 and P4: what a crash leaves.
 
     def on_recovered(self, record: ReplicaRecord) -> None:
-        world = self._world
-        if record.stream != STREAM:
-            return
-        self._accepted_slot = self.written_slot = record.slot
-        if record.slot < world.gate.tail:
-            raise BrokenRuleError(f"P3: recovered slot {record.slot}, released {world.gate.tail}")
-        self._check_condition(record)
-        if record.condition is Condition.CONSISTENT or world.store.survives_crashes:
-            content = world.shadow.at(record.slot)
-            if world.store.device.content != content:
-                raise BrokenRuleError(
-                    f"P2: recovered as {record.condition.name} at slot {record.slot}, but sectors "
-                    f"{differing(world.store.device.content, content)} differ"
-                )
-            self._expected = None
-        else:
-            self._expected = bytearray(world.store.device.content)
-
-    def _check_condition(self, record: ReplicaRecord) -> None:
-        if record.stream != STREAM:
-            return
-        # In front of the gap itself the replica is still a prefix.
-        passed = [gap for gap in self.gaps if gap < record.slot]
-        reached = [gap for gap in self.gaps if gap <= record.slot]
-        if passed and record.condition is not Condition.INCONSISTENT:
-            raise BrokenRuleError(
-                f"P2: {record.condition.name} at slot {record.slot}, but writes were missed in "
-                f"front of slot {passed[0]}"
-            )
-        if not self._world.options.assume_clean:
-            if record.condition in (Condition.CONSISTENT, Condition.CATCHING_UP):
-                raise BrokenRuleError(f"P2: {record.condition.name}, but never scanned")
-        elif (
-            record.condition not in (Condition.CONSISTENT, Condition.CATCHING_UP)
-            and not reached
-            and not self._world.gate.failed
-        ):
-            raise BrokenRuleError(
-                f"{record.condition.name} at slot {record.slot} without a missed write"
-            )
-
-    # P3.
+        """An applier has begun, with this record."""
+        self._accepted = record.stream, record.slot
+        self.judge(record, self._world.store.device.content, "recovered")
+        self._check_reason(record)
+        self.on_begun()
 
     def check_release(self, tail: int) -> None:
         """`tail` is about to be released."""
         world = self._world
-        published = world.gate.published_end()
-        for rng in (None, world.rng):
-            if world.rng.random() >= world.options.audits * (1.0 if rng is None else 0.3):
-                continue
-            left = world.store.after_power_cut(rng)
-            record = left.recover().at_start()
-            if record.stream != STREAM or not tail <= record.slot <= published:
+        if tail > world.gate.tail:
+            for rng in (None, world.rng):
+                if world.rng.random() < world.options.audits * (1.0 if rng is None else 0.3):
+                    self.audit(worst=rng is None, tail=tail)
+
+    def audit(self, *, worst: bool, tail: int | None = None) -> None:
+        """A power cut of the target now, the worst or any other: what would be left?"""
+        world = self._world
+        left = world.store.after_power_cut(None if worst else world.audit_rng)
+        for disk in left.disks().values():
+            disk.fails_sync = disk.fails_write = disk.fuse = None
+        record = left.recover().at_start()
+        self.judge(record, left.device.content, "after a power cut", tail=tail)
+
+    def judge(
+        self, record: ReplicaRecord, content: bytearray, when: str, *, tail: int | None = None
+    ) -> None:
+        """Whether a record tells the truth about this content of the device."""
+        world = self._world
+        tail = world.gate.tail if tail is None else tail
+        if record.condition is Condition.CONSISTENT and record.stream in world.histories:
+            self._check_consistent(record, content, when)
+        if record.stream != world.gate.stream:
+            if tail and record.stream not in world.given_up:
                 raise BrokenRuleError(
-                    f"P3: {tail} released, but after a power cut the target is at {record.slot} "
-                    f"of {published}"
+                    f"P3: {when}: slots below {tail} were released, and the target knows none"
                 )
-            content = left.device.content
-            if left.survives_crashes and content != world.shadow.at(record.slot):
-                raise BrokenRuleError(f"P2: no prefix after a power cut at slot {record.slot}")
-            world.shadow.replay(content, first=record.slot, end=published)
-            if content != world.shadow.at(published):
-                raise BrokenRuleError(
-                    f"P3: {tail} released, but a power cut now would lose writes of sectors "
-                    f"{differing(content, world.shadow.at(published))}"
-                )
+            return
+        if record.slot < tail:
+            raise BrokenRuleError(f"P3: {when}: {tail} released, found {record.slot}")
+        if record.condition is Condition.UNKNOWN:
+            return  # every region will be marked before anything else is declared
+        excused = self._excused(record.slot)
+        source = world.source_disk.content
+        lost = [sector for sector in differing(content, source) if sector not in excused]
+        if lost:
+            raise BrokenRuleError(
+                f"P4: {when}: {record.condition.name} at slot {record.slot}, but sectors "
+                f"{lost[:SHOWN]} differ, and neither ring nor bitmap has them"
+            )
+
+    def _excused(self, slot: int) -> set[int]:
+        """Sectors that may differ: marked, or of writes in the ring or in flight."""
+        world = self._world
+        gate, size = world.gate, world.gate.region_sectors
+        found = {region * size + at for region in gate.active | gate.resync for at in range(size)}
+        for write in world.application.in_flight:
+            found.update(range(write.sector, write.sector + write.sectors))
+        for write, _ in world.history.slots[slot:]:
+            found.update(range(write.sector, write.sector + write.sectors))
+        return found
+
+    def _check_consistent(self, record: ReplicaRecord, found: bytearray, when: str) -> None:
+        """The source as it was at this slot, before or after what was missed right there."""
+        history = self._world.histories[record.stream]
+        moment = history.at(record.slot)
+        wrong = moment.differs_from(found)
+        if wrong:
+            moment = moment.copy()
+            for write in history.missed_at(record.slot):
+                moment.replay(write, history.landed.get(write.number))
+                if not moment.differs_from(found):
+                    return
+            raise BrokenRuleError(
+                f"P2: {when}: CONSISTENT at slot {record.slot}, but sectors {wrong[:SHOWN]} are "
+                "not the source's"
+            )
 
     # Bounds.
 
-    def check_sequencer(self, machine: Sequencer) -> None:
-        settings = machine.settings
+    def check_source(self, node: SourceNode) -> None:
+        settings, window = self._world.options.source.window, node.order.window
+        if window.in_flight > settings.batches or window.cursor - window.tail > settings.slots:
+            raise BrokenRuleError(f"window: {window.in_flight} batches in flight")
+
+    def check_target(self, node: TargetNode) -> None:
+        settings, waiting = node.settings.intake, node._intake.reorder._waiting
+        size = sum(batch.size for batch in waiting.values())
         if (
-            machine.in_flight > settings.window_batches
-            or machine.cursor - machine.tail > settings.window_slots
+            len(waiting) > settings.reorder_batches
+            or size > settings.reorder_bytes
+            or size != node._intake.reorder._size
         ):
-            raise BrokenRuleError(f"window: {machine.in_flight} batches in flight")
-
-    def check_replica(self, machine: Replica) -> None:
-        settings = machine.settings
-        if (
-            len(machine._reorder) > settings.reorder_batches
-            or machine._reorder_bytes > settings.reorder_bytes
-            or machine._reorder_bytes != sum(batch.size for batch in machine._reorder.values())
-        ):
-            raise BrokenRuleError(f"reorder buffer: {len(machine._reorder)} batches")
-
-
-def differing(one: bytearray, other: bytearray) -> list[int]:
-    """The first sectors that differ."""
-    sectors = range(0, len(one), 512)
-    return [at // 512 for at in sectors if one[at : at + 512] != other[at : at + 512]][:8]
+            raise BrokenRuleError(f"reorder buffer: {len(waiting)} batches of {size} bytes")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The source host: ring and gate as in `kern/bdr_ring.h` and `kern/bdr_gate.h`.
+"""The source host: ring and gate as in `kern/include/bdr_ring.h` and `kern/include/bdr_gate.h`.
 
 Headers carry real phases, and payload lives in memory that is overwritten when
 its slot is reserved again: who reads a released slot reads a torn batch.
@@ -8,11 +8,11 @@ its slot is reserved again: who reads a released slot reads a torn batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from bdr.common.capture.api import CaptureInfo, CaptureStatus
+from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus
 from bdr.common.ring.layout import (
     COUNT_SHIFT,
     FUA_SHIFT,
@@ -25,9 +25,8 @@ from bdr.common.ring.layout import (
     Mode,
     Op,
 )
-from bdr.common.ring.slots import phase, slots_at
-
-STREAM = bytes(range(16))
+from bdr.common.ring.slots import Headers, phase, published_count, slots_at
+from bdr.common.scan.plan import pack_bits
 
 
 class BrokenRuleError(AssertionError):
@@ -44,15 +43,14 @@ class Write:
     sectors: int
     fua: bool
     data: bytes
-    asked_at: int
-    """When the application submitted it: a count, as `done_at`."""
-    done_at: int | None = None
     has_landed: bool = False
     """The source's disk has completed it, well or not."""
     logged: bool = False
     epoch: int = 0
     first: int = 0
     slots: int = 0
+    words: dict[int, int] = field(default_factory=dict)
+    """Published headers, by which slot of it."""
 
     def overlaps(self, other: Write) -> bool:
         """Whether both touch a sector."""
@@ -60,19 +58,30 @@ class Write:
             self.sector < other.sector + other.sectors and other.sector < self.sector + self.sectors
         )
 
+    @property
+    def content(self) -> bytes:
+        """What its sectors hold after it."""
+        return self.data if self.op is Op.WRITE else bytes(self.sectors * SECTOR_BYTES)
+
     def apply_to(self, content: bytearray) -> None:
         """Does to `content` what the write does to a disk."""
         at = self.sector * SECTOR_BYTES
-        if self.op is Op.WRITE:
-            content[at : at + len(self.data)] = self.data
-        elif self.op in (Op.DISCARD, Op.WRITE_ZEROES):
-            content[at : at + self.sectors * SECTOR_BYTES] = bytes(self.sectors * SECTOR_BYTES)
+        content[at : at + self.sectors * SECTOR_BYTES] = self.content
 
 
 class Gate:
     """Decides whether a write goes into the ring or only into the bitmap."""
 
-    def __init__(self, *, capacity: int, device_sectors: int, region_sectors: int) -> None:
+    def __init__(
+        self,
+        *,
+        stream: bytes,
+        capacity: int,
+        device_sectors: int,
+        region_sectors: int,
+        wake: Callable[[], None],
+    ) -> None:
+        self.stream = stream
         self.headers = np.zeros(capacity, np.uint64)
         self.memory = np.zeros((capacity, PAYLOAD_BYTES), np.uint8)
         self.capacity = capacity
@@ -92,10 +101,17 @@ class Gate:
         self.missed = 0
         self.failed = 0
         self.on_drained: Callable[[], None] | None = None
+        self.successor: bytes | None = None
+        """The stream of the capture that has taken its place, if it has."""
+        self.is_woken = False
+        """Whether the consumer's descriptor polls readable."""
+        self._on_woken = wake
+        self._armed: int | None = None
+        """The slot whose publishing wakes the consumer."""
 
     def info(self) -> CaptureInfo:
         return CaptureInfo(
-            stream=STREAM,
+            stream=self.stream,
             device_sectors=self.device_sectors,
             capacity=self.capacity,
             region_sectors=self.region_sectors,
@@ -118,13 +134,13 @@ class Gate:
             missed_writes=self.missed,
             failed_writes=self.failed,
             device_sectors=self.device_sectors,
-            stream=STREAM,
+            stream=self.successor or self.stream,
         )
 
     # Writes.
 
-    def admit(self, write: Write) -> bool:
-        """True when this write turned the mode to OVERFLOW."""
+    def admit(self, write: Write) -> None:
+        """Reserves slots for a write, or marks its regions only."""
         write.slots = -(-write.sectors // SLOT_SECTORS) if write.op is Op.WRITE else 1
         write.epoch = self.epoch
         write.logged = self.mode is Mode.STREAM and write.slots <= self.capacity - (
@@ -134,7 +150,7 @@ class Gate:
             write.first = self.head
             self.head += write.slots
             self._fill(write)
-            return False
+            return
         # A flush without room is only left out: no region misses anything.
         turned = self.mode is Mode.STREAM and write.sectors > 0
         if turned:
@@ -143,10 +159,10 @@ class Gate:
             if self.gap is None:
                 self.gap = self.head
             self.last_gap = self.head
+            self._wake()
         self.missed += 1
         self.unlogged[write.epoch & 1] += 1
         self.mark(write)
-        return turned
 
     def mark(self, write: Write) -> None:
         if write.sectors:
@@ -162,7 +178,7 @@ class Gate:
             slot = write.first + i
             done = i * SLOT_SECTORS
             sectors = min(max(write.sectors - done, 1), SLOT_SECTORS)
-            self.headers[slot % self.capacity] = (
+            word = (
                 (write.sector + done)
                 | (sectors - 1) << COUNT_SHIFT
                 | op << OP_SHIFT
@@ -170,6 +186,8 @@ class Gate:
                 | (i == write.slots - 1) << LAST_SHIFT
                 | phase(slot, self.capacity) << PHASE_SHIFT
             )
+            self.headers[slot % self.capacity] = write.words[i] = word
+        self._wake_if_published()
 
     def leave(self, write: Write) -> None:
         """Ends an unlogged write."""
@@ -181,7 +199,7 @@ class Gate:
 
     # The consumer.
 
-    def release(self, tail: int) -> None:
+    def release(self, tail: int, cursor: int) -> None:
         if not self.tail <= tail <= self.head:
             raise BrokenRuleError(f"release {tail}: wanted {self.tail} to {self.head}")
         if tail > self.published_end():
@@ -191,6 +209,18 @@ class Gate:
             assert self.last_gap is not None
             self.gap = tail if self.last_gap >= tail else None
             self.last_gap = self.last_gap if self.last_gap >= tail else None
+        self._armed = cursor
+        self._wake_if_published()
+
+    def _wake(self) -> None:
+        self.is_woken = True
+        self._on_woken()
+
+    def _wake_if_published(self) -> None:
+        slot = self._armed
+        if slot is not None and slot < self.head and self.is_published(slot):
+            self._armed = None
+            self._wake()
 
     def begin_resume(self) -> None:
         self.mode = Mode.STREAM
@@ -203,11 +233,28 @@ class Gate:
         self.resync |= self.active
         self.active.clear()
 
-    def mark_all(self) -> None:
-        """Every region into `resync`, by BITMAP_MARK."""
-        self.resync.update(range(self.info().regions))
+    def mark_regions(self, first: int, count: int) -> None:
+        """Into `resync`, by BITMAP_MARK."""
+        self.resync.update(range(first, first + count))
 
-    # The mapping.
+    def clear_regions(self, first: int, count: int) -> None:
+        """Out of `resync`, by BITMAP_CLEAR."""
+        self.resync.difference_update(range(first, first + count))
+
+    # The mapping; with `slots`, `payload` and `read_bitmap` it is a node's `Ring`.
+
+    def published(self, first: int, limit: int) -> int:
+        return published_count(self.headers, cursor=first, limit=limit)
+
+    def slots(self, first: int, count: int) -> Headers:
+        return slots_at(self.headers, first=first, count=count)
+
+    def payload(self, first: int, count: int) -> bytes:
+        return self.payload_at(first, count)
+
+    def read_bitmap(self, bitmap: Bitmap, first: int, count: int) -> bytes:
+        bits = self.resync if bitmap is Bitmap.RESYNC else self.active
+        return pack_bits(np.array([first + i in bits for i in range(count)], np.bool_))
 
     def is_published(self, slot: int) -> bool:
         return int(self.headers[slot % self.capacity]) >> PHASE_SHIFT == phase(slot, self.capacity)
@@ -237,47 +284,3 @@ class Gate:
             piece = data[i * PAYLOAD_BYTES : (i + 1) * PAYLOAD_BYTES]
             row = self.memory[(write.first + i) % self.capacity]
             row[: len(piece)] = np.frombuffer(piece, np.uint8)
-
-
-class Shadow:
-    """What a device holds that has had every slot below some number, and nothing else."""
-
-    SNAPSHOT_SLOTS = 64
-
-    def __init__(self, size: int) -> None:
-        self.writes: list[tuple[Write, int]] = []
-        """Slot number -> its write, and which slot of it; grows as slots are reserved."""
-        self.failed: set[int] = set()
-        """Writes (by number) that were published as NOP."""
-        self._snapshots = {0: bytes(size)}
-        self._slot = 0
-        self._content = bytearray(size)
-
-    def reserve(self, write: Write) -> None:
-        self.writes.extend((write, i) for i in range(write.slots))
-
-    def replay(self, content: bytearray, *, first: int, end: int) -> None:
-        """Does slots [first, end) to `content`."""
-        for slot in range(first, end):
-            write, i = self.writes[slot]
-            if write.number in self.failed:
-                continue
-            if write.op is not Op.WRITE:
-                write.apply_to(content)
-                continue
-            piece = write.data[i * PAYLOAD_BYTES : (i + 1) * PAYLOAD_BYTES]
-            at = write.sector * SECTOR_BYTES + i * PAYLOAD_BYTES
-            content[at : at + len(piece)] = piece
-
-    def at(self, slot: int) -> bytearray:
-        """The content after every slot below `slot`, all of which are published."""
-        if slot < self._slot:
-            self._slot = slot - slot % self.SNAPSHOT_SLOTS
-            self._content = bytearray(self._snapshots[self._slot])
-        while self._slot < slot:
-            end = min(slot, self._slot - self._slot % self.SNAPSHOT_SLOTS + self.SNAPSHOT_SLOTS)
-            self.replay(self._content, first=self._slot, end=end)
-            self._slot = end
-            if end % self.SNAPSHOT_SLOTS == 0:
-                self._snapshots.setdefault(end, bytes(self._content))
-        return self._content

@@ -8,7 +8,6 @@ and recovery are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import Any, Protocol
@@ -20,26 +19,63 @@ from bdr.common.journal.format import LOG_OFFSET
 from bdr.common.ring.layout import HEADER_BYTES, Op
 from bdr.common.target import record as format_
 from bdr.common.target.extents import Extents
-from bdr.common.target.job import Apply
-from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
-from bdr.common.wire.control import Buffer
+from bdr.common.target.job import Job
+from bdr.common.target.record import NO_JOURNAL, ReplicaRecord, demoted
+from bdr.common.wire.codec import Buffer
 from bdr.services.target import journal_store, store
 from tests.simulation.disk import Disk
 
 VOLUME = "volume"
 CHECKPOINTS_A_LAP = 8
 
-OnDevice = Callable[[ReplicaRecord], None]
-"""Told the record of each job that has reached the device."""
+
+class Watcher(Protocol):
+    """Sees what reaches the device."""
+
+    def on_device(self, extents: Extents, payload: Buffer) -> None:
+        """A job is about to."""
+        ...
+
+    def on_applied(self, record: ReplicaRecord) -> None:
+        """It has; `record` is the job's."""
+        ...
+
+    def on_record_written(self) -> None:
+        """A copy of the record is written, and not synced yet."""
+        ...
+
+
+class Nobody:
+    """Watches nothing."""
+
+    def on_device(self, extents: Extents, payload: Buffer) -> None:
+        pass
+
+    def on_applied(self, record: ReplicaRecord) -> None:
+        pass
+
+    def on_record_written(self) -> None:
+        pass
+
+
+NOBODY = Nobody()
 
 
 class Store(Protocol):
     """Where the applier's jobs go."""
 
     device: Disk
-    survives_crashes: bool
-    """Whether a recovered device is a prefix at once."""
-    on_device: OnDevice
+    watcher: Watcher
+
+    @property
+    def durable_position(self) -> int:
+        """How far what was written is durable."""
+        ...
+
+    @property
+    def applied_position(self) -> int:
+        """How far it is on the device."""
+        ...
 
     def disks(self) -> dict[str, Disk]:
         """All disks by name, for faults."""
@@ -49,11 +85,11 @@ class Store(Protocol):
         """What a starting applier does first."""
         ...
 
-    def fits(self, job: Apply) -> bool:
+    def fits(self, job: Job) -> bool:
         """Whether `write` has room; if not, steps make some."""
         ...
 
-    def write(self, job: Apply) -> None:
+    def write(self, job: Job) -> None:
         """Takes one job; jobs come in order."""
         ...
 
@@ -69,18 +105,24 @@ class Store(Protocol):
         """A clean end; every job was synced."""
         ...
 
-    def after_power_cut(self, rng: Random | None) -> Store:
+    def after_power_cut(self, rng: Random | None, watcher: Watcher = NOBODY) -> Store:
         """The same store on what a power cut leaves of its disks."""
+        ...
+
+    def demote(self, stream: bytes) -> None:
+        """As `bdr demote`, while no applier runs; `stream` is one that no source has."""
         ...
 
 
 class Device:
     """As `TargetDevice`."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, watcher: Watcher) -> None:
         self._disk = disk
+        self._watcher = watcher
 
     def apply(self, extents: Extents, payload: Buffer) -> None:
+        self._watcher.on_device(extents, payload)
         for op, offset, length, source in zip(
             extents.op, extents.offset, extents.length, extents.source, strict=True
         ):
@@ -96,8 +138,9 @@ class Device:
 class RecordFile:
     """As `common.storage.record_file`."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, watcher: Watcher = NOBODY) -> None:
         self._disk = disk
+        self._watcher = watcher
         self._generation = 0
 
     def load(self, device_sectors: int) -> ReplicaRecord:
@@ -120,31 +163,33 @@ class RecordFile:
         self._generation += 1
         at = self._generation % format_.COPIES * format_.COPY_BYTES
         self._disk.write(at, format_.encode_copy(record, self._generation))
+        self._watcher.on_record_written()
         self._disk.sync()
 
 
 class DirectStore:
     """Without a journal: apply, sync the device, then the record."""
 
-    survives_crashes = False
-
-    def __init__(self, *, device: Disk, record_disk: Disk, on_device: OnDevice) -> None:
+    def __init__(self, *, device: Disk, record_disk: Disk, watcher: Watcher) -> None:
         self.device = device
-        self.on_device = on_device
+        self.watcher = watcher
         self._record_disk = record_disk
-        self._record_file = RecordFile(record_disk)
-        its_device: Any = Device(device)
+        self._record_file = RecordFile(record_disk, watcher)
+        its_device: Any = Device(device, watcher)
         its_file: Any = self._record_file
         self._store = store.DirectStore(its_device, its_file)
 
     @classmethod
-    def blank(cls, *, device_sectors: int, log_bytes: int, on_device: OnDevice) -> DirectStore:
+    def blank(cls, *, device_sectors: int, log_bytes: int, watcher: Watcher) -> DirectStore:
         del log_bytes
         return cls(
             device=Disk(device_sectors * 512),
             record_disk=Disk(format_.RECORD_BYTES),
-            on_device=on_device,
+            watcher=watcher,
         )
+
+    durable_position = applied_position = 0
+    """What is durable is applied."""
 
     def disks(self) -> dict[str, Disk]:
         return {"device": self.device, "record": self._record_disk}
@@ -153,13 +198,13 @@ class DirectStore:
         self.device.settle()
         return self._record_file.load(len(self.device.content) // 512)
 
-    def fits(self, job: Apply) -> bool:
+    def fits(self, job: Job) -> bool:
         del job
         return True
 
-    def write(self, job: Apply) -> None:
+    def write(self, job: Job) -> None:
         self._store.write(job)
-        self.on_device(job.record)
+        self.watcher.on_applied(job.record)
 
     def sync(self, record: ReplicaRecord) -> None:
         self._store.sync(record)
@@ -170,11 +215,17 @@ class DirectStore:
     def close(self) -> None:
         pass
 
-    def after_power_cut(self, rng: Random | None) -> DirectStore:
+    def demote(self, stream: bytes) -> None:
+        self.device.settle()
+        file = RecordFile(self._record_disk)
+        record = file.load(len(self.device.content) // 512)
+        file.save(demoted(record, stream=stream, utc_s=1))
+
+    def after_power_cut(self, rng: Random | None, watcher: Watcher = NOBODY) -> DirectStore:
         return DirectStore(
             device=self.device.after_power_cut(rng),
             record_disk=self._record_disk.after_power_cut(rng),
-            on_device=lambda _: None,
+            watcher=watcher,
         )
 
 
@@ -211,13 +262,11 @@ class JournalFile:
 class JournalStore:
     """With a journal: acknowledge when it is synced, apply and checkpoint in `step`."""
 
-    survives_crashes = True
-
     def __init__(
-        self, *, device: Disk, record_disk: Disk, log_disk: Disk, on_device: OnDevice
+        self, *, device: Disk, record_disk: Disk, log_disk: Disk, watcher: Watcher
     ) -> None:
         self.device = device
-        self.on_device = on_device
+        self.watcher = watcher
         self._record_disk = record_disk
         self._log_disk = log_disk
         self._record_file = RecordFile(record_disk)
@@ -225,13 +274,21 @@ class JournalStore:
         self._engine: JournalEngine
 
     @classmethod
-    def blank(cls, *, device_sectors: int, log_bytes: int, on_device: OnDevice) -> JournalStore:
+    def blank(cls, *, device_sectors: int, log_bytes: int, watcher: Watcher) -> JournalStore:
         return cls(
             device=Disk(device_sectors * 512),
             record_disk=Disk(format_.RECORD_BYTES),
             log_disk=Disk(LOG_OFFSET + log_bytes),
-            on_device=on_device,
+            watcher=watcher,
         )
+
+    @property
+    def durable_position(self) -> int:
+        return self._engine.durable_position
+
+    @property
+    def applied_position(self) -> int:
+        return self._engine.applied_position
 
     def disks(self) -> dict[str, Disk]:
         return {"device": self.device, "record": self._record_disk, "log": self._log_disk}
@@ -240,7 +297,7 @@ class JournalStore:
         """As `services.target.journal_store.open_journal`."""
         self.device.settle()
         file: Any = JournalFile(self._log_disk)
-        device: Any = Device(self.device)
+        device: Any = Device(self.device, self.watcher)
         record_file: Any = self._record_file
         sectors = len(self.device.content) // 512
         remembered = self._record_file.load(sectors)
@@ -267,13 +324,13 @@ class JournalStore:
         )
         return record
 
-    def fits(self, job: Apply) -> bool:
+    def fits(self, job: Job) -> bool:
         self._is_room_wanted = not self._engine.fits(len(job.headers) // HEADER_BYTES)
         if self._is_room_wanted:
             self._engine.commit()
         return not self._is_room_wanted
 
-    def write(self, job: Apply) -> None:
+    def write(self, job: Job) -> None:
         self._engine.append(job)
 
     def sync(self, record: ReplicaRecord) -> None:
@@ -286,7 +343,7 @@ class JournalStore:
             engine.checkpoint()
         elif engine.unapplied_bytes:
             engine.apply_next()
-            self.on_device(engine._record)
+            self.watcher.on_applied(engine._record)
         elif self._is_room_wanted and engine.can_free:
             engine.checkpoint()
         else:
@@ -299,10 +356,18 @@ class JournalStore:
         record = self._engine.close()
         self._record_file.save(replace(record, clean=True, journal=NO_JOURNAL))
 
-    def after_power_cut(self, rng: Random | None) -> JournalStore:
+    def demote(self, stream: bytes) -> None:
+        self.device.settle()
+        self._log_disk.settle()
+        record = self._record_file.load(len(self.device.content) // 512)
+        self._log_disk.write(0, bytes(journal_recovery.BLANK_BYTES))
+        self._log_disk.sync()
+        self._record_file.save(demoted(record, stream=stream, utc_s=1))
+
+    def after_power_cut(self, rng: Random | None, watcher: Watcher = NOBODY) -> JournalStore:
         return JournalStore(
             device=self.device.after_power_cut(rng),
             record_disk=self._record_disk.after_power_cut(rng),
             log_disk=self._log_disk.after_power_cut(rng),
-            on_device=lambda _: None,
+            watcher=watcher,
         )

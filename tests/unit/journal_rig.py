@@ -16,9 +16,10 @@ from bdr.common.journal.recovery import Recovery, recover
 from bdr.common.ring.layout import SECTOR_BYTES, Op
 from bdr.common.ring.slots import encode
 from bdr.common.target.extents import Extents, plan
-from bdr.common.target.job import Apply
+from bdr.common.target.job import Job
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.wire.control import Buffer, Condition
+from bdr.common.wire.codec import Buffer
+from bdr.common.wire.condition import Condition
 from tests.simulation.disk import Disk, DiskFailedError
 
 VOLUME = "vol"
@@ -93,7 +94,7 @@ class Jobs:
     def __post_init__(self) -> None:
         self._remember()
 
-    def write(self, sectors: list[int], fill: bytes, *, op: Op = Op.WRITE) -> Apply:
+    def write(self, sectors: list[int], fill: bytes, *, op: Op = Op.WRITE) -> Job:
         """One slot of 4 KiB for each of the sectors."""
         payload = bytearray()
         for at, sector in enumerate(sectors):
@@ -108,21 +109,21 @@ class Jobs:
         self.record = replace(self.record, slot=self.record.slot + len(sectors))
         return self._job(headers, bytes(payload))
 
-    def session(self) -> Apply:
+    def session(self) -> Job:
         """A source greets: no slots, a new epoch."""
         self.record = replace(self.record, epoch=self.record.epoch + 1)
         return self._job(b"", b"")
 
-    def mark(self, condition: Condition) -> Apply:
+    def mark(self, condition: Condition) -> Job:
         """No slots, another condition."""
         self.record = replace(self.record, condition=condition)
         return self._job(b"", b"")
 
-    def _job(self, headers: bytes, payload: bytes) -> Apply:
+    def _job(self, headers: bytes, payload: bytes) -> Job:
         self.number += 1
         self._remember()
         extents = plan(headers, payload, device_sectors=DEVICE_SECTORS)
-        return Apply(self.number, extents, headers, payload, self.record)
+        return Job(self.number, extents, headers, payload, self.record)
 
     def _remember(self) -> None:
         self.prefixes[self.record] = bytes(self.content)
@@ -150,7 +151,7 @@ class Target:
             superblock=superblock,
         )
 
-    def add(self, *jobs: Apply) -> None:
+    def add(self, *jobs: Job) -> None:
         """Appends and commits."""
         for job in jobs:
             self.engine.append(job)

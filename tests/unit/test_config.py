@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdr.common.host import config
-from bdr.common.host.config import ConfigError, Host, Source, Target
+from bdr.common.host.keys import ConfigError, keys_of
+from bdr.common.host.sizes import parse_size, show_size
+from bdr.common.host.tables import Host, Source, Target
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "deploy" / "bdr.example.toml"
@@ -50,7 +52,16 @@ WRONG: dict[tuple[str, ...], list[Any]] = {
     ("volume", "db", "scanners"): [0, 17, "2"],
     ("volume", "db", "scan_rate"): [0, "fast", 1 << 10],
     ("volume", "db", "assume_clean"): ["yes", 1],
-    ("volume", "db", "rpo_seconds"): [0, -1, "soon", float("nan"), float("inf")],
+    ("volume", "db", "rpo_seconds"): [
+        0,
+        -1,
+        "soon",
+        "60",
+        True,
+        10**400,
+        float("nan"),
+        float("inf"),
+    ],
     ("volume", "db", "metrics_address"): ["", 1],
     ("volume", "db", "metrics_port"): [0, 65536, "9437"],
     ("volume", "db", "on_event"): ["/bin/x", []],
@@ -77,7 +88,7 @@ def problems(tree: dict[str, Any]) -> list[str]:
 
 def test_the_table_of_wrong_values_has_every_key() -> None:
     tables = {("host",): Host, ("volume", "db"): Source, ("volume", "web"): Target}
-    keys = {(*place, key) for place, model in tables.items() for key in config.fields_of(model)}
+    keys = {(*place, key) for place, model in tables.items() for key in keys_of(model)}
     assert keys == set(WRONG)
 
 
@@ -224,7 +235,7 @@ def test_the_example_explains_every_key_and_is_good() -> None:
     tables = [("host", tree["host"], Host), ("db", tree["volume"]["db"], Source)]
     tables.append(("web", tree["volume"]["web"], Target))
     for name, table, model in tables:
-        assert set(table) == set(config.fields_of(model)), name
+        assert set(table) == set(keys_of(model)), name
     # A line of explanation stands before each key's first occurrence.
     for key in {key for _, table, _ in tables for key in table}:
         lines = text.splitlines()
@@ -242,21 +253,35 @@ def test_the_example_shows_the_defaults() -> None:
         (tree["volume"]["db"], Source),
         (tree["volume"]["web"], Target),
     ):
-        for key, field in config.fields_of(model).items():
-            if not field.is_required() and key in table and key not in shown:
-                assert table[key] == field.default, key
+        for key, declared in keys_of(model).items():
+            if not declared.is_needed and key in table and key not in shown:
+                assert table[key] == declared.default, key
 
 
 def test_the_documentation_has_every_key() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     for model in (Host, Source, Target):
-        for key in config.fields_of(model):
+        for key in keys_of(model):
             assert f"`{key}`" in text, key
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("4096", 4096), ("4K", 4096), ("1 GiB", 1 << 30), ("2GB", 2 << 30), ("1T", 1 << 40), (7, 7)],
+    [("4096", 4096), ("4K", 4096), ("1 GiB", 1 << 30), ("2gb", 2 << 30), (" 1T ", 1 << 40)],
 )
-def test_sizes_are_powers_of_1024(text: str | int, size: int) -> None:
-    assert config.parse_size(text) == size
+def test_sizes_are_powers_of_1024(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (200 << 20, "200.0 MiB"),
+        (1 << 50, "1024.0 TiB"),
+    ],
+)
+def test_sizes_are_shown_in_binary_units(size: int, text: str) -> None:
+    assert show_size(size) == text

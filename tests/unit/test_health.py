@@ -11,17 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdr.common.status.health import SourceFacts, Stage, StageState, TargetFacts, Word, judge
+from bdr.common.status.health import SourceFacts, TargetFacts, judge
 from bdr.common.status.lag import LOOKS_MAX, LagMeter
+from bdr.common.status.model import StageStatus
+from bdr.common.status.states import ConnectionState, HealthState, StageState
+from bdr.common.wire.condition import Condition
 
 UP, SILENT = StageState.REPORTING, StageState.SILENT
+STREAMING = ConnectionState.STREAMING
 
 
-def stages(*states: StageState) -> list[Stage]:
+def stage(name: str, kind: str, state: StageState, age_s: float) -> StageStatus:
+    return StageStatus(name, kind, state, age_s, restarts=0, pid=None, values=None)
+
+
+def stages(*states: StageState) -> list[StageStatus]:
     names = ["v-reader", "v-sender-1", "v-sender-2"]
     kinds = ["reader", "sender", "sender"]
     return [
-        Stage(name, kind, state, 0.2 if state is UP else 7.0)
+        stage(name, kind, state, 0.2 if state is UP else 7.0)
         for name, kind, state in zip(names, kinds, states, strict=False)
     ]
 
@@ -31,103 +39,129 @@ GOOD = SourceFacts(
     capture_error=None,
     is_overflowing=False,
     dirty_regions=0,
-    phase="STREAMING",
-    condition="CONSISTENT",
+    phase=STREAMING,
+    condition=Condition.CONSISTENT,
     connected_senders=2,
-    seconds_behind=0.0,
+    behind_s=0.0,
     is_minimum=False,
-    rpo_seconds=10.0,
+    rpo_s=10.0,
     is_scanning=False,
 )
 
 
 def test_a_volume_without_a_fault_is_healthy() -> None:
     verdict = judge(GOOD)
-    assert verdict.word is Word.HEALTHY
+    assert verdict.state is HealthState.HEALTHY
     assert verdict.reasons == ()
-    assert verdict.word.exit_code == 0
+    assert verdict.state.exit_code == 0
 
 
 STOPPED, STARTING = StageState.STOPPED, StageState.STARTING
 
 
 @pytest.mark.parametrize(
-    ("change", "word", "reason"),
+    ("change", "state", "reason"),
     [
-        ({"seconds_behind": 10.0}, Word.HEALTHY, None),
-        ({"seconds_behind": 10.1}, Word.BEHIND, "10.1 s behind, allowed are 10 s"),
-        ({"seconds_behind": 2.0, "is_minimum": True}, Word.HEALTHY, None),
-        ({"seconds_behind": 2.1, "is_minimum": True}, Word.BEHIND, "at least 2.1 s"),
-        ({"condition": "CATCHING_UP"}, Word.BEHIND, "catching up"),
-        ({"condition": "INCONSISTENT"}, Word.BROKEN, "no scanner is at work"),
-        ({"condition": "INCONSISTENT", "is_scanning": True}, Word.RESYNCING, "under way"),
-        ({"dirty_regions": 3}, Word.BROKEN, "3 regions await a resync"),
-        ({"dirty_regions": 3, "is_scanning": True}, Word.RESYNCING, "3 regions"),
-        ({"is_overflowing": True}, Word.BROKEN, "the ring has overflowed"),
-        ({"phase": "OFFLINE"}, Word.BROKEN, "no connection to the target"),
-        ({"phase": "GREETING"}, Word.BROKEN, "waiting for the target's answer"),
-        ({"phase": "PAUSED"}, Word.BROKEN, "does not take batches"),
-        ({"phase": "STOPPED"}, Word.BROKEN, "refused for good"),
-        ({"connected_senders": 0}, Word.BROKEN, "no sender is connected"),
-        ({"capture_error": "capture /x: gone"}, Word.BROKEN, "capture /x: gone"),
-        ({"stages": stages(UP, UP, STOPPED)}, Word.DEGRADED, "v-sender-2 is not running"),
-        ({"stages": stages(UP, UP, STARTING)}, Word.DEGRADED, "v-sender-2 has not reported yet"),
+        ({"behind_s": 10.0}, HealthState.HEALTHY, None),
+        ({"behind_s": 10.1}, HealthState.BEHIND, "10.1 s behind, allowed are 10 s"),
+        ({"behind_s": 2.0, "is_minimum": True}, HealthState.HEALTHY, None),
+        ({"behind_s": 2.1, "is_minimum": True}, HealthState.BEHIND, "at least 2.1 s"),
+        ({"condition": Condition.CATCHING_UP}, HealthState.BEHIND, "catching up"),
+        ({"condition": Condition.INCONSISTENT}, HealthState.BROKEN, "no scanner is at work"),
         (
-            {"stages": [*stages(UP, UP), Stage("v-scanner-1", "scanner", STOPPED, 1.0)]},
-            Word.DEGRADED,
+            {"condition": Condition.INCONSISTENT, "is_scanning": True},
+            HealthState.RESYNCING,
+            "under way",
+        ),
+        ({"dirty_regions": 3}, HealthState.BROKEN, "3 regions await a resync"),
+        ({"dirty_regions": 3, "is_scanning": True}, HealthState.RESYNCING, "3 regions"),
+        ({"is_overflowing": True}, HealthState.BROKEN, "the ring has overflowed"),
+        ({"phase": ConnectionState.OFFLINE}, HealthState.BROKEN, "no connection to the target"),
+        (
+            {"phase": ConnectionState.GREETING},
+            HealthState.BROKEN,
+            "waiting for the target's answer",
+        ),
+        ({"phase": ConnectionState.PAUSED}, HealthState.BROKEN, "does not take batches"),
+        ({"phase": ConnectionState.STOPPED}, HealthState.BROKEN, "refused for good"),
+        ({"connected_senders": 0}, HealthState.BROKEN, "no sender is connected"),
+        ({"capture_error": "capture /x: gone"}, HealthState.BROKEN, "capture /x: gone"),
+        ({"stages": stages(UP, UP, STOPPED)}, HealthState.DEGRADED, "v-sender-2 is not running"),
+        (
+            {"stages": stages(UP, UP, STARTING)},
+            HealthState.DEGRADED,
+            "v-sender-2 has not reported yet",
+        ),
+        (
+            {"stages": [*stages(UP, UP), stage("v-scanner-1", "scanner", STOPPED, 1.0)]},
+            HealthState.DEGRADED,
             "v-scanner-1 is not running",
         ),
-        ({"stages": stages(UP, STOPPED, STOPPED)}, Word.BROKEN, "v-sender-1 is not running"),
-        ({"stages": stages(STOPPED, UP, UP), "phase": None}, Word.BROKEN, "v-reader is not"),
-        ({"stages": stages(SILENT, UP, UP), "phase": None}, Word.UNKNOWN, "v-reader has not"),
-        ({"stages": stages(UP, UP, SILENT)}, Word.UNKNOWN, "not reported for 7 s"),
-        ({"stages": stages(STARTING, UP, UP), "phase": None}, Word.UNKNOWN, "not reported yet"),
+        ({"stages": stages(UP, STOPPED, STOPPED)}, HealthState.BROKEN, "v-sender-1 is not running"),
+        ({"stages": stages(STOPPED, UP, UP), "phase": None}, HealthState.BROKEN, "v-reader is not"),
+        (
+            {"stages": stages(SILENT, UP, UP), "phase": None},
+            HealthState.UNKNOWN,
+            "v-reader has not",
+        ),
+        ({"stages": stages(UP, UP, SILENT)}, HealthState.UNKNOWN, "not reported for 7 s"),
+        (
+            {"stages": stages(STARTING, UP, UP), "phase": None},
+            HealthState.UNKNOWN,
+            "not reported yet",
+        ),
         (
             {"stages": stages(UP, SILENT), "connected_senders": 0},
-            Word.UNKNOWN,
+            HealthState.UNKNOWN,
             "v-sender-1 has not reported",
         ),
     ],
 )
 def test_each_fault_of_a_source_has_its_word(
-    change: dict[str, object], word: Word, reason: str | None
+    change: dict[str, object], state: HealthState, reason: str | None
 ) -> None:
     verdict = judge(replace(GOOD, **change))  # type: ignore[arg-type]
-    assert verdict.word is word
+    assert verdict.state is state
     if reason is None:
         assert not verdict.reasons
     else:
         assert any(reason in text for text in verdict.reasons)
 
 
-APPLIER = [Stage("v-applier", "applier", UP, 0.1)]
+APPLIER = [stage("v-applier", "applier", UP, 0.1)]
 
 
 @pytest.mark.parametrize(
-    ("facts", "word"),
+    ("facts", "state"),
     [
-        (TargetFacts(APPLIER, True, "CONSISTENT", 0.0, 10.0), Word.HEALTHY),
-        (TargetFacts(APPLIER, True, "CONSISTENT", 10.0, 10.0), Word.HEALTHY),
-        (TargetFacts(APPLIER, True, "CONSISTENT", 10.1, 10.0), Word.BEHIND),
-        (TargetFacts(APPLIER, False, "CONSISTENT", 10.1, 10.0), Word.BROKEN),
-        (TargetFacts(APPLIER, True, "CATCHING_UP", 0.0, 10.0), Word.BEHIND),
-        (TargetFacts(APPLIER, True, "INCONSISTENT", 0.0, 10.0), Word.RESYNCING),
-        (TargetFacts(APPLIER, False, "CONSISTENT", 0.0, 10.0), Word.BROKEN),
-        (TargetFacts([replace(APPLIER[0], state=SILENT)], None, None, 0.0, 10.0), Word.UNKNOWN),
-        (TargetFacts([replace(APPLIER[0], state=STOPPED)], None, None, 0.0, 10.0), Word.BROKEN),
+        (TargetFacts(APPLIER, True, Condition.CONSISTENT, 0.0, 10.0), HealthState.HEALTHY),
+        (TargetFacts(APPLIER, True, Condition.CONSISTENT, 10.0, 10.0), HealthState.HEALTHY),
+        (TargetFacts(APPLIER, True, Condition.CONSISTENT, 10.1, 10.0), HealthState.BEHIND),
+        (TargetFacts(APPLIER, False, Condition.CONSISTENT, 10.1, 10.0), HealthState.BROKEN),
+        (TargetFacts(APPLIER, True, Condition.CATCHING_UP, 0.0, 10.0), HealthState.BEHIND),
+        (TargetFacts(APPLIER, True, Condition.INCONSISTENT, 0.0, 10.0), HealthState.RESYNCING),
+        (TargetFacts(APPLIER, False, Condition.CONSISTENT, 0.0, 10.0), HealthState.BROKEN),
+        (
+            TargetFacts([replace(APPLIER[0], state=SILENT)], None, None, 0.0, 10.0),
+            HealthState.UNKNOWN,
+        ),
+        (
+            TargetFacts([replace(APPLIER[0], state=STOPPED)], None, None, 0.0, 10.0),
+            HealthState.BROKEN,
+        ),
     ],
 )
-def test_each_state_of_a_target_has_its_word(facts: TargetFacts, word: Word) -> None:
-    assert judge(facts).word is word
+def test_each_state_of_a_target_has_its_word(facts: TargetFacts, state: HealthState) -> None:
+    assert judge(facts).state is state
 
 
 def test_nothing_but_the_good_case_is_ever_healthy() -> None:
     states = list(itertools.product(StageState, repeat=3))
     for trio, phase, dirty, connected, behind in itertools.product(
-        states, ("STREAMING", "OFFLINE", None), (0, 1), (0, 2), (0.0, 99.0)
+        states, (STREAMING, ConnectionState.OFFLINE, None), (0, 1), (0, 2), (0.0, 99.0)
     ):
         is_good = (
-            set(trio) == {UP} and phase == "STREAMING" and not dirty and connected and not behind
+            set(trio) == {UP} and phase is STREAMING and not dirty and connected and not behind
         )
         if phase is None and trio[0] is UP:
             continue  # a reader that reports says its phase
@@ -137,10 +171,10 @@ def test_nothing_but_the_good_case_is_ever_healthy() -> None:
             phase=phase,
             dirty_regions=dirty,
             connected_senders=connected,
-            seconds_behind=behind,
+            behind_s=behind,
         )
         verdict = judge(facts)
-        assert (verdict.word is Word.HEALTHY) == bool(is_good), facts
+        assert (verdict.state is HealthState.HEALTHY) == bool(is_good), facts
         assert bool(verdict.reasons) != bool(is_good)
 
 

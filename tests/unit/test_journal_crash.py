@@ -23,9 +23,9 @@ from bdr.common.journal import recovery as journal_recovery
 from bdr.common.journal.engine import JournalEngine
 from bdr.common.journal.format import BLOCK_BYTES
 from bdr.common.journal.recovery import Found, Verdict
-from bdr.common.target.job import Apply
+from bdr.common.target.job import Job
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.wire.control import Condition
+from bdr.common.wire.condition import Condition
 from tests.simulation.disk import Disk
 from tests.unit.journal_rig import MemoryDevice, MemoryJournal, Target
 
@@ -183,7 +183,7 @@ def commit_without_sync(engine: JournalEngine) -> None:
     engine._durable = engine._head
 
 
-def apply_before_commit(engine: JournalEngine, job: Apply) -> None:
+def apply_before_commit(engine: JournalEngine, job: Job) -> None:
     _append(engine, job)
     engine._device.apply(job.extents, job.payload)
 

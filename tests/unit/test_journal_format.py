@@ -20,7 +20,7 @@ from bdr.common.journal.format import (
     Superblock,
 )
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.wire.control import Condition
+from bdr.common.wire.condition import Condition
 
 U64 = st.integers(0, (1 << 64) - 1)
 SUPERBLOCK = Superblock(

@@ -33,7 +33,7 @@ from bdr.common.journal.recovery import (
 )
 from bdr.common.ring.layout import Op
 from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
-from bdr.common.wire.control import Condition
+from bdr.common.wire.condition import Condition
 from tests.unit.journal_rig import DEVICE_SECTORS, JOURNAL_ID, RECORD, Target
 
 JOBS_BEFORE = 3

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reports, events, hooks, log lines: each by itself."""
+"""Events, hooks, log lines: each by itself."""
 
 from __future__ import annotations
 
@@ -7,125 +7,93 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import msgpack
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from bdr.common.status.model import VolumeStatus
+from bdr.common.status.states import ConnectionState, HealthState, StageState
+from bdr.common.wire.condition import Condition
 from bdr.services.cli.top import gauge, sparkline
 from bdr.services.monitoring.events import Detector, Event
 from bdr.services.monitoring.hooks import QUEUE_MAX, Hooks, environment
-from bdr.services.runtime import log, reports
+from bdr.services.runtime import log
 from bdr.services.runtime.log import Logger, RateLimit
-from bdr.services.runtime.reports import Report
-
-REPORT = Report("sender", "v-sender-1", 7, 1.5, False, {"bytes": 3, "text": "x", "none": None})
+from tests.unit.statuses import SOURCE, stage
 
 
-def test_a_report_crosses_the_socket() -> None:
-    assert reports.decode(reports.encode(REPORT)) == REPORT
-
-
-@given(st.binary(max_size=200))
-def test_any_bytes_are_a_report_or_none(data: bytes) -> None:
-    found = reports.decode(data)
-    assert found is None or isinstance(found, Report)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 63), 1 << 63) | st.text() | st.binary(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=6,
-)
-
-
-@given(st.sampled_from(["version", "stage", "name", "pid", "sent_s", "is_last", "values"]), JSON)
-def test_a_report_with_a_wrong_field_is_none_or_still_typed(key: str, value: Any) -> None:
-    tree = msgpack.unpackb(reports.encode(REPORT)) | {key: value}
-    found = reports.decode(msgpack.packb(tree))
-    if found is not None:
-        assert isinstance(found.name, str)
-        assert isinstance(found.pid, int)
-        assert all(v is None or isinstance(v, int | float | str) for v in found.values.values())
-
-
-def status(**changes: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "volume": "v",
-        "role": "source",
-        "time": "now",
-        "health": "healthy",
-        "reasons": [],
-        "seconds_behind": 0.0,
-        "bytes_behind": 0,
-        "rpo_seconds": 10.0,
-        "is_rpo_exceeded": False,
-        "ring": {"overflows": 0},
-        "resync": {"is_running": False, "dirty_regions": 0},
-        "connection": {"is_up": True, "losses": 0},
-        "replica": {"condition": "CONSISTENT"},
-        "stages": [{"name": "v-reader", "state": "reporting"}],
-    }
-    for key, value in changes.items():
-        found[key] = found[key] | value if isinstance(value, dict) else value
-    return found
-
-
-def topics(*statuses: Mapping[str, Any]) -> list[list[str]]:
+def topics(*statuses: VolumeStatus) -> list[list[str]]:
     detector = Detector()
     return [[event.topic for event in detector.update(entry)] for entry in statuses]
 
 
+UNKNOWN_LINK = replace(SOURCE.connection, state=None, is_up=None)
+DOWN = replace(SOURCE.connection, state=ConnectionState.OFFLINE, is_up=False)
+
+
+def in_condition(condition: Condition | None) -> VolumeStatus:
+    return replace(SOURCE, replica=replace(SOURCE.replica, condition=condition))
+
+
 def test_the_first_status_says_what_holds() -> None:
-    assert topics(status()) == [["connection-restored", "consistent"]]
-    assert topics(status(connection={"is_up": None}, replica={"condition": None})) == [[]]
+    assert topics(SOURCE) == [["connection-restored", "consistent"]]
+    assert topics(replace(in_condition(None), connection=UNKNOWN_LINK)) == [[]]
 
 
 @pytest.mark.parametrize(
-    ("change", "there", "back"),
+    ("bad", "there", "back"),
     [
-        ({"connection": {"is_up": False}}, ["connection-lost"], ["connection-restored"]),
-        ({"connection": {"is_up": None}}, [], []),
-        ({"replica": {"condition": "INCONSISTENT"}}, ["inconsistent"], ["consistent"]),
-        ({"replica": {"condition": "CATCHING_UP"}}, [], ["consistent"]),
-        ({"is_rpo_exceeded": True}, ["rpo-exceeded"], ["rpo-restored"]),
-        ({"ring": None}, [], []),
-        ({"resync": None}, [], []),
-        ({"resync": {"is_running": True}}, ["resync-start"], ["resync-end"]),
+        (replace(SOURCE, connection=DOWN), ["connection-lost"], ["connection-restored"]),
+        (replace(SOURCE, connection=UNKNOWN_LINK), [], []),
+        (in_condition(Condition.INCONSISTENT), ["inconsistent"], ["consistent"]),
+        (in_condition(Condition.CATCHING_UP), [], ["consistent"]),
+        (replace(SOURCE, is_rpo_exceeded=True), ["rpo-exceeded"], ["rpo-restored"]),
+        (replace(SOURCE, ring=None), [], []),
+        (replace(SOURCE, resync=None), [], []),
         (
-            {"stages": [{"name": "v-reader", "state": "silent"}]},
+            replace(SOURCE, resync=replace(SOURCE.resync, is_running=True)),
+            ["resync-start"],
+            ["resync-end"],
+        ),
+        (
+            replace(SOURCE, stages=(stage("v-reader", StageState.SILENT),)),
             ["stage-lost"],
             ["stage-back"],
         ),
-        ({"health": "broken"}, ["health"], ["health"]),
+        (
+            replace(SOURCE, stages=(stage("v-reader", StageState.STOPPED),)),
+            ["stage-lost"],
+            ["stage-back"],
+        ),
+        (replace(SOURCE, health=HealthState.BROKEN), ["health"], ["health"]),
     ],
 )
 def test_what_changes_there_and_back_is_named_once(
-    change: dict[str, Any], there: list[str], back: list[str]
+    bad: VolumeStatus, there: list[str], back: list[str]
 ) -> None:
-    bad = status(**change)
-    assert topics(status(), bad, bad, status(), status())[1:] == [there, [], back, []]
+    assert topics(SOURCE, bad, bad, SOURCE, SOURCE)[1:] == [there, [], back, []]
 
 
 def test_what_came_and_went_between_two_looks_is_named() -> None:
-    lost = status(connection={"losses": 1})
-    assert topics(status(), lost)[1] == ["connection-lost", "connection-restored"]
-    assert topics(status(), status(ring={"overflows": 3}))[1] == ["overflow"]
+    lost = replace(SOURCE, connection=replace(SOURCE.connection, losses=1))
+    assert topics(SOURCE, lost)[1] == ["connection-lost", "connection-restored"]
+    overflown = replace(SOURCE, ring=replace(SOURCE.ring, overflows=3))
+    assert topics(SOURCE, overflown)[1] == ["overflow"]
     # An unknown time between does not hide that it was lost.
-    unknown, down = status(connection={"is_up": None}), status(connection={"is_up": False})
-    assert topics(status(), unknown, down)[1:] == [[], ["connection-lost"]]
+    unknown = replace(SOURCE, connection=UNKNOWN_LINK)
+    down = replace(SOURCE, connection=DOWN)
+    assert topics(SOURCE, unknown, down)[1:] == [[], ["connection-lost"]]
 
 
 def test_a_hook_gets_facts_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET", "x")
-    facts = environment(Event("stage-lost", {"process": "v-reader"}), status(seconds_behind=None))
+    unknown = replace(SOURCE, lag=replace(SOURCE.lag, seconds=None, slots=None))
+    facts = environment(Event("stage-lost", {"process": "v-reader"}), unknown)
     assert facts["BDR_EVENT"] == "stage-lost"
     assert facts["BDR_FACT_PROCESS"] == "v-reader"
     assert facts["BDR_SECONDS_BEHIND"] == ""
@@ -145,7 +113,7 @@ def test_hooks_run_in_order_one_at_a_time(tmp_path: Path) -> None:
     code = f"import os; open({str(out)!r}, 'a').write(os.environ['BDR_EVENT'] + '\\n')"
     hooks = Hooks([sys.executable, "-c", code])
     for at in range(5):
-        hooks.put(Event(f"e{at}"), status())
+        hooks.put(Event(f"e{at}"), SOURCE)
     run_all(hooks, until=5)
     assert out.read_text().split() == [f"e{at}" for at in range(5)]
     assert (hooks.run, hooks.failed, hooks.dropped) == (5, 0, 0)
@@ -154,17 +122,17 @@ def test_hooks_run_in_order_one_at_a_time(tmp_path: Path) -> None:
 def test_hooks_that_fail_hang_or_do_not_exist_are_counted() -> None:
     for command in (["/bin/false"], ["/nonexistent"], ["/bin/sleep", "100"]):
         hooks = Hooks(command, timeout_s=0.1)
-        hooks.put(Event("e"), status())
+        hooks.put(Event("e"), SOURCE)
         run_all(hooks, until=1)
         assert (hooks.run, hooks.failed) == (0, 1)
 
 
 def test_hooks_have_a_bounded_queue() -> None:
     hooks = Hooks(["/bin/sleep", "100"])
-    hooks.put(Event("e"), status())
+    hooks.put(Event("e"), SOURCE)
     hooks.tick()
     for _ in range(QUEUE_MAX + 3):
-        hooks.put(Event("e"), status())
+        hooks.put(Event("e"), SOURCE)
     assert hooks.dropped == 3
     hooks.close()
 

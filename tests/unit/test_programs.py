@@ -136,23 +136,23 @@ def test_every_key_reaches_its_process() -> None:
         "db-reader", "db-sender-1", "db-sender-2", "db-scanner-1", "db-monitor", "web-applier",
         "web-monitor",
     }  # fmt: skip
-    link = "--chardev /dev/c --address a --port 1000"
+    link = "--address a --port 1000 --chardev /dev/c"
     start = "/py -m bdr.services.{} --volume {} --run-dir /run/bdr/{}"
     assert commands["db-reader"] == (
-        f"{start.format('reader', 'db', 'db')} {link} --assume-clean --scan-rate 1048576 --debug"
+        f"{start.format('reader', 'db', 'db')} {link} --scan-rate 1048576 --assume-clean --debug"
     )
     assert commands["db-scanner-1"] == (
         f"{start.format('scanner', 'db', 'db')} {link} --underdev /u --debug"
     )
     assert commands["db-sender-2"] == f"{start.format('sender', 'db', 'db')} {link} --debug"
     assert commands["db-monitor"] == (
-        f"{start.format('monitor', 'db', 'db')} --role source --programs-dir /p "
+        f"{start.format('monitor', 'db', 'db')} --role source --chardev /dev/c "
         "--rpo-seconds 2.5 --metrics-address ::1 --metrics-port 9 --on-event /h 'a b' "
-        "--chardev /dev/c --debug"
+        "--programs-dir /p --debug"
     )
     assert commands["web-applier"] == (
-        f"{start.format('applier', 'web', 'web')} --target /dev/t --state /s --address * "
-        "--port 8437 --journal /dev/j --journal-size 1073741824 --debug"
+        f"{start.format('applier', 'web', 'web')} --address * --port 8437 "
+        "--target /dev/t --journal /dev/j --journal-size 1073741824 --state /s --debug"
     )
     assert "--on-event /own" in commands["web-monitor"]
     assert all(p.environment == {"BDR_LOG_FORMAT": "json"} for p in make(tree))

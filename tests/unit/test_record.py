@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bdr.common.errors import StateError
 from bdr.common.target import record as format_
 from bdr.common.target.record import COPY_BYTES, ReplicaRecord, choose, decode_copy, encode_copy
-from bdr.common.wire.control import Condition
+from bdr.common.wire.condition import Condition
 
 RECORD = ReplicaRecord(
     volume="vol",

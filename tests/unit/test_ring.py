@@ -21,7 +21,7 @@ WRITES_MAX = layout.WRITE_SLOTS_MAX
 
 @dataclass
 class SlowRing:
-    """Reserves and publishes as `kern/bdr_ring.h` does."""
+    """Reserves and publishes as `kern/include/bdr_ring.h` does."""
 
     capacity: int
     head: int = 0

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bdr.common.ring.layout import PAYLOAD_BYTES, SECTOR_BYTES, Op
 from bdr.common.ring.slots import encode
 from bdr.common.scan.digests import block_digests, differing
-from bdr.common.scan.plan import PIECE_SECTORS, plan_pieces
+from bdr.common.scan.plan import CHUNK_SECTORS, plan_chunks
 from bdr.common.scan.repair import BATCH_BLOCKS_MAX, Repair, build_batch, group_blocks
 from bdr.common.source.exclusions import Covered, Exclusions
 from bdr.common.source.rate_limit import Pace, PaceSettings
@@ -25,10 +26,10 @@ def test_pieces_cover_the_dirty_regions_and_nothing_else(
 ) -> None:
     first = skipped * 64
     device = (first + len(dirty) - 1) * region_sectors + min(last_sectors, region_sectors)
-    pieces = plan_pieces(
+    chunks = plan_chunks(
         np.array(dirty), first_region=first, region_sectors=region_sectors, device_sectors=device
     )
-    covered = [sector for begin, count in pieces for sector in range(begin, begin + count)]
+    covered = [sector for begin, count in chunks for sector in range(begin, begin + count)]
     wanted = [
         sector
         for number, is_dirty in enumerate(dirty)
@@ -38,21 +39,21 @@ def test_pieces_cover_the_dirty_regions_and_nothing_else(
         )
     ]
     assert covered == wanted
-    for begin, count in pieces:
-        assert begin // PIECE_SECTORS == (begin + count - 1) // PIECE_SECTORS
+    for begin, count in chunks:
+        assert begin // CHUNK_SECTORS == (begin + count - 1) // CHUNK_SECTORS
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), FLAGS), max_size=8))
 def test_groups_have_every_chosen_block_once_and_are_full(chosen: list[tuple[int, list]]) -> None:
-    pieces = [(index, np.array(flags)) for index, flags in enumerate(flags for _, flags in chosen)]
-    groups = group_blocks(pieces, limit=7)
+    chunks = [(index, np.array(flags)) for index, flags in enumerate(flags for _, flags in chosen)]
+    groups = group_blocks(chunks, limit=7)
     found = [
         (index, block)
         for group in groups
         for index, flags in group
         for block in np.flatnonzero(flags).tolist()
     ]
-    assert found == [(i, b) for i, flags in pieces for b in np.flatnonzero(flags).tolist()]
+    assert found == [(i, b) for i, flags in chunks for b in np.flatnonzero(flags).tolist()]
     sizes = [sum(int(flags.sum()) for _, flags in group) for group in groups]
     assert all(size == 7 for size in sizes[:-1])
     assert all(0 < size <= 7 for size in sizes)
@@ -120,11 +121,11 @@ def test_differing_blocks_are_found() -> None:
 
 @given(st.data())
 def test_exclusions_are_what_a_loop_over_sectors_finds(data: st.DataObject) -> None:
-    pieces, at = [], 0
+    chunks, at = [], 0
     for _ in range(data.draw(st.integers(1, 4))):
         at += data.draw(st.integers(0, 20))
         count = data.draw(st.integers(1, 20))
-        pieces.append((at, count))
+        chunks.append((at, count))
         at += count
     slots = data.draw(
         st.lists(
@@ -139,16 +140,32 @@ def test_exclusions_are_what_a_loop_over_sectors_finds(data: st.DataObject) -> N
         sectors=np.array([count for _, _, count in slots], np.uint64),
     )
     payload = b"".join((3 * n).to_bytes(8, "little").ljust(4096, b"\0") for _, _, n in slots)
-    exclusions = Exclusions(pieces)
+    exclusions = Exclusions(chunks)
     exclusions.note(Covered.of(headers, payload))
     touched = set()
     for op, sector, count in slots:
-        if op in (Op.WRITE, Op.NOP):
+        if op is Op.WRITE:
             touched |= set(range(sector, sector + count))
         elif op in (Op.DISCARD, Op.WRITE_ZEROES):
             touched |= set(range(sector, sector + 3 * count))
-    every = [sector for begin, count in pieces for sector in range(begin, begin + count)]
+    every = [sector for begin, count in chunks for sector in range(begin, begin + count)]
     assert exclusions.flags.tolist() == [sector in touched for sector in every]
+
+
+@pytest.mark.parametrize(
+    ("sector", "sectors"),
+    [
+        pytest.param(0, 1, id="of a failed flush, whose header says sector 0"),
+        pytest.param(8, 8, id="of a write that changed nothing, whose region is not marked"),
+        pytest.param(16, 8, id="of a failed write, whose region is marked anew"),
+    ],
+)
+def test_nop_excludes_nothing_from_a_repair(sector: int, sectors: int) -> None:
+    """What it excluded would be brought by no live batch, and its region cleared."""
+    header = encode(op=Op.NOP, sector=np.array([sector], np.uint64), sectors=sectors)
+    exclusions = Exclusions([(0, 64)])
+    exclusions.note(Covered.of(header, bytes(4096)))
+    assert not exclusions.flags.any()
 
 
 def test_range_to_the_end_of_all_numbers_is_cut() -> None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from bdr.common.target.extents import NO_EXTENTS, Extents
-from bdr.common.target.job import Apply
+from bdr.common.target.job import Job
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.wire.control import Condition
+from bdr.common.wire.condition import Condition
 from bdr.services.target.store import DirectStore
 
 RECORD = ReplicaRecord(volume="v", device_sectors=8)
@@ -32,8 +32,8 @@ class FakeDisks:
         self.story.append(f"save {record.condition.name}")
 
 
-def job(payload: bytes, condition: Condition) -> Apply:
-    return Apply(1, NO_EXTENTS, b"", payload, replace(RECORD, condition=condition))
+def job(payload: bytes, condition: Condition) -> Job:
+    return Job(1, NO_EXTENTS, b"", payload, replace(RECORD, condition=condition))
 
 
 def test_condition_is_durable_before_what_follows_its_mark_is_applied() -> None:

@@ -15,7 +15,7 @@ from bdr.services.cli import foreground
 from bdr.services.monitoring import exporter
 from bdr.services.monitoring.exporter import Exporter
 from bdr.services.supervise.scaling import Scaling
-from tests.unit.test_monitoring import status
+from tests.unit.statuses import SOURCE
 
 
 def test_output_that_can_go_nowhere_is_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_scale_file_is_synced_before_it_takes_its_name(
 def test_of_a_monitor_that_hangs_only_unknown_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     served = Exporter("127.0.0.1", 0)
     try:
-        served.put(status(role="source", volume="v", monitor_uptime_seconds=1.0))
+        served.put(SOURCE)
         now_s = exporter.time.monotonic()
         monkeypatch.setattr(exporter.time, "monotonic", lambda: now_s + exporter.STALE_AFTER_S + 1)
         words = {

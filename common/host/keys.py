@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Declared keys: what a setting may be, what it is when not set, and who takes it.
+
+A table of settings is a class, each key one declaration:
+
+    @table
+    class Target:
+        port: int = key(whole(1, 65534), "The port for batches.", default=8437,
+                        takers=("applier",))
+
+Everything else follows from it: the table of bdr.toml and its error messages, options of
+processes and commands, the words that supervisord starts a process with, and the
+documentation. A value has two forms: that of TOML, and the text of an option. No I/O here,
+and nothing heavy: processes that run for years import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, NamedTuple, TypeVar, cast, dataclass_transform
+
+from bdr.common.errors import UsageError
+from bdr.common.host.kinds import Kind
+
+T = TypeVar("T")
+
+
+class ConfigError(UsageError):
+    """Settings are wrong; `problems` has one line for each mistake."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+NEEDED = object()
+"""The default of what must be set."""
+
+
+class Key(NamedTuple):
+    """One setting.
+
+    Attributes:
+        name: in bdr.toml.
+        kind: what it may be.
+        help: a sentence.
+        default: what it is when not set; None for nothing.
+        otherwise: what holds where it is nothing, in words.
+        takers: processes and commands that take it as an option.
+        aliases: other names of that option.
+        variable: of the environment, which has it where the option is not given.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    default: object = NEEDED
+    otherwise: str = "none"
+    takers: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    variable: str | None = None
+
+    @property
+    def flag(self) -> str:
+        """The name of its option."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether it must be set."""
+        return self.default is NEEDED
+
+    def words(self, value: object) -> list[str]:
+        """The option with this value, on a command line."""
+        if value is None or value is False:
+            return []
+        return [self.flag] if value is True else [self.flag, self.kind.to_text(value)]
+
+
+def key(
+    kind: Kind,
+    help: str,
+    *,
+    default: object = NEEDED,
+    otherwise: str = "none",
+    takers: tuple[str, ...] = (),
+    aliases: tuple[str, ...] = (),
+    variable: str | None = None,
+) -> Any:
+    """Declares a key in a `table`; see `Key`."""
+    return Key("", kind, help, default, otherwise, takers, aliases, variable)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(key,))
+def table(cls: type[T]) -> type[T]:
+    """Makes a class with declared keys one of frozen values."""
+    for name in cls.__annotations__:
+        declared = cast("Key", getattr(cls, name))._replace(name=name)
+        default = MISSING if declared.is_needed else declared.default
+        setattr(cls, name, field(default=default, metadata={"key": declared}))
+    return dataclass(frozen=True, kw_only=True)(cls)
+
+
+def keys_of(cls: type) -> dict[str, Key]:
+    """The keys of a table, by name, in the order of their declaration."""
+    return {each.name: each.metadata["key"] for each in fields(cls)}
+
+
+def checked_texts(keys: Iterable[Key], texts: Mapping[str, object]) -> dict[str, Any]:
+    """The values of options, by the names of their keys.
+
+    Args:
+        texts: what was given, by the same names; None where nothing was.
+
+    Raises:
+        ConfigError: with one line for each mistake.
+    """
+    checked: dict[str, Any] = {}
+    problems = []
+    for each in keys:
+        given = texts[each.name]
+        try:
+            value = each.kind.of_text(given) if isinstance(given, str) else given
+        except ValueError as error:
+            problems.append(f"{each.flag}: found {given!r}: {error}")
+            continue
+        try:
+            checked[each.name] = None if value is None else each.kind.check(value)
+        except ValueError:
+            problems.append(f"{each.flag}: found {value!r}; wanted {each.kind.wanted}")
+    if problems:
+        raise ConfigError(problems)
+    return checked

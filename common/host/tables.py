@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Every setting of BDR, declared once: the tables of bdr.toml. No I/O here.
+
+Options of `bdr client`, `server`, `attach` and of the processes come from these
+declarations too, and docs/configuration.md is tested against them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from bdr.common.host.keys import Key, key, table
+from bdr.common.host.kinds import Kind, choice, command, path, seconds, size, switch, text, whole
+from bdr.common.ring.layout import (
+    CAPACITY_MAX,
+    CAPACITY_MIN,
+    JOURNAL_BYTES_MIN,
+    REGION_SECTORS_DEFAULT,
+    REGION_SECTORS_MAX,
+    REGION_SECTORS_MIN,
+    SLOT_BYTES,
+)
+from bdr.common.wire.codec import NAME_BYTES_MAX
+
+WITHOUT_JOURNAL = "none"
+"""The value of `journal` for a target that has none."""
+
+VOLUME_NAME = text(
+    f"1 to {NAME_BYTES_MAX} letters, digits and dashes",
+    re.compile(rf"[A-Za-z0-9-]{{1,{NAME_BYTES_MAX}}}").fullmatch,
+)
+MAPPED_NAME = text(
+    "1 to 63 of a-z A-Z 0-9 - _ . with a letter or digit first",
+    re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}").fullmatch,
+)
+"""A name under /dev, and in a device-mapper table."""
+
+VOLUME = Key("volume", VOLUME_NAME, "Name of the volume; source and target must use the same one.")
+"""Not in a table: it is the name of one."""
+
+ROLE = choice("source", "target")
+_ROLE = key(
+    ROLE,
+    'Whether this host has the device that is written to, "source", or its replica, "target".',
+    takers=("monitor",),
+)
+
+
+def _address(wanted: str) -> Kind:
+    return text(wanted, lambda found: found.isprintable() and [found] == found.split())
+
+
+# Keys that both roles have.
+
+_PORT = key(
+    whole(1, 65534),
+    "The target's port for batches; the one above it is for control.",
+    default=8437,
+    takers=("reader", "sender", "scanner", "applier", "client", "server"),
+)
+_RPO_SECONDS = key(
+    seconds(),
+    "The replica may be so far behind before it counts as behind.",
+    default=60.0,
+    takers=("monitor", "client", "server"),
+)
+_METRICS_ADDRESS = key(
+    _address("an address of this host"),
+    "Address of Prometheus' /metrics.",
+    default="127.0.0.1",
+    takers=("monitor", "client", "server"),
+)
+_METRICS_PORT = key(
+    whole(1, 65535, note=", another for each volume"),
+    "Port of /metrics; there is none without it.",
+    default=None,
+    takers=("monitor", "client", "server"),
+)
+_ON_EVENT = key(
+    command(),
+    "Command on events of this volume, run without a shell; facts are in its environment.",
+    default=None,
+    takers=("monitor", "client", "server"),
+)
+
+
+@table
+class Host:
+    """The table [host]."""
+
+    run_dir: str = key(path(), "Sockets and program files.", default="/run/bdr")
+    state_dir: str = key(
+        path(),
+        "What must outlive a reboot: journals, replica states, the numbers of `bdr scale`.",
+        default="/var/lib/bdr",
+        takers=("server",),
+    )
+    log_dir: str = key(
+        path(), "One log a process; rotated at 10 MB, five are kept.", default="/var/log/bdr"
+    )
+    log_format: Literal["text", "json"] = key(
+        choice("text", "json"),
+        'Form of a log line: "text" is logfmt, "json" is one object a line.',
+        default="text",
+        takers=("reader", "sender", "scanner", "applier", "monitor", "client", "server"),
+        variable="BDR_LOG_FORMAT",
+    )
+    log_level: Literal["debug", "info", "warning"] = key(
+        choice("debug", "info", "warning"), "The least that is logged.", default="info"
+    )
+    on_event: list[str] | None = key(
+        command(), "Command on events of volumes without one of their own.", default=None
+    )
+
+
+@table
+class Source:
+    """A table [volume.NAME] with role = "source"."""
+
+    role: Literal["source"] = _ROLE
+    address: str = key(
+        _address("a host name or address"),
+        "The target host's name or address.",
+        takers=("reader", "sender", "scanner", "client"),
+    )
+    port: int = _PORT
+    chardev: str = key(
+        path(),
+        "Control device of the bdr target (/dev/NAME), or ring= socket of the nbdkit plugin.",
+        takers=("reader", "sender", "scanner", "monitor", "client"),
+    )
+    underdev: str | None = key(
+        path(),
+        "The device below; checked against what the capture says.",
+        default=None,
+        otherwise="what the capture says",
+        takers=("scanner", "client"),
+    )
+    mapper: str | None = key(
+        MAPPED_NAME,
+        "`bdr attach-all` makes /dev/mapper/MAPPER over `underdev`; others attach it without.",
+        default=None,
+    )
+    buffer_writes: int = key(
+        whole(CAPACITY_MIN, CAPACITY_MAX),
+        f"Capacity of the ring when it is attached, in writes of {SLOT_BYTES} bytes.",
+        default=65536,
+    )
+    region_sectors: int = key(
+        whole(REGION_SECTORS_MIN, REGION_SECTORS_MAX, is_power_of_two=True),
+        "Sectors that one bit of the dirty bitmap stands for.",
+        default=REGION_SECTORS_DEFAULT,
+        takers=("attach",),
+    )
+    stable: Literal["copy", "hint"] = key(
+        choice("copy", "hint"),
+        'How ring and disk are kept equal: "copy" writes the copy, "hint" asks for stable pages.',
+        default="copy",
+        takers=("attach",),
+    )
+    discard: Literal["zero", "pass"] = key(
+        choice("zero", "pass"),
+        'What a discard becomes on the device below: "zero" is write-zeroes, "pass" a discard.',
+        default="zero",
+        takers=("attach",),
+    )
+    senders: int = key(
+        whole(1, 64), "Processes that ship batches, a connection each.", default=1,
+        takers=("client",),
+    )  # fmt: skip
+    scanners: int = key(
+        whole(1, 16), "Processes that compare and repair.", default=1, takers=("client",)
+    )
+    scan_rate: int | None = key(
+        size("1 MiB", example="200MiB"),
+        "Bytes a second that scanners compare at most, all together.",
+        default=None,
+        otherwise="as fast as it goes",
+        takers=("reader", "client"),
+    )
+    assume_clean: bool = key(
+        switch(),
+        "Source and target are equal already, by your word: no scan at first contact.",
+        default=False,
+        takers=("reader", "client"),
+        aliases=("--noreplication", "--no-replication"),
+    )
+    rpo_seconds: float = _RPO_SECONDS
+    metrics_address: str = _METRICS_ADDRESS
+    metrics_port: int | None = _METRICS_PORT
+    on_event: list[str] | None = _ON_EVENT
+
+
+@table
+class Target:
+    """A table [volume.NAME] with role = "target"."""
+
+    role: Literal["target"] = _ROLE
+    address: str = key(
+        _address("an address of this host, or *"),
+        "Address to listen on; * is every one.",
+        default="*",
+        takers=("applier", "server"),
+    )
+    port: int = _PORT
+    target: str = key(
+        path(), "The backup device, or a file of its size.", takers=("applier", "server")
+    )
+    journal: str | None = key(
+        path(WITHOUT_JOURNAL),
+        'File or device of the write-ahead journal, or "none".',
+        default=None,
+        otherwise="a file beside the state",
+        takers=("applier", "server"),
+    )
+    journal_size: int | None = key(
+        size(f"{JOURNAL_BYTES_MIN >> 20} MiB", example="1GiB"),
+        "Size of the journal.",
+        default=None,
+        otherwise="what it has, 1 GiB for a new file",
+        takers=("applier", "server"),
+    )
+    state: str | None = key(
+        path(),
+        "File that remembers the replica's place.",
+        default=None,
+        otherwise="STATE_DIR/NAME.state",
+        takers=("applier", "server"),
+    )
+    rpo_seconds: float = _RPO_SECONDS
+    metrics_address: str = _METRICS_ADDRESS
+    metrics_port: int | None = _METRICS_PORT
+    on_event: list[str] | None = _ON_EVENT
+
+
+Volume = Source | Target
+TABLES: dict[str, type[Source] | type[Target]] = {"source": Source, "target": Target}
+"""Of a volume, by its role."""

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One lease in a comparer: from the question to the reader to its end.
+
+=========== ============================================ =========================
+stage       waits for                                    then
+=========== ============================================ =========================
+ASKING      GRANT of the reader; asks again              COMPARING
+COMPARING   digests of the chunks, of both sides         BLOCKS if any differs,
+                                                         else FINISHING
+BLOCKS      digests of the blocks of those, of both      FINISHING
+FINISHING   the reader's answer to COMMIT or VERIFY-END  OVER
+OVER        a thread that may still use the buffer       forgotten
+=========== ============================================ =========================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import ClassVar
+
+import numpy as np
+
+from bdr.common.machine import Machine, Story, Table, goes
+from bdr.common.ring.layout import SECTOR_BYTES
+from bdr.common.scan.digests import BLOCK_SECTORS, differing
+from bdr.common.scan.plan import Chunk, Flags, joined
+from bdr.common.wire.scan import Grant, Request
+
+
+class Stage(Enum):
+    """See the module's text."""
+
+    ASKING = auto()
+    COMPARING = auto()
+    BLOCKS = auto()
+    FINISHING = auto()
+    OVER = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """Chunks whose digests differ, or that cannot be read: by index."""
+
+    chunks: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Which blocks of which chunks differ: the lease can be finished."""
+
+    differing: list[tuple[int, Flags]]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Finished, given up, revoked, or a connection was lost."""
+
+
+class Job(Machine[Stage]):
+    """See the module's text.
+
+    Args:
+        number: also that of its question.
+        question: to the reader.
+        buffer: that it has for itself.
+        asked_at: monotonic, seconds.
+    """
+
+    def __init__(
+        self, *, number: int, question: Request, buffer: int, asked_at: float, story: Story
+    ) -> None:
+        super().__init__(Stage.ASKING, story)
+        self.number = number
+        self.question = question
+        self.buffer = buffer
+        self.asked_at = asked_at
+        self.began_at = 0.0
+        self.lease = 0
+        self.epoch = 0
+        self.chunks: list[Chunk] = []
+        self.offsets: list[int] = []
+        """Where each chunk stands in the buffer, in bytes."""
+        self.bad_blocks: Mapping[int, list[int]] = {}
+        """Index of a chunk, to its blocks that the source cannot read."""
+        self.is_in_thread = False
+        self.own: bytes | None = None
+        self.theirs: bytes | None = None
+        self.suspects: list[int] = []
+        """Chunks that are compared by blocks."""
+        self.own_blocks: Sequence[bytes] | None = None
+        self.their_blocks: dict[int, bytes] = {}
+        """By the position in `suspects` of the first chunk that was asked for."""
+        self.asked_blocks = 0
+        """Requests for digests of blocks that were sent."""
+        self.differing: list[tuple[int, Flags]] = []
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sectors of each chunk."""
+        return [sectors for _, sectors in self.chunks]
+
+    # What the digests say.
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether the reader has granted it."""
+        return self.state is not Stage.ASKING
+
+    @property
+    def has_digests(self) -> bool:
+        """Whether both sides' digests of the chunks are there."""
+        return self.own is not None and self.theirs is not None
+
+    @property
+    def has_block_digests(self) -> bool:
+        """Whether both sides' digests of the suspects' blocks are there."""
+        return self.own_blocks is not None and len(self.their_blocks) == self.asked_blocks
+
+    def suspected(self) -> list[int] | None:
+        """Chunks that differ, or that cannot be read; None for an answer of another length."""
+        assert self.own is not None
+        assert self.theirs is not None
+        if len(self.own) != len(self.theirs):
+            return None
+        differs = differing(self.own, self.theirs)
+        differs[list(self.bad_blocks)] = True
+        found: list[int] = np.flatnonzero(differs).tolist()
+        return found
+
+    def differing_blocks(self) -> list[tuple[int, Flags]] | None:
+        """Suspects and which of their blocks differ; None for an answer of another length."""
+        assert self.own_blocks is not None
+        theirs = b"".join(self.their_blocks[at] for at in sorted(self.their_blocks))
+        if len(theirs) != sum(map(len, self.own_blocks)):
+            return None
+        at = 0
+        found: list[tuple[int, Flags]] = []
+        for index, own in zip(self.suspects, self.own_blocks, strict=True):
+            blocks = differing(own, theirs[at : at + len(own)])
+            blocks[self.bad_blocks.get(index, [])] = False
+            at += len(own)
+            found.append((index, blocks))
+        return found
+
+    def unreadable(self) -> list[Chunk]:
+        """What of its chunks the source cannot read."""
+        found = []
+        for index, blocks in self.bad_blocks.items():
+            sector, sectors = self.chunks[index]
+            for block in blocks:
+                at = block * BLOCK_SECTORS
+                found.append((sector + at, min(BLOCK_SECTORS, sectors - at)))
+        return joined(found)
+
+    # Handlers.
+
+    def _on_grant(self, grant: Grant) -> None:
+        self.lease, self.epoch, self.chunks = grant.lease, grant.epoch, grant.ranges
+        at = 0
+        for sectors in self.sizes:
+            self.offsets.append(at)
+            at += sectors * SECTOR_BYTES
+        self.state = Stage.COMPARING
+
+    def _on_suspected(self, suspected: Suspected) -> None:
+        self.suspects = suspected.chunks
+        self.state = Stage.BLOCKS
+
+    def _on_compared(self, compared: Compared) -> None:
+        self.differing = compared.differing
+        self.state = Stage.FINISHING
+
+    def _on_closed(self, _: Closed) -> None:
+        self.state = Stage.OVER
+
+    TABLE: ClassVar[Table[Stage]] = {
+        Stage.ASKING: {
+            Grant: goes(_on_grant, Stage.COMPARING),
+            Closed: goes(_on_closed, Stage.OVER),
+        },
+        Stage.COMPARING: {
+            Suspected: goes(_on_suspected, Stage.BLOCKS),
+            Compared: goes(_on_compared, Stage.FINISHING),
+            Closed: goes(_on_closed, Stage.OVER),
+        },
+        Stage.BLOCKS: {
+            Compared: goes(_on_compared, Stage.FINISHING),
+            Closed: goes(_on_closed, Stage.OVER),
+        },
+        Stage.FINISHING: {
+            Closed: goes(_on_closed, Stage.OVER),
+        },
+        Stage.OVER: {},
+    }

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A scanner's comparer: what differs is sent, in the place that the reader gives it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bdr.common.ring.layout import SECTOR_BYTES
+from bdr.common.scan.comparer import Comparer
+from bdr.common.scan.events import AskReader, Note, Part, SendBatch
+from bdr.common.scan.job import Job, Stage
+from bdr.common.scan.plan import Flags, unpack_bits
+from bdr.common.scan.repair import group_blocks
+from bdr.common.wire.control import DigestsRefused
+from bdr.common.wire.scan import Acquire, Answer, Commit, Committed, Grant, Request
+
+
+class Repairer(Comparer):
+    """Asks for leases without end."""
+
+    def _question(self, number: int) -> Request | None:
+        return Acquire(number)
+
+    def _decline(self, grant: Grant) -> Request:
+        return Commit(grant.lease, 0, 0, grant.ranges, [])
+
+    def _finish(self, job: Job) -> Request:
+        groups = self._groups(job)
+        blocks = sum(int(flags.sum()) for group in groups for _, flags in group)
+        return Commit(job.lease, len(groups), blocks, [], job.unreadable())
+
+    def _on_finished(self, answer: Answer) -> None:
+        if not isinstance(answer, Committed):
+            self._actions.append(Note("unexpected", {"answer": type(answer).__name__}))
+            return
+        job = self._by_lease(answer.lease)
+        if job is not None and job.state is Stage.FINISHING:
+            self._send(job, answer)
+            self.compared_bytes += sum(job.sizes) * SECTOR_BYTES
+            self._end(job)
+
+    def _give_up(self, job: Job, refused: DigestsRefused, why: str) -> None:
+        """Gives the lease back, whether the target cannot answer now or at all."""
+        self._rest(why, job)
+        self._actions.append(AskReader(Commit(job.lease, 0, 0, job.chunks, [])))
+        self._end(job)
+
+    def _groups(self, job: Job) -> list[list[tuple[int, Flags]]]:
+        """Of each batch: chunks, and which of their blocks."""
+        return group_blocks(job.differing, limit=self.settings.batch_blocks)
+
+    def _send(self, job: Job, committed: Committed) -> None:
+        excluded: list[Flags | None] = [None] * len(job.chunks)
+        if committed.excluded:
+            flags = unpack_bits(committed.excluded, sum(job.sizes))
+            excluded = list(np.split(flags, np.cumsum(job.sizes)[:-1]))
+        for at, group in enumerate(self._groups(job)):
+            parts = [
+                Part(
+                    job.chunks[index][0],
+                    job.offsets[index],
+                    job.sizes[index] * SECTOR_BYTES,
+                    blocks,
+                    excluded[index],
+                )
+                for index, blocks in group
+            ]
+            number = committed.number + at
+            self._actions.append(
+                SendBatch(job.buffer, committed.epoch, number, committed.first, parts)
+            )

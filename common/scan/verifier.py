@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A command's comparer: what differs is named.
+
+Nothing is said to differ that only looks so because a write was under way: see
+`common.source.scheduler`. A block that differs where a write has passed is looked at again,
+a few times, and counted as busy if it is always so.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bdr.common.ring.layout import SECTOR_BYTES
+from bdr.common.scan.comparer import Comparer
+from bdr.common.scan.digests import BLOCK_SECTORS
+from bdr.common.scan.events import AskReader, Finished, Interrupted, Note, Progress
+from bdr.common.scan.job import Job, Stage
+from bdr.common.scan.plan import CHUNK_SECTORS, Chunk, Flags, joined, unpack_bits
+from bdr.common.scan.settings import ComparerSettings
+from bdr.common.wire.control import DigestsRefused
+from bdr.common.wire.scan import Answer, Grant, Request, Verified, VerifyBegin, VerifyEnd
+
+
+@dataclass(frozen=True, slots=True)
+class VerifySettings:
+    """Limits and times, in seconds."""
+
+    lease_chunks: int = 16
+    small_chunks: int = 64
+    """Of a lease of single blocks, which are looked at again."""
+    tries: int = 8
+    """A busy block is looked at again so often."""
+    pause_s: float = 0.25
+    """Before that."""
+    patience_s: float = 20.0
+    """Without anything verified for so long, it is interrupted."""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was found; ranges are of sectors, ascending and joined."""
+
+    differing: list[Chunk] = field(default_factory=list)
+    unreadable: list[Chunk] = field(default_factory=list)
+    busy: list[Chunk] = field(default_factory=list)
+    reasons: set[str] = field(default_factory=set)
+    """Why the target could not read some."""
+    compared_bytes: int = 0
+
+
+def chunks_of(ranges: list[Chunk]) -> list[Chunk]:
+    """Ranges, cut into chunks of 1 MiB at most."""
+    return [
+        (at, min(CHUNK_SECTORS, sector + sectors - at))
+        for sector, sectors in ranges
+        for at in range(sector, sector + sectors, CHUNK_SECTORS)
+    ]
+
+
+class Verifier(Comparer):
+    """Compares some ranges once, and is finished.
+
+    Args:
+        stream: of the capture whose device below is read.
+        ranges: of sectors, ascending.
+    """
+
+    def __init__(
+        self,
+        *,
+        stream: bytes,
+        ranges: list[Chunk],
+        settings: ComparerSettings | None = None,
+        verify: VerifySettings | None = None,
+    ) -> None:
+        super().__init__(stream=stream, settings=settings)
+        self.findings = Findings()
+        self.is_finished = False
+        self._verify = verify or VerifySettings()
+        self._todo = deque(_groups(chunks_of(ranges), self._verify.lease_chunks))
+        self._asked: dict[int, list[Chunk]] = {}
+        """Job, to the chunks that it asked for."""
+        self._again: list[Chunk] = []
+        self._tries = 0
+        self._wait_until_at: float | None = None
+        """When the busy blocks are looked at again."""
+        self._progress_at: float | None = None
+
+    # Asking.
+
+    def _on_tick(self, now_s: float) -> None:
+        super()._on_tick(now_s)
+        if self._progress_at is None:
+            self._progress_at = now_s
+        if self.is_finished:
+            return
+        if not self._todo and not self._jobs:
+            self._end_round(now_s)
+        elif now_s - self._progress_at > self._verify.patience_s:
+            self.is_finished = True
+            self._actions.append(Interrupted())
+
+    def _end_round(self, now_s: float) -> None:
+        """Everything was compared; some of it is to be looked at again."""
+        self._progress_at = now_s
+        if not self._again or self._tries == self._verify.tries:
+            found = self.findings
+            found.busy = joined(self._again)
+            found.differing, found.unreadable = joined(found.differing), joined(found.unreadable)
+            self.is_finished = True
+            self._actions.append(Finished())
+        elif self._wait_until_at is None:
+            self._wait_until_at = now_s + self._verify.pause_s
+        elif now_s >= self._wait_until_at:
+            self._wait_until_at = None
+            self._tries += 1
+            again, self._again = sorted(set(self._again)), []
+            self._todo.extend(_groups(again, self._verify.small_chunks))
+
+    def _question(self, number: int) -> Request | None:
+        if self.is_finished or not self._todo:
+            return None
+        self._asked[number] = self._todo.popleft()
+        return VerifyBegin(number, self._asked[number])
+
+    def _decline(self, grant: Grant) -> Request:
+        return VerifyEnd(grant.lease)
+
+    # Ends.
+
+    def _finish(self, job: Job) -> Request:
+        return VerifyEnd(job.lease)
+
+    def _on_finished(self, answer: Answer) -> None:
+        if not isinstance(answer, Verified):
+            self._actions.append(Note("unexpected", {"answer": type(answer).__name__}))
+            return
+        job = self._by_lease(answer.lease)
+        if job is not None and job.state is Stage.FINISHING:
+            self._judge(job, answer.busy)
+            self._verified(job)
+
+    def _give_up(self, job: Job, refused: DigestsRefused, why: str) -> None:
+        self._actions.append(AskReader(VerifyEnd(job.lease)))
+        if not refused.is_permanent:
+            self._rest(why, job)
+            self._lose(job)
+        elif len(job.chunks) > 1:
+            # One of them: each by itself.
+            self._todo.extendleft([chunk] for chunk in reversed(self._asked.pop(job.number)))
+            self._end(job)
+        else:
+            self.findings.unreadable += job.chunks
+            self.findings.reasons.add(why)
+            self._verified(job)
+
+    def _lose(self, job: Job) -> None:
+        self._todo.appendleft(self._asked.pop(job.number))
+        self._end(job)
+
+    def _verified(self, job: Job) -> None:
+        """A job's chunks are done with, this time."""
+        del self._asked[job.number]
+        self._progress_at = self._now_s
+        if not self._tries:
+            size = sum(job.sizes) * SECTOR_BYTES
+            self.compared_bytes += size
+            self.findings.compared_bytes += size
+            self._actions.append(Progress(size))
+        self._end(job)
+
+    def _judge(self, job: Job, busy: bytes) -> None:
+        total = sum(job.sizes)
+        flags = unpack_bits(busy, total) if busy else np.zeros(total, np.bool_)
+        of_chunk: list[Flags] = np.split(flags, np.cumsum(job.sizes)[:-1])
+        self.findings.unreadable += job.unreadable()
+        for index, blocks in job.differing:
+            sector, sectors = job.chunks[index]
+            for block in np.flatnonzero(blocks).tolist():
+                first = block * BLOCK_SECTORS
+                count = min(BLOCK_SECTORS, sectors - first)
+                is_busy = of_chunk[index][first : first + count].any()
+                found = self._again if is_busy else self.findings.differing
+                found.append((sector + first, count))
+
+
+def _groups(chunks: list[Chunk], count: int) -> list[list[Chunk]]:
+    return [chunks[at : at + count] for at in range(0, len(chunks), count)]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a source says of itself, and what it makes of the target's answers."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from bdr.common.capture.api import CaptureInfo
+from bdr.common.errors import BdrError, RefusedError
+from bdr.common.facts import Facts
+from bdr.common.ring.layout import SECTOR_BYTES
+from bdr.common.source.events import Announce
+from bdr.common.source.order import Order
+from bdr.common.wire.batch import PROTOCOL
+from bdr.common.wire.condition import Condition
+from bdr.common.wire.control import Ack, Hello, Ping, Welcome
+
+
+class Assumption(Enum):
+    """What became of the user's word that both devices are equal."""
+
+    HAD_SOURCE = "not taken: the target has had a source before; everything is compared"
+    HAD_EITHER = (
+        "not taken: the source or the target has been replicated before; everything is compared"
+    )
+    LACKS_WRITES = "not taken: the target knows this source, and lacks writes of it"
+    TAKEN = "taken: source and target are held to be equal, unchecked"
+
+
+class Greeting:
+    """Makes the messages of one volume's source.
+
+    Args:
+        assume_clean: both devices are equal by the user's word, if neither has been
+            replicated before.
+    """
+
+    def __init__(self, *, volume: str, info: CaptureInfo, order: Order, assume_clean: bool) -> None:
+        self._volume = volume
+        self._info = info
+        self._order = order
+        self._assume_clean = assume_clean
+        self._is_assumption_told = False
+
+    def hello(self, attempt: int) -> Hello:
+        """For this attempt to begin a session."""
+        return Hello(
+            protocol=PROTOCOL,
+            attempt=attempt,
+            volume=self._volume,
+            stream=self._info.stream,
+            device_sectors=self._info.device_sectors,
+            tail=self._order.tail,
+            head=self._order.head,
+            assume_clean=self._assume_clean,
+        )
+
+    def ping(self) -> Ping:
+        """With what is marked, and so will be compared; a region may be marked twice."""
+        status = self._order.status
+        marked = status.active_regions + status.resync_regions
+        sectors = min(marked * self._info.region_sectors, self._info.device_sectors)
+        return Ping(self._order.epoch, sectors * SECTOR_BYTES)
+
+    def check(self, welcome: Welcome) -> BdrError | None:
+        """What is wrong with a WELCOME, or None."""
+        tail, head = self._order.tail, self._order.head
+        if tail <= welcome.slot <= head and welcome.number == 1:
+            return None
+        return RefusedError(
+            f"the target names slot {welcome.slot}, batch {welcome.number}; wanted a slot from "
+            f"{tail} to {head} and batch 1: is it another version?"
+        )
+
+    def check_ack(self, ack: Ack) -> BdrError | None:
+        """What is wrong with an ACK of this session, or None."""
+        if self._order.window.is_possible(accepted=ack.accepted, durable=ack.durable):
+            return None
+        return RefusedError(
+            f"the target acknowledges batch {ack.durable} of {ack.accepted} accepted, but only "
+            f"{self._order.dispatched} were sent: is it another version?"
+        )
+
+    def announce(self, welcome: Welcome) -> list[Announce]:
+        """What a user is to know when a session begins."""
+        facts: Facts = {
+            "epoch": welcome.epoch,
+            "slot": welcome.slot,
+            "condition": welcome.condition.name,
+        }
+        announced = [Announce("streaming", facts)]
+        assumption = self._assumption(welcome)
+        if assumption is not None:
+            announced.append(Announce("assume-clean", {"assumption": assumption.value}))
+        return announced
+
+    def _assumption(self, welcome: Welcome) -> Assumption | None:
+        """What became of `assume_clean`, the first time that it matters; else None."""
+        if not self._assume_clean or self._is_assumption_told:
+            return None
+        self._is_assumption_told = True
+        match welcome.condition:
+            case Condition.UNKNOWN if welcome.slot == 0:
+                return Assumption.HAD_SOURCE
+            case Condition.UNKNOWN:
+                return Assumption.HAD_EITHER
+            case Condition.INCONSISTENT:
+                return Assumption.LACKS_WRITES
+            case Condition.CATCHING_UP if welcome.slot == 0:
+                return Assumption.TAKEN
+            case _:
+                return None  # the target knows this source: nothing had to be assumed

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Requests for a lease that wait for one, in their order.
+
+A scanner repeats its request until it is answered, so one that is lost with its scanner is
+no loss. A command asks once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bdr.common.source.events import Peer
+from bdr.common.wire.scan import Acquire, VerifyBegin
+
+SCANNER_SEEN_S = 5.0
+"""A scanner that asked within this time counts as connected."""
+
+LeaseRequest = Acquire | VerifyBegin
+
+
+class LeaseRequests:
+    """See the module's text. A repeated request keeps its place."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[Peer, int, type], LeaseRequest] = {}
+        self._seen_at: dict[Peer, float] = {}
+
+    def __iter__(self) -> Iterator[tuple[Peer, LeaseRequest]]:
+        return iter([(peer, request) for (peer, *_), request in self._waiting.items()])
+
+    def put(self, peer: Peer, request: LeaseRequest, *, now_s: float) -> None:
+        """Takes one; a repeated one is the same."""
+        if isinstance(request, Acquire):
+            self._seen_at[peer] = now_s
+        self._waiting.setdefault(_key(peer, request), request)
+
+    def put_back(self, peer: Peer, request: VerifyBegin) -> None:
+        """Its lease is over before it was granted: it waits again."""
+        self._waiting[_key(peer, request)] = request
+
+    def remove(self, peer: Peer, request: LeaseRequest) -> None:
+        """It has been answered."""
+        del self._waiting[_key(peer, request)]
+
+    def forget_scanners(self) -> None:
+        """A scanner was lost, nobody knows which; those that live repeat their requests."""
+        self._waiting = {
+            key: request
+            for key, request in self._waiting.items()
+            if isinstance(request, VerifyBegin)
+        }
+        self._seen_at.clear()
+
+    def scanners(self, now_s: float) -> int:
+        """Scanners that asked lately."""
+        return sum(now_s - seen_at < SCANNER_SEEN_S for seen_at in self._seen_at.values())
+
+
+def _key(peer: Peer, request: LeaseRequest) -> tuple[Peer, int, type]:
+    return peer, request.request, type(request)

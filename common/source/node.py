@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A source's whole decision: what goes to the target, in which order, and what is freed.
+
+It cuts the published slots into batches, numbers them, keeps what is in flight inside a
+window, and frees slots when the target says that they are durable. On anything that may
+have lost a batch it greets the target again, which names the place to go on from
+(go-back-N). Resync batches stand in the order like any other.
+
+===================  ==========================================================
+`session`            the conversation with the target
+`order`              the order of batches
+`order.window`       numbers and places of batches in flight
+`order.consistency`  what the replica is worth, and which marker is due
+`overflow`           when the capture leaves OVERFLOW
+`scheduler`          leases of scanners, exclusions, what is cleared
+===================  ==========================================================
+
+`handle` is the only way in: an event, and the actions that it leads to, in their order.
+Time comes as `Tick`, results of I/O come as events. What changes the capture's bitmaps or
+mode is followed by a `Look`, and nothing is decided before its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from bdr.common.capture.api import CaptureInfo, CaptureStatus
+from bdr.common.facts import Facts
+from bdr.common.machine import Story
+from bdr.common.ring.layout import WRITE_SLOTS_MAX
+from bdr.common.source import events, overflow, session
+from bdr.common.source.events import Action, Announce, ClearRegions, Event, Look
+from bdr.common.source.freeing import Freeing
+from bdr.common.source.greeting import Greeting
+from bdr.common.source.order import Order, Ring, Waits
+from bdr.common.source.overflow import OverflowPacing
+from bdr.common.source.requests import Requests
+from bdr.common.source.scheduler import ResyncScheduler
+from bdr.common.source.session import Phase, Session
+from bdr.common.source.settings import SourceSettings
+from bdr.common.wire.batch import BatchKind
+from bdr.common.wire.condition import Condition
+from bdr.common.wire.control import Ack, Refused, Rewind, Welcome
+
+_IN_EVERY_ROUND = (
+    events.Tick,
+    events.CaptureSeen,
+    events.RingWoken,
+    events.SenderReady,
+    events.RoundEnded,
+)
+"""Events that would leave no room in the story for anything else."""
+
+
+class SourceNode:
+    """See the module's text. One instance lives as long as its reader process.
+
+    Args:
+        volume: its name on both sides.
+        info: of the capture.
+        status: the first look at it.
+        ring: its memory.
+        assume_clean: both devices are equal by the user's word, if neither has been
+            replicated before.
+    """
+
+    def __init__(
+        self,
+        *,
+        volume: str,
+        info: CaptureInfo,
+        status: CaptureStatus,
+        ring: Ring,
+        assume_clean: bool = False,
+        settings: SourceSettings | None = None,
+    ) -> None:
+        settings = settings or SourceSettings()
+        story = Story()
+        self.session = Session(volume=volume, settings=settings.session, story=story)
+        self.order = Order(
+            info=info,
+            status=status,
+            ring=ring,
+            session=self.session,
+            window=settings.window,
+            quota=settings.quota,
+            story=story,
+        )
+        self.overflow = OverflowPacing(
+            status=status, capacity=info.capacity, settings=settings.overflow, story=story
+        )
+        self.scheduler = ResyncScheduler(
+            info=info,
+            order=self.order,
+            read_bits=ring.read_bitmap,
+            settings=settings.scheduler,
+            story=story,
+        )
+        self._requests = Requests(
+            info=info, session=self.session, order=self.order, scheduler=self.scheduler
+        )
+        self.standing: Ack | None = None
+        """The target's last acknowledgement: what it remembers of its replica."""
+        self.waits_for = Waits.TARGET
+        """What is to be watched, besides time and messages; as of the last `RoundEnded`."""
+        self._greeting = Greeting(
+            volume=volume, info=info, order=self.order, assume_clean=assume_clean
+        )
+        self._info = info
+        self._ring = ring
+        self._story = story
+        self._look_s = settings.look_s
+        self._look_at = 0.0
+        self._is_looking = False
+        self._freeing = Freeing(self.order)
+        self._actions: list[Action] = []
+
+    def handle(self, event: Event) -> list[Action]:
+        """Takes one event; returns what to do, in order.
+
+        Raises:
+            InternalError: an invariant broke, or the event was not to come now; the message
+                holds the recent story.
+        """
+        actions = self._actions = []
+        if self.session.state is Phase.STOPPED:
+            return actions
+        if not isinstance(event, _IN_EVERY_ROUND):
+            self._story.add(f"{self.session.state.name} <- {event}")
+        if self._is_looking and not isinstance(event, events.CaptureSeen):
+            raise self._story.error(f"{event} before the answer to a look")
+        self._HANDLERS[type(event)](self, event)
+        self.check_invariants()
+        return actions
+
+    def check_invariants(self) -> None:
+        """Raises InternalError where the state contradicts itself."""
+        contradiction = self.order.window.contradiction()
+        if contradiction is not None:
+            raise self._story.error(contradiction)
+
+    # Time and the target.
+
+    def _on_tick(self, tick: events.Tick) -> None:
+        self.order.now_s = tick.now_s
+        self._fire(tick)
+        if self.order.is_streaming and self.order.window.is_late(tick.now_s):
+            self._fire(session.Lost("batches in flight do not arrive"))
+        if tick.now_s >= self._look_at:
+            self._look_at = tick.now_s + self._look_s
+            self._is_looking = True
+        self._advance()
+
+    def _on_link(self, event: events.LinkUp | events.LinkDown) -> None:
+        self._fire(event)
+        self._advance()
+
+    def _on_sender_lost(self, _: events.SenderLost) -> None:
+        if self.order.window.in_flight:
+            self._fire(session.Lost("a sender was lost with batches in flight"))
+        self._advance()
+
+    def _on_scanner_lost(self, _: events.ScannerLost) -> None:
+        self.scheduler.scanner_lost()
+        if self.order.window.has_resync_on_its_way:
+            self._fire(session.Lost("a scanner was lost with batches in flight"))
+        self._advance()
+
+    def _on_message(self, arrived: events.MessageArrived) -> None:
+        self.session.heard()
+        match arrived.message:
+            case Welcome() as welcome if (error := self._greeting.check(welcome)) is not None:
+                self._fire(session.BadWelcome(welcome.attempt, error))
+            case Welcome() | Refused() | Rewind() as message:
+                self._fire(message)
+            case Ack() as ack if self.order.is_streaming and ack.epoch == self.order.epoch:
+                self._on_ack(ack)
+            case _:
+                pass  # answers to an attempt or an epoch that is over
+        self._advance()
+
+    def _on_ack(self, ack: Ack) -> None:
+        if (error := self._greeting.check_ack(ack)) is not None:
+            self._fire(session.Failed(error))
+            return
+        self.standing = ack
+        if self.order.acknowledge(ack):
+            self.session.progressed()
+
+    def _fire(self, event: object) -> None:
+        """Has the session take an event, and does what follows from it."""
+        self.session.fire(event)
+        outcome, self.session.outcome = self.session.outcome, []
+        for each in outcome:
+            match each:
+                case session.Forget():
+                    self.order.forget()
+                    self.scheduler.forget()
+                case session.Greet(attempt):
+                    self._actions.append(events.Send(self._greeting.hello(attempt)))
+                case session.Poke():
+                    self._actions.append(events.Send(self._greeting.ping()))
+                case session.Begin(welcome):
+                    self._begin_session(welcome)
+                case _:
+                    self._actions.append(each)
+
+    def _begin_session(self, welcome: Welcome) -> None:
+        self.order.begin(welcome)
+        if welcome.condition is Condition.UNKNOWN:
+            self._mark([events.MarkRegions(0, self._info.regions)])
+        self._actions += self._greeting.announce(welcome)
+
+    # The capture.
+
+    def _mark(self, actions: list[Action]) -> None:
+        """Regions are marked by these actions: what leases have found is worth nothing."""
+        self.scheduler.forget()
+        self._actions += actions
+        self._is_looking = True
+
+    def _on_capture(self, seen: events.CaptureSeen) -> None:
+        self._is_looking = False
+        status = seen.status
+        if (error := self._info.contradiction(status)) is not None:
+            self._fire(session.Failed(error))
+            return
+        now_s = self.order.now_s
+        self.overflow.fire(overflow.Looked(status, now_s))
+        if self.overflow.has_begun:
+            facts: Facts = {"slot": status.head, "overflows": status.overflows}
+            self._actions.append(Announce("overflow", facts))
+        self.order.see(status)
+        if self.order.is_streaming and self.overflow.should_resume(now_s):
+            self.overflow.fire(overflow.Resumed(now_s))
+            self._mark([events.Resume()])
+        while self._requests.are_waiting and not self._is_looking:
+            marks, others = self._requests.answer_next()
+            if marks:
+                self._mark(marks)
+            self._actions += others
+        self._advance()
+
+    def _on_ring_woken(self, _: events.RingWoken) -> None:
+        self._freeing.woken()
+        if not self._ring.published(self.order.cursor, WRITE_SLOTS_MAX):
+            self._is_looking = True  # woken without a slot: the mode changed
+        self._advance()
+
+    # Batches.
+
+    def _on_sender_ready(self, _: events.SenderReady) -> None:
+        header = self.order.next_batch()
+        if header is None:
+            return
+        self._actions.append(events.Dispatch(header))
+        if header.kind is BatchKind.MARKER:
+            self._actions.append(Announce("condition", {"condition": self.order.condition.name}))
+        elif self.scheduler.has_open_leases:
+            first, count = header.first, header.count
+            self.scheduler.dispatched(
+                self._ring.slots(first, count), self._ring.payload(first, count)
+            )
+
+    def _on_round_ended(self, _: events.RoundEnded) -> None:
+        self.waits_for = self.order.waits_for()
+        self._actions += self._freeing.end_round(self.waits_for)
+
+    # Scanners and commands.
+
+    def _advance(self) -> None:
+        """Gives scanners what they wait for; what is cleared is looked at before more."""
+        if self.session.state is Phase.STOPPED:
+            return
+        if not self._is_looking:
+            actions = self.scheduler.step(self.order.now_s)
+            self._actions += actions
+            self._is_looking = any(isinstance(each, ClearRegions) for each in actions)
+        if self._is_looking:
+            self._actions.append(Look())
+
+    def _on_request(self, arrived: events.RequestArrived) -> None:
+        self._actions += self._requests.take(arrived.peer, arrived.request)
+        self._is_looking = self._requests.are_waiting
+        self._advance()
+
+    _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
+        events.Tick: _on_tick,
+        events.LinkUp: _on_link,
+        events.LinkDown: _on_link,
+        events.SenderLost: _on_sender_lost,
+        events.ScannerLost: _on_scanner_lost,
+        events.MessageArrived: _on_message,
+        events.RequestArrived: _on_request,
+        events.CaptureSeen: _on_capture,
+        events.RingWoken: _on_ring_woken,
+        events.SenderReady: _on_sender_ready,
+        events.RoundEnded: _on_round_ended,
+    }

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The order of batches: what is next, what is in flight, what a scan may add.
+
+Live slots, markers and resync batches stand in one order. Numbers come from the window,
+markers from the consistency, and both go on only while the session streams.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Protocol
+
+from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus
+from bdr.common.machine import Story
+from bdr.common.ring.slots import Headers
+from bdr.common.source.consistency import Consistency, Declared, Looked, ScanWanted
+from bdr.common.source.quota import QuotaSettings, ResyncQuota
+from bdr.common.source.session import Phase, Session
+from bdr.common.source.window import Window, WindowSettings
+from bdr.common.wire.batch import BatchHeader, BatchKind, Marker
+from bdr.common.wire.codec import Buffer
+from bdr.common.wire.condition import Condition
+from bdr.common.wire.control import Ack, Welcome
+
+
+class Ring(Protocol):
+    """The capture's memory, as it is now; reading it has no effect."""
+
+    def published(self, first: int, limit: int) -> int:
+        """Slots from `first` on, at most `limit`, that are published and whole writes."""
+        ...
+
+    def slots(self, first: int, count: int) -> Headers:
+        """The headers of published slots."""
+        ...
+
+    def payload(self, first: int, count: int) -> Buffer:
+        """The payload of published slots."""
+        ...
+
+    def read_bitmap(self, bitmap: Bitmap, first: int, count: int) -> bytes:
+        """Bits of regions; see `Capture.read_bitmap`."""
+        ...
+
+
+class Waits(Enum):
+    """What the next batch waits for."""
+
+    TARGET = auto()
+    """A message of the target: none may go."""
+    RING = auto()
+    """The next slot, or another mode of the capture."""
+    SENDER = auto()
+    """A sender that can take it."""
+
+
+class Order:
+    """See the module's text.
+
+    Args:
+        info: of the capture.
+        status: the first look at it.
+        ring: its memory.
+        session: says whether batches may go.
+    """
+
+    def __init__(
+        self,
+        *,
+        info: CaptureInfo,
+        status: CaptureStatus,
+        ring: Ring,
+        session: Session,
+        window: WindowSettings,
+        quota: QuotaSettings,
+        story: Story,
+    ) -> None:
+        self.status = status
+        """The last look at the capture."""
+        self.now_s = 0.0
+        self.window = Window(settings=window, stream=info.stream, tail=status.tail)
+        self.consistency = Consistency(status, story)
+        self._quota = ResyncQuota(settings=quota, capacity=info.capacity)
+        self._ring = ring
+        self._session = session
+        self._story = story
+        self._seen_head = status.head
+        """The ring's head as the cursor of a session that is over had seen it."""
+
+    # What is where.
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether batches may go at all."""
+        return self._session.state is Phase.STREAMING
+
+    @property
+    def condition(self) -> Condition:
+        """Of the replica, as this source has declared it."""
+        return self.consistency.state
+
+    @property
+    def epoch(self) -> int:
+        """Of the session; 0 before the first."""
+        return self._session.epoch
+
+    @property
+    def head(self) -> int:
+        """The ring's head, as far as it is known."""
+        return max(self.status.head, self.cursor, self._seen_head)
+
+    @property
+    def tail(self) -> int:
+        """Every slot below it is durable on the target."""
+        return self.window.tail
+
+    @property
+    def cursor(self) -> int:
+        """Next slot to be dispatched."""
+        return self.window.cursor
+
+    @property
+    def dispatched(self) -> int:
+        """Number of the last batch."""
+        return self.window.dispatched
+
+    @property
+    def durable(self) -> int:
+        """Every batch up to this number is durable."""
+        return self.window.durable
+
+    # What happens.
+
+    def begin(self, welcome: Welcome) -> None:
+        """A session has begun."""
+        self.consistency.begin(welcome.condition, head=self.head)
+        self.window.begin(epoch=welcome.epoch, slot=welcome.slot)
+
+    def forget(self) -> None:
+        """What is in flight may be lost: the target will say where to go on."""
+        self._seen_head = self.head
+        self.window.forget()
+        self.consistency.forget()
+
+    def see(self, status: CaptureStatus) -> None:
+        """A look at the capture."""
+        self.status = status
+        self.consistency.seen(status)
+        if self.is_streaming:
+            self.consistency.fire(Looked(status, self.cursor))
+
+    def acknowledge(self, ack: Ack) -> bool:
+        """Takes an acknowledgement that is possible; whether something became durable."""
+        return self.window.acknowledge(
+            accepted=ack.accepted,
+            durable=ack.durable,
+            now_s=self.now_s,
+            setbacks=self._session.setbacks,
+        )
+
+    # The next batch.
+
+    def waits_for(self) -> Waits:
+        """What the next batch waits for, as the ring is now."""
+        if not self._may_go():
+            return Waits.TARGET
+        if self._due_marker() is not None:
+            return Waits.SENDER
+        limit = self._limit()
+        if not limit:
+            return Waits.TARGET
+        return Waits.SENDER if self._ring.published(self.cursor, limit) else Waits.RING
+
+    def next_batch(self) -> BatchHeader | None:
+        """Numbers the next batch, if there is one and it may go."""
+        if not self._may_go():
+            return None
+        marker = self._due_marker()
+        if marker is not None:
+            header = self._add(BatchKind.MARKER, marker)
+            self.consistency.fire(Declared(marker))
+            return header
+        limit = self._limit()
+        count = self._ring.published(self.cursor, limit) if limit else 0
+        if count > limit:
+            raise self._story.error(f"{count} slots for a limit of {limit}")
+        return self._add(BatchKind.LIVE, count=count) if count else None
+
+    def _may_go(self) -> bool:
+        return self.is_streaming and self.window.room_batches > 0
+
+    def _due_marker(self) -> Marker | None:
+        return self.consistency.due_marker(self.cursor)
+
+    def _limit(self) -> int:
+        """Most slots that the next batch may hold; 0 if none may go now."""
+        limit = self.window.room_slots
+        gap = self.consistency.gap()
+        if gap is not None and self.cursor < gap <= self.cursor + limit:
+            return gap - self.cursor
+        return limit
+
+    def _add(self, kind: BatchKind, marker: Marker = Marker.NONE, count: int = 0) -> BatchHeader:
+        return self.window.add(
+            kind, marker, count, now_s=self.now_s, setbacks=self._session.setbacks
+        )
+
+    # Scans.
+
+    @property
+    def may_scan(self) -> bool:
+        """Whether regions may be repaired: the replica is declared inconsistent."""
+        return self.is_streaming and self.condition is Condition.INCONSISTENT
+
+    @property
+    def resync_limit(self) -> int:
+        """Resync batches in flight that are enough."""
+        return self._quota.limit
+
+    @property
+    def resync_batches_max(self) -> int:
+        """No lease may have more."""
+        return self._quota.settings.batches
+
+    @property
+    def resync_room(self) -> int:
+        """Resync batches that may be numbered now."""
+        if not self.may_scan or self._due_marker() is not None:
+            return 0
+        return self._quota.room(
+            used_slots=max(self.status.head, self.cursor) - self.tail,
+            resync_in_flight=self.window.resync_in_flight,
+            room_batches=self.window.room_batches,
+        )
+
+    def number_resync(self, batches: int) -> BatchHeader:
+        """Numbers so many resync batches, at most `resync_room`; returns the first's header."""
+        if not 0 < batches <= self.resync_room:
+            raise self._story.error(f"{batches} batches for a room of {self.resync_room}")
+        first = self._add(BatchKind.RESYNC)
+        for _ in range(batches - 1):
+            self._add(BatchKind.RESYNC)
+        return first
+
+    def want_scan(self) -> None:
+        """A scanner waits for the replica to be declared inconsistent."""
+        self.consistency.fire(ScanWanted())

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The source's conversation with its target: greeting, silence, setbacks, pauses.
+
+- OFFLINE: no connection to the target. LINK UP -> greet.
+- GREETING: HELLO sent. WELCOME of this very attempt -> STREAMING. REFUSED -> PAUSED, or
+  STOPPED if it cannot pass. Silence -> HELLO again.
+- STREAMING: batches may go. A rewind, a loss, or silence -> greet again: at once the first
+  time, after growing pauses if nothing became durable since.
+- PAUSED: until the pause is over, then greet.
+- LINK DOWN, from anywhere -> OFFLINE. A REFUSED that was still on its way counts.
+- STOPPED: an error that does not pass was reported; nothing leads out.
+
+Whenever batches in flight may be lost it says so by `Forget`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import ClassVar
+
+from bdr.common.errors import BdrError, RefusedError
+from bdr.common.facts import Facts
+from bdr.common.machine import IGNORED, Machine, Story, Table, goes, stays
+from bdr.common.source.events import Announce, LinkDown, LinkUp, Stop, Tick
+from bdr.common.wire.control import Refused, Rewind, Welcome
+
+_DOUBLINGS_MAX = 16
+
+
+class Phase(Enum):
+    """Where the conversation stands."""
+
+    OFFLINE = auto()
+    GREETING = auto()
+    STREAMING = auto()
+    PAUSED = auto()
+    STOPPED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Batches in flight may be lost."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An error that does not pass."""
+
+    error: BdrError
+
+
+@dataclass(frozen=True, slots=True)
+class BadWelcome:
+    """A WELCOME that this source cannot follow."""
+
+    attempt: int
+    error: BdrError
+
+
+# What the node is to do, besides actions of its own.
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Whatever is in flight may be lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Greet:
+    """Send a HELLO."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Poke:
+    """Send a PING."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Batches may go, as this says."""
+
+    welcome: Welcome
+
+
+Outcome = Forget | Greet | Poke | Begin | Announce | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """Times, in seconds."""
+
+    hello_s: float = 1.0
+    """Before a HELLO is repeated; doubles."""
+    ping_s: float = 1.0
+    silence_s: float = 5.0
+    """Without a message of the target for so long, the link counts as dead."""
+    pause_min_s: float = 0.25
+    pause_max_s: float = 10.0
+
+
+class Session(Machine[Phase]):
+    """See the module's text.
+
+    Args:
+        volume: for messages.
+    """
+
+    def __init__(
+        self,
+        *,
+        volume: str,
+        settings: SessionSettings,
+        story: Story,
+    ) -> None:
+        super().__init__(Phase.OFFLINE, story)
+        self.epoch = 0
+        self.setbacks = 0
+        """Losses in a row without anything that became durable."""
+        self.outcome: list[Outcome] = []
+        """What the last events ask for; whoever takes it empties it."""
+        self._volume = volume
+        self._settings = settings
+        self.attempt = 0
+        """Number of the last HELLO."""
+        self._hellos = 0
+        self._now_at = 0.0
+        self._heard_at = 0.0
+        self._hello_at = 0.0
+        self._ping_at = 0.0
+        self._paused_until_at = 0.0
+
+    def heard(self) -> None:
+        """A message of the target came, whatever it says."""
+        self._heard_at = self._now_at
+
+    def progressed(self) -> None:
+        """Something became durable: the next setback is the first of its row."""
+        self.setbacks = 0
+
+    # Handlers.
+
+    def _on_link_up(self, _: LinkUp) -> None:
+        self._hellos = 0
+        self._greet()
+
+    def _on_link_down(self, _: LinkDown) -> None:
+        self.outcome.append(Forget())
+        self.state = Phase.OFFLINE
+
+    def _pass_time(self, tick: Tick) -> None:
+        self._now_at = tick.now_s
+
+    def _on_tick_greeting(self, tick: Tick) -> None:
+        self._now_at = tick.now_s
+        if self._now_at >= self._hello_at:
+            self._greet()
+
+    def _on_tick_paused(self, tick: Tick) -> None:
+        self._now_at = tick.now_s
+        if self._now_at >= self._paused_until_at:
+            self._greet()
+
+    def _on_tick_streaming(self, tick: Tick) -> None:
+        self._now_at = tick.now_s
+        if self._now_at - self._heard_at > self._settings.silence_s:
+            self._set_back("the target is silent")
+        elif self._now_at >= self._ping_at:
+            self._ping_at = self._now_at + self._settings.ping_s
+            self.outcome.append(Poke())
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        if welcome.attempt != self.attempt:
+            return
+        self.state = Phase.STREAMING
+        self.epoch = welcome.epoch
+        self._hellos = 0
+        self._ping_at = self._now_at + self._settings.ping_s
+        self.outcome.append(Begin(welcome))
+
+    def _on_bad_welcome(self, bad: BadWelcome) -> None:
+        if bad.attempt == self.attempt:
+            self._fail(Failed(bad.error))
+
+    def _on_refused(self, refused: Refused) -> None:
+        if refused.attempt != self.attempt:
+            return
+        if refused.reason.is_permanent:
+            text = f"the target refused volume {self._volume}: {refused.text}"
+            self._fail(Failed(RefusedError(text)))
+        elif self.state in (Phase.GREETING, Phase.STREAMING):
+            self._pause(f"the target refused for now: {refused.text}")
+
+    def _on_rewind(self, rewind: Rewind) -> None:
+        if rewind.epoch == self.epoch:
+            self._set_back(rewind.text)
+
+    def _on_lost(self, lost: Lost) -> None:
+        self._set_back(lost.why)
+
+    def _fail(self, failed: Failed) -> None:
+        self.outcome += [Forget(), Stop(failed.error)]
+        self.state = Phase.STOPPED
+
+    # Steps.
+
+    def _greet(self) -> None:
+        self.attempt += 1
+        # Longer each time: an answer to an earlier attempt must find its way first.
+        self._hello_at = self._now_at + min(
+            self._settings.hello_s * 2 ** min(self._hellos, _DOUBLINGS_MAX),
+            self._settings.pause_max_s,
+        )
+        self._hellos += 1
+        self.outcome += [Forget(), Greet(self.attempt)]
+        self.state = Phase.GREETING
+
+    def _set_back(self, why: str) -> None:
+        """Greets again, slower each time that nothing became durable."""
+        if self.setbacks == 0:
+            self.setbacks = 1
+            self.outcome.append(Announce("rewind", {"epoch": self.epoch, "why": why}))
+            self._greet()
+        else:
+            self._pause(why)
+
+    def _pause(self, why: str) -> None:
+        pause_s = min(
+            self._settings.pause_min_s * 2 ** min(self.setbacks, _DOUBLINGS_MAX),
+            self._settings.pause_max_s,
+        )
+        self.setbacks += 1
+        self._paused_until_at = self._now_at + pause_s
+        facts: Facts = {
+            "epoch": self.epoch,
+            "why": why,
+            "pause_ms": int(pause_s * 1000),
+        }
+        self.outcome += [Forget(), Announce("pause", facts)]
+        self.state = Phase.PAUSED
+
+    TABLE: ClassVar[Table[Phase]] = {
+        Phase.OFFLINE: {
+            Tick: stays(_pass_time),
+            LinkUp: goes(_on_link_up, Phase.GREETING),
+            LinkDown: stays(_on_link_down),
+            Welcome: IGNORED,
+            BadWelcome: IGNORED,
+            Refused: goes(_on_refused, Phase.OFFLINE, Phase.STOPPED),
+            Rewind: IGNORED,
+            Failed: goes(_fail, Phase.STOPPED),
+        },
+        Phase.GREETING: {
+            Tick: stays(_on_tick_greeting),
+            LinkUp: stays(_on_link_up),
+            LinkDown: goes(_on_link_down, Phase.OFFLINE),
+            Welcome: goes(_on_welcome, Phase.GREETING, Phase.STREAMING),
+            BadWelcome: goes(_on_bad_welcome, Phase.GREETING, Phase.STOPPED),
+            Refused: goes(_on_refused, Phase.GREETING, Phase.PAUSED, Phase.STOPPED),
+            Rewind: IGNORED,
+            Failed: goes(_fail, Phase.STOPPED),
+        },
+        Phase.STREAMING: {
+            Tick: goes(_on_tick_streaming, Phase.STREAMING, Phase.GREETING, Phase.PAUSED),
+            LinkUp: goes(_on_link_up, Phase.GREETING),
+            LinkDown: goes(_on_link_down, Phase.OFFLINE),
+            Welcome: IGNORED,
+            BadWelcome: IGNORED,
+            Refused: goes(_on_refused, Phase.STREAMING, Phase.PAUSED, Phase.STOPPED),
+            Rewind: goes(_on_rewind, Phase.STREAMING, Phase.GREETING, Phase.PAUSED),
+            Lost: goes(_on_lost, Phase.GREETING, Phase.PAUSED),
+            Failed: goes(_fail, Phase.STOPPED),
+        },
+        Phase.PAUSED: {
+            Tick: goes(_on_tick_paused, Phase.PAUSED, Phase.GREETING),
+            LinkUp: goes(_on_link_up, Phase.GREETING),
+            LinkDown: goes(_on_link_down, Phase.OFFLINE),
+            Welcome: IGNORED,
+            BadWelcome: IGNORED,
+            Refused: goes(_on_refused, Phase.PAUSED, Phase.STOPPED),
+            Rewind: IGNORED,
+            Failed: goes(_fail, Phase.STOPPED),
+        },
+        # The node takes no more events.
+        Phase.STOPPED: {},
+    }

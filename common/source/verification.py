@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Leases of commands, which only verify.
+
+One is granted when the target has everything dispatched before its opening; it ends when
+everything up to the ring's head as of its end has been dispatched. So every write that its
+reading may have seen is either on both sides, or left out. What is marked at its begin or at
+its end is left out too: it is known to differ, or will be.
+"""
+
+from __future__ import annotations
+
+from bdr.common.capture.api import CaptureInfo
+from bdr.common.scan.plan import CHUNK_SECTORS, Chunk
+from bdr.common.source.events import Peer
+from bdr.common.source.lease import Lease
+from bdr.common.source.leases import Leases
+from bdr.common.source.order import Order
+from bdr.common.source.regions import Regions
+from bdr.common.wire.scan import VerifyBegin
+
+
+class Verification:
+    """Opens and concludes the leases of commands.
+
+    Args:
+        chunks_max: of a lease.
+    """
+
+    def __init__(
+        self,
+        *,
+        info: CaptureInfo,
+        order: Order,
+        leases: Leases,
+        regions: Regions,
+        chunks_max: int,
+    ) -> None:
+        self._info = info
+        self._order = order
+        self._leases = leases
+        self._regions = regions
+        self._chunks_max = chunks_max
+
+    def is_possible(self, request: VerifyBegin) -> bool:
+        """Whether its ranges are chunks: ascending, within the device, not too many."""
+        end = 0
+        for sector, sectors in request.ranges:
+            if sector < end or not 0 < sectors <= CHUNK_SECTORS:
+                return False
+            end = sector + sectors
+        count = len(request.ranges)
+        return 0 < count <= self._chunks_max and end <= self._info.device_sectors
+
+    def open(self, peer: Peer, request: VerifyBegin, *, now_s: float) -> Lease:
+        """Opens a lease of these chunks; it is to be granted later."""
+        chunks: list[Chunk] = request.ranges
+        lease = self._leases.open(
+            peer, request.request, chunks, now_s=now_s, barrier=self._order.dispatched
+        )
+        self.exclude_marked(lease)
+        return lease
+
+    def exclude_marked(self, lease: Lease) -> None:
+        """Leaves out what is marked now."""
+        status, size = self._order.status, self._info.region_sectors
+        if status.active_regions or status.resync_regions:
+            for chunk in lease.chunks:
+                for region in self._regions.dirty_within(chunk):
+                    lease.exclusions.note_range(region * size, size)

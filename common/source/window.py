@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Batches in flight: their numbers, their places, and what became durable of them.
+
+The one owner of a batch's number. Numbers are 1, 2, 3 ... within an epoch, without a hole;
+the batches in flight cover the slots from `tail` to `cursor`, without a hole. A resync
+batch or a marker covers none, and stands before slot `cursor`.
+
+`forget` is go-back-N: what is in flight may be lost, and the target will say where to go
+on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from bdr.common.ring.layout import WRITE_SLOTS_MAX
+from bdr.common.wire.batch import BATCH_SLOTS_MAX, BatchHeader, BatchKind, Marker
+
+_DOUBLINGS_MAX = 6
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSettings:
+    """Limits. Slots are of 4 KiB; times in seconds."""
+
+    slots: int = 8192
+    """Most slots in flight: 32 MiB of payload."""
+    batches: int = 128
+    """Most batches in flight; below every high-water mark on the way."""
+    batch_slots: int = BATCH_SLOTS_MAX
+    """Most slots in a batch: 4 MiB of payload."""
+    progress_s: float = 20.0
+    """Without an arrival for so long, what is in flight counts as lost; doubles."""
+
+    def __post_init__(self) -> None:
+        if not WRITE_SLOTS_MAX <= self.batch_slots <= BATCH_SLOTS_MAX:
+            raise ValueError(f"batch_slots: wanted {WRITE_SLOTS_MAX} to {BATCH_SLOTS_MAX}")
+        if self.slots < self.batch_slots:
+            raise ValueError("slots: wanted at least batch_slots")
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    number: int
+    end: int
+    is_resync: bool
+
+
+class Window:
+    """See the module's text.
+
+    Args:
+        stream: the capture's.
+        tail: oldest slot of the ring.
+    """
+
+    def __init__(self, *, settings: WindowSettings, stream: bytes, tail: int) -> None:
+        self.tail = tail
+        """Every slot below it is durable on the target."""
+        self.cursor = tail
+        """Next slot to be dispatched."""
+        self.accepted = 0
+        """Every batch up to this number has arrived at the target."""
+        self.resync_in_flight = 0
+        self._settings = settings
+        self._stream = stream
+        self._epoch = 0
+        self._next_number = 1
+        self._in_flight: deque[_InFlight] = deque()
+        self._late_at = 0.0
+
+    @property
+    def in_flight(self) -> int:
+        """Batches dispatched and not yet durable."""
+        return len(self._in_flight)
+
+    @property
+    def dispatched(self) -> int:
+        """Number of the last batch of this epoch."""
+        return self._next_number - 1
+
+    @property
+    def durable(self) -> int:
+        """Every batch of this epoch up to this number is durable."""
+        return (self._in_flight[0].number if self._in_flight else self._next_number) - 1
+
+    @property
+    def room_batches(self) -> int:
+        """Batches that may be added now."""
+        return self._settings.batches - len(self._in_flight)
+
+    @property
+    def room_slots(self) -> int:
+        """Most slots that the next batch may hold; 0 if that might not be one whole write."""
+        if not self.room_batches:
+            return 0
+        room = self._settings.slots - (self.cursor - self.tail)
+        limit = min(self._settings.batch_slots, room)
+        return limit if limit >= WRITE_SLOTS_MAX else 0
+
+    @property
+    def has_resync_on_its_way(self) -> bool:
+        """Whether a resync batch may not have arrived yet."""
+        return any(each.is_resync and each.number > self.accepted for each in self._in_flight)
+
+    def is_late(self, now_s: float) -> bool:
+        """Whether batches that were dispatched do not arrive."""
+        return self.accepted < self.dispatched and now_s >= self._late_at
+
+    def begin(self, *, epoch: int, slot: int) -> None:
+        """A session begins: `slot` is the next."""
+        self.forget()
+        self._epoch = epoch
+        self.tail = self.cursor = slot
+
+    def forget(self) -> None:
+        """What is in flight may be lost."""
+        self._in_flight.clear()
+        self.resync_in_flight = 0
+        self.cursor = self.tail
+        self._next_number = 1
+        self.accepted = 0
+
+    def add(
+        self,
+        kind: BatchKind,
+        marker: Marker = Marker.NONE,
+        count: int = 0,
+        *,
+        now_s: float,
+        setbacks: int,
+    ) -> BatchHeader:
+        """The next batch of the order.
+
+        Args:
+            count: slots of the ring that it covers.
+            setbacks: losses in a row, each of which doubles the patience.
+        """
+        if self.accepted == self.dispatched:
+            # Nothing was awaited until now.
+            self._await(now_s, setbacks)
+        header = BatchHeader(
+            kind, marker, self._stream, self._epoch, self._next_number, self.cursor, count
+        )
+        self.cursor += count
+        is_resync = kind is BatchKind.RESYNC
+        self._in_flight.append(_InFlight(self._next_number, self.cursor, is_resync))
+        self.resync_in_flight += is_resync
+        self._next_number += 1
+        return header
+
+    def is_possible(self, *, accepted: int, durable: int) -> bool:
+        """Whether an acknowledgement speaks of batches that were dispatched."""
+        return durable <= accepted <= self.dispatched
+
+    def acknowledge(self, *, accepted: int, durable: int, now_s: float, setbacks: int) -> bool:
+        """Takes a possible acknowledgement; whether something became durable."""
+        if accepted > self.accepted:
+            self.accepted = accepted
+            self._await(now_s, setbacks)
+        before = len(self._in_flight)
+        while self._in_flight and self._in_flight[0].number <= durable:
+            entry = self._in_flight.popleft()
+            self.tail = entry.end
+            self.resync_in_flight -= entry.is_resync
+        return len(self._in_flight) < before
+
+    def contradiction(self) -> str | None:
+        """What is wrong, if the invariants do not hold."""
+        first = self._in_flight[0].number if self._in_flight else self._next_number
+        end = self._in_flight[-1].end if self._in_flight else self.tail
+        if (
+            self.tail > self.cursor
+            or end != self.cursor
+            or first + len(self._in_flight) != self._next_number
+            or self.accepted > self.dispatched
+            or self.resync_in_flight != sum(each.is_resync for each in self._in_flight)
+        ):
+            return (
+                f"window: tail {self.tail}, cursor {self.cursor}, accepted {self.accepted}, next "
+                f"{self._next_number}, {self.resync_in_flight} resync batches, in flight "
+                f"{list(self._in_flight)}"
+            )
+        return None
+
+    def _await(self, now_s: float, setbacks: int) -> None:
+        self._late_at = now_s + self._settings.progress_s * 2.0 ** min(setbacks, _DOUBLINGS_MAX)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The status of a volume, made of what its processes report and of looks at the ring.
+
+No I/O, no clock here. Only what is reported now is believed: the values of a process that
+is silent or stopped are shown with it, and nothing is concluded from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from bdr.common.status import health
+from bdr.common.status.health import SourceFacts, TargetFacts, Verdict
+from bdr.common.status.model import (
+    ConnectionStatus,
+    HookCounts,
+    IntakeStatus,
+    LagStatus,
+    ReplicaStatus,
+    ResyncStatus,
+    RingStatus,
+    StageStatus,
+    VolumeStatus,
+)
+from bdr.common.status.processes import IsAlive, Processes
+from bdr.common.status.reports import (
+    ApplierValues,
+    LinkCounts,
+    ReaderValues,
+    ScannerValues,
+    SenderValues,
+    StageValues,
+)
+from bdr.common.status.ring_view import RingView
+from bdr.common.status.states import ConnectionState, StageState, VolumeRole
+from bdr.common.wire.condition import Condition
+
+_YEAR_3000_UTC = 32_503_680_000
+_V = TypeVar("_V", bound=StageValues)
+_Stages = tuple[StageStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """What is found in another way on a source than on a target."""
+
+    verdict: Verdict
+    lag: LagStatus | None
+    ring: RingStatus | None
+    connection: ConnectionStatus
+    replica: ReplicaStatus
+    resync: ResyncStatus | None
+
+
+class Composer:
+    """Keeps what is known of a volume, and makes its status of it.
+
+    Args:
+        volume: the volume's name.
+        role: which side this host is.
+        rpo_s: the target may be so far behind.
+        started_at: when the monitor began, on the monotonic clock.
+
+    Attributes:
+        processes: takes reports, and which processes ought to run.
+        ring: of a source, takes looks at the ring.
+    """
+
+    def __init__(self, *, volume: str, role: VolumeRole, rpo_s: float, started_at: float) -> None:
+        self._volume = volume
+        self._role = role
+        self._rpo_s = rpo_s
+        self._started_at = started_at
+        self.processes = Processes()
+        self.ring = RingView(rpo_s=rpo_s)
+
+    def compose(
+        self,
+        *,
+        now_at: float,
+        now_utc: datetime,
+        is_alive: IsAlive,
+        events: Mapping[str, int],
+        hooks: HookCounts,
+    ) -> VolumeStatus:
+        """The status as of now.
+
+        Args:
+            now_at: on the monotonic clock.
+            now_utc: on the wall clock.
+            is_alive: whether the system has a process of this id.
+            events: how often each has happened.
+            hooks: what became of the commands run on events.
+        """
+        stages = self.processes.stages(now_at, is_alive)
+        is_source = self._role is VolumeRole.SOURCE
+        side = self._source(stages) if is_source else self._target(stages, now_at)
+        return VolumeStatus(
+            volume=self._volume,
+            role=self._role,
+            time_utc=now_utc.replace(microsecond=now_utc.microsecond // 1000 * 1000),
+            health=side.verdict.state,
+            reasons=side.verdict.reasons,
+            rpo_s=self._rpo_s,
+            is_rpo_exceeded=self.ring.is_rpo_exceeded,
+            lag=side.lag,
+            ring=side.ring,
+            connection=side.connection,
+            replica=side.replica,
+            resync=side.resync,
+            stages=stages,
+            events=dict(events),
+            hooks=hooks,
+            monitor_uptime_s=round(now_at - self._started_at, 3),
+        )
+
+    def _source(self, stages: _Stages) -> _Side:
+        ring, lag = self.ring.ring, self.ring.lag
+        reader = _first(stages, ReaderValues)
+        is_scanning = bool(_reporting(stages, ScannerValues))
+        senders = _reporting(stages, SenderValues)
+        facts = SourceFacts(
+            stages=stages,
+            capture_error=self.ring.error,
+            is_overflowing=ring is not None and ring.is_overflowing,
+            dirty_regions=ring.dirty_regions if ring else 0,
+            phase=reader.phase if reader else None,
+            condition=reader.condition if reader else None,
+            connected_senders=sum(sender.is_connected for sender in senders),
+            behind_s=lag.seconds or 0.0,
+            is_minimum=lag.is_minimum,
+            rpo_s=self._rpo_s,
+            is_scanning=is_scanning,
+        )
+        return _Side(
+            verdict=health.judge(facts),
+            lag=lag,
+            ring=ring,
+            connection=ConnectionStatus(
+                state=reader.phase if reader else None,
+                is_up=reader.phase is ConnectionState.STREAMING if reader else None,
+                losses=reader.links.disconnects if reader else 0,
+                links=_links(stages),
+            ),
+            replica=_replica(
+                reader,
+                slot=ring.tail if ring else None,
+                stream=self.ring.stream,
+                left_bytes=self.ring.left_bytes,
+                intake=None,
+            ),
+            resync=_resync(ring, reader, is_scanning=is_scanning) if ring and reader else None,
+        )
+
+    def _target(self, stages: _Stages, now_at: float) -> _Side:
+        applier = _first(stages, ApplierValues)
+        intake = _intake(applier, now_at)
+        is_fed = applier.is_fed if applier else None
+        states = {None: None, True: ConnectionState.FED, False: ConnectionState.WAITING}
+        facts = TargetFacts(
+            stages=stages,
+            is_fed=is_fed,
+            condition=applier.condition if applier else None,
+            queued_s=intake.queued_age_s or 0.0,
+            rpo_s=self._rpo_s,
+        )
+        return _Side(
+            verdict=health.judge(facts),
+            lag=None,
+            ring=None,
+            connection=ConnectionStatus(
+                state=states[is_fed], is_up=is_fed, losses=0, links=_links(stages)
+            ),
+            replica=_replica(
+                applier,
+                slot=applier.slot if applier else None,
+                stream=applier.stream if applier else None,
+                left_bytes=applier.left_bytes if applier else None,
+                intake=intake,
+            ),
+            resync=None,
+        )
+
+
+def _reporting(stages: _Stages, kind: type[_V]) -> list[_V]:
+    """What is reported now by processes of one stage."""
+    found = (stage.values for stage in stages if stage.state is StageState.REPORTING)
+    return [values for values in found if isinstance(values, kind)]
+
+
+def _first(stages: _Stages, kind: type[_V]) -> _V | None:
+    return next(iter(_reporting(stages, kind)), None)
+
+
+def _links(stages: _Stages) -> LinkCounts:
+    """Also of processes that have stopped: what happened has happened."""
+    return sum((stage.values.links for stage in stages if stage.values), LinkCounts())
+
+
+def _replica(
+    told: ReaderValues | ApplierValues | None,
+    *,
+    slot: int | None,
+    stream: str | None,
+    left_bytes: int | None,
+    intake: IntakeStatus | None,
+) -> ReplicaStatus:
+    return ReplicaStatus(
+        condition=told.condition if told else None,
+        since_utc=_time(told.since_utc) if told else None,
+        of_utc=_time(told.at_utc) if told else None,
+        slot=slot,
+        stream=stream,
+        left_bytes=left_bytes,
+        intake=intake,
+    )
+
+
+def _resync(ring: RingStatus, reader: ReaderValues, *, is_scanning: bool) -> ResyncStatus:
+    is_needed = bool(ring.dirty_regions) or reader.condition is Condition.INCONSISTENT
+    return ResyncStatus(
+        is_running=is_needed and is_scanning,
+        dirty_regions=ring.dirty_regions,
+        compared_bytes=reader.scan_compared_bytes,
+        repaired_bytes=reader.scan_repaired_bytes,
+    )
+
+
+def _intake(applier: ApplierValues | None, now_at: float) -> IntakeStatus:
+    if applier is None:
+        return IntakeStatus(None, None, None, None, None)
+    acked_at = applier.acked_at
+    return IntakeStatus(
+        last_ack_age_s=round(now_at - acked_at, 3) if acked_at is not None else None,
+        queued_bytes=applier.queued_bytes,
+        queued_age_s=round(applier.queued_s, 1),
+        journal_bytes=applier.journal_bytes,
+        journal_size_bytes=applier.journal_size_bytes,
+    )
+
+
+def _time(utc_s: int) -> datetime | None:
+    """A time as it was reported; 0, and what no clock says, is unknown."""
+    return datetime.fromtimestamp(utc_s, UTC) if 0 < utc_s < _YEAR_3000_UTC else None

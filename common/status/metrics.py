@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Every metric of a volume. No I/O here.
+
+The exporter serves what is declared here, and `make docs` writes the table in
+docs/metrics.md from it: a metric's name, labels and help are nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bdr.common.ring.layout import PAYLOAD_BYTES
+from bdr.common.status.metric import (
+    BOTH,
+    Metric,
+    Sample,
+    by_applier,
+    by_link,
+    by_process,
+    by_sender,
+    of_intake,
+    of_lag,
+    of_resync,
+    of_ring,
+    of_volume,
+)
+from bdr.common.status.model import VolumeStatus
+from bdr.common.status.states import HealthState, StageState
+from bdr.common.wire.condition import Condition
+
+
+def _health(status: VolumeStatus) -> Iterator[Sample]:
+    return (((state.value,), state is status.health) for state in HealthState)
+
+
+def _condition(status: VolumeStatus) -> Iterator[Sample]:
+    found = status.replica.condition
+    if found is not None:
+        yield from (((each.name.lower(),), each is found) for each in Condition)
+
+
+def _events(status: VolumeStatus) -> Iterator[Sample]:
+    return (((event,), count) for event, count in status.events.items())
+
+
+def _hooks(status: VolumeStatus) -> Iterator[Sample]:
+    hooks = status.hooks
+    yield from ((("run",), hooks.run), (("failed",), hooks.failed), (("dropped",), hooks.dropped))
+
+
+OF_MONITOR = (
+    Metric(
+        "bdr_health", BOTH, ("health",), "1 for the word that applies, 0 for the others", _health
+    ),
+    of_volume("bdr_rpo_seconds", "the configured rpo_seconds", lambda it: it.rpo_s),
+    of_volume(
+        "bdr_rpo_exceeded",
+        "1 while a source is further behind than rpo_seconds",
+        lambda it: it.is_rpo_exceeded,
+    ),
+    of_volume(
+        "bdr_monitor_uptime_seconds",
+        "age of the monitor; one that hangs stops counting",
+        lambda it: it.monitor_uptime_s,
+    ),
+)
+"""What is served of a monitor that hangs, too."""
+
+METRICS = (
+    *OF_MONITOR,
+    of_lag(
+        "bdr_seconds_behind",
+        "age of the oldest write that is not durable on the target",
+        lambda it: it.seconds,
+    ),
+    of_lag(
+        "bdr_bytes_behind",
+        "payload that is not durable on the target, in whole slots",
+        lambda it: it.bytes,
+    ),
+    of_lag(
+        "bdr_catch_up_seconds",
+        "until level at the rates of the last 10 s; no sample if it would never be",
+        lambda it: it.catch_up_s,
+    ),
+    of_ring(
+        "bdr_captured_slots_total",
+        "slots written by the source since the capture was made",
+        lambda it: it.head,
+    ),
+    of_ring(
+        "bdr_captured_bytes_total",
+        "slots written by the source, times 4096",
+        lambda it: it.head * PAYLOAD_BYTES,
+    ),
+    of_ring("bdr_acknowledged_slots_total", "slots durable on the target", lambda it: it.tail),
+    of_ring(
+        "bdr_acknowledged_bytes_total",
+        "slots durable on the target, times 4096",
+        lambda it: it.tail * PAYLOAD_BYTES,
+    ),
+    by_sender("bdr_sent_batches_total", "batches sent, repeats included", lambda it: it.batches),
+    by_sender("bdr_sent_slots_total", "slots sent, repeats included", lambda it: it.slots),
+    by_sender(
+        "bdr_sent_bytes_total", "bytes handed to the network, repeats included", lambda it: it.bytes
+    ),
+    of_ring("bdr_ring_capacity_slots", "size of the ring in slots", lambda it: it.capacity),
+    of_ring("bdr_ring_used_slots", "slots not released yet", lambda it: it.used),
+    of_ring("bdr_ring_overflowing", "1 while writes are only marked", lambda it: it.is_overflowing),
+    of_ring("bdr_overflows_total", "times that the ring was full", lambda it: it.overflows),
+    of_ring("bdr_missed_writes_total", "writes that were only marked", lambda it: it.missed_writes),
+    of_ring(
+        "bdr_failed_writes_total",
+        "writes that the device below refused",
+        lambda it: it.failed_writes,
+    ),
+    of_ring("bdr_regions", "regions of the device", lambda it: it.regions),
+    of_ring(
+        "bdr_dirty_regions",
+        "regions that await a resync: its progress",
+        lambda it: it.dirty_regions,
+    ),
+    of_resync("bdr_resync_running", "1 while scanners copy", lambda it: it.is_running),
+    of_resync(
+        "bdr_scan_compared_bytes_total",
+        "bytes compared with the target since the reader's start",
+        lambda it: it.compared_bytes,
+    ),
+    of_resync(
+        "bdr_scan_repaired_bytes_total",
+        "bytes found different and sent since the reader's start",
+        lambda it: it.repaired_bytes,
+    ),
+    of_volume(
+        "bdr_connected",
+        "1 while source and target talk; no sample if unknown",
+        lambda it: it.connection.is_up,
+    ),
+    by_link("bdr_connects_total", "connections whose handshake succeeded", lambda it: it.connects),
+    by_link("bdr_disconnects_total", "connections that ended", lambda it: it.disconnects),
+    by_link(
+        "bdr_handshakes_failed_total",
+        "connections that did not speak the protocol",
+        lambda it: it.handshakes_failed,
+    ),
+    by_link(
+        "bdr_authentications_failed_total",
+        "connections refused for their key",
+        lambda it: it.authentications_failed,
+    ),
+    Metric(
+        "bdr_replica_condition",
+        BOTH,
+        ("condition",),
+        "1 for the one that applies of consistent, catching_up, inconsistent, unknown; else 0",
+        _condition,
+    ),
+    of_intake("bdr_queued_bytes", "bytes received and not durable", lambda it: it.queued_bytes),
+    of_intake(
+        "bdr_queued_age_seconds",
+        "age of the oldest that is queued; above rpo_seconds the target is behind",
+        lambda it: it.queued_age_s,
+    ),
+    of_intake(
+        "bdr_last_ack_age_seconds",
+        "time since the last acknowledgement; sources ask every second",
+        lambda it: it.last_ack_age_s,
+    ),
+    of_intake(
+        "bdr_journal_bytes",
+        "bytes of the journal in use; no sample without one",
+        lambda it: it.journal_bytes,
+    ),
+    of_intake(
+        "bdr_journal_size_bytes", "size of the journal in bytes", lambda it: it.journal_size_bytes
+    ),
+    by_applier(
+        "bdr_applied_bytes_total",
+        "payload made durable since the applier's start",
+        lambda it: it.bytes,
+    ),
+    by_applier(
+        "bdr_bad_messages_total",
+        "messages that were none of the protocol",
+        lambda it: it.bad_messages,
+    ),
+    by_process(
+        "bdr_process_reporting",
+        BOTH,
+        "1 while it reports",
+        lambda it: it.state is StageState.REPORTING,
+    ),
+    by_process("bdr_report_age_seconds", BOTH, "time since its last report", lambda it: it.age_s),
+    by_process(
+        "bdr_process_restarts_total", BOTH, "restarts that this monitor saw", lambda it: it.restarts
+    ),
+    Metric("bdr_events_total", BOTH, ("event",), "how often each event has happened", _events),
+    Metric(
+        "bdr_hooks_total", BOTH, ("outcome",), "commands for events, by what became of them", _hooks
+    ),
+)
+
+
+def table() -> str:
+    """The metrics as a table in Markdown."""
+    lines = ["| metric | type | side | labels | meaning |", "|---|---|---|---|---|"]
+    for each in METRICS:
+        side = "both" if each.roles == BOTH else each.roles[0].value
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        lines.append(f"| `{each.name}` | {each.type.value} | {side} | {labels} | {each.help} |")
+    return "\n".join(lines) + "\n"

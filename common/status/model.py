@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The status of a volume on one host, as its monitor publishes it. No I/O here.
+
+The monitor builds it (`common.status.compose`); `bdr status`, `bdr top`, `bdr wait`, events,
+hooks and the exporter read it. It crosses `status.sock` as a msgpack map, and is that map in
+`bdr status --json`; docs/metrics.md lists the keys.
+
+None is what is unknown, or does not exist on this side; it is never shown as 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from bdr.common.errors import StatusError
+from bdr.common.ring.layout import PAYLOAD_BYTES, Mode
+from bdr.common.status.codec import (
+    Form,
+    flat,
+    flat_or_none,
+    pack,
+    part,
+    sequence,
+    unpack,
+    wrong,
+)
+from bdr.common.status.reports import VALUES, LinkCounts, StageValues
+from bdr.common.status.states import ConnectionState, HealthState, StageState, VolumeRole
+from bdr.common.wire.condition import Condition
+
+STATUS_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LagStatus:
+    """How far the target is behind; of a source."""
+
+    seconds: float | None
+    """Age of the oldest write that is not durable on the target."""
+    is_minimum: bool
+    """It was written before the monitor's first look: it is at least so old."""
+    slots: int | None
+    catch_up_s: float | None
+    """Until level at the present rates; None also if it would never be."""
+    written_slots_per_s: float
+    acked_slots_per_s: float
+
+    @property
+    def bytes(self) -> int | None:
+        """Payload not durable on the target, in whole slots."""
+        return None if self.slots is None else self.slots * PAYLOAD_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class RingStatus:
+    """The ring, as the monitor sees it itself. Slots are numbers, not indexes."""
+
+    head: int
+    tail: int
+    capacity: int
+    used: int
+    """Slots that are not released yet."""
+    mode: Mode
+    regions: int
+    dirty_regions: int
+    overflows: int
+    missed_writes: int
+    failed_writes: int
+    device_sectors: int
+
+    @property
+    def is_overflowing(self) -> bool:
+        """Whether writes are only marked."""
+        return self.mode is Mode.OVERFLOW
+
+
+@dataclass(frozen=True, slots=True)
+class ResyncStatus:
+    """What is to be copied, and what was."""
+
+    is_running: bool
+    dirty_regions: int
+    compared_bytes: int
+    repaired_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatus:
+    """The conversation of source and target."""
+
+    state: ConnectionState | None
+    is_up: bool | None
+    losses: int
+    """Connections to the target that this source has lost; 0 on a target."""
+    links: LinkCounts
+    """Of all processes of the volume on this host."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeStatus:
+    """What a target has received, and its journal."""
+
+    last_ack_age_s: float | None
+    queued_bytes: int | None
+    """Received and not durable."""
+    queued_age_s: float | None
+    """Of the oldest of that."""
+    journal_bytes: int | None
+    journal_size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """The replica's content and place."""
+
+    condition: Condition | None
+    since_utc: datetime | None
+    """Since when the condition holds."""
+    of_utc: datetime | None
+    """When its last change was accepted."""
+    slot: int | None
+    """Every slot below it is durable on the target."""
+    stream: str | None
+    left_bytes: int | None
+    """To be compared."""
+    intake: IntakeStatus | None
+    """Of a target."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """One process that ought to run."""
+
+    name: str
+    stage: str
+    state: StageState
+    age_s: float
+    """Time since its last report, or since it was first expected."""
+    restarts: int
+    """As far as this monitor saw them."""
+    pid: int | None
+    values: StageValues | None
+    """As last reported, also where it is silent or stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class HookCounts:
+    """Commands run on events, by outcome."""
+
+    run: int
+    failed: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeStatus:
+    """A volume, as its monitor on one host sees it."""
+
+    volume: str
+    role: VolumeRole
+    time_utc: datetime
+    """To the millisecond."""
+    health: HealthState
+    reasons: tuple[str, ...]
+    """Why it is no better, from bad to good."""
+    rpo_s: float
+    is_rpo_exceeded: bool
+    lag: LagStatus | None
+    """Of a source."""
+    ring: RingStatus | None
+    connection: ConnectionStatus
+    replica: ReplicaStatus
+    resync: ResyncStatus | None
+    stages: tuple[StageStatus, ...]
+    events: Mapping[str, int]
+    """How often each has happened."""
+    hooks: HookCounts
+    monitor_uptime_s: float
+
+    def to_map(self) -> dict[str, Any]:
+        """The map that JSON users and subscribers see."""
+        return {
+            "version": STATUS_VERSION,
+            **_STATUS.encode(self),
+            "time": self.time_utc.isoformat(timespec="milliseconds"),
+            "exit_code": self.health.exit_code,
+            "seconds_behind": self.lag.seconds if self.lag else None,
+            "bytes_behind": self.lag.bytes if self.lag else None,
+        }
+
+    @classmethod
+    def from_map(cls, raw: object) -> VolumeStatus:
+        """The inverse of `to_map`.
+
+        Raises:
+            StatusError: no status of this version.
+        """
+        if isinstance(raw, dict) and raw.get("version") != STATUS_VERSION:
+            raise wrong(raw.get("version"), f"a status of version {STATUS_VERSION}")
+        found = _STATUS.decode(raw)
+        is_source = found.role is VolumeRole.SOURCE
+        if (found.lag is not None, found.replica.intake is None) != (is_source, is_source):
+            raise StatusError(f"found keys of the other side, wanted those of a {found.role.value}")
+        return found
+
+
+_LAG = Form(
+    LagStatus,
+    keys={
+        "seconds": "seconds_behind",
+        "is_minimum": "is_seconds_behind_minimum",
+        "slots": "slots_behind",
+        "catch_up_s": "catch_up_seconds",
+        "written_slots_per_s": "written_slots_per_second",
+        "acked_slots_per_s": "acked_slots_per_second",
+    },
+)
+_INTAKE = Form(
+    IntakeStatus,
+    keys={"last_ack_age_s": "last_ack_age_seconds", "queued_age_s": "queued_age_seconds"},
+)
+_REPLICA = Form(
+    ReplicaStatus,
+    keys={"since_utc": "since", "of_utc": "of"},
+    types={"intake": flat_or_none(_INTAKE)},
+)
+_STATUS = Form(
+    VolumeStatus,
+    keys={
+        "time_utc": "time",
+        "rpo_s": "rpo_seconds",
+        "monitor_uptime_s": "monitor_uptime_seconds",
+    },
+    types={
+        "lag": flat_or_none(_LAG),
+        "connection": part(Form(ConnectionStatus, types={"links": flat(Form(LinkCounts))})),
+        "replica": part(_REPLICA),
+        "stages": sequence(
+            part(Form(StageStatus, keys={"age_s": "age_seconds"}, types={"values": VALUES}))
+        ),
+    },
+)
+
+
+def encode_status(status: VolumeStatus) -> bytes:
+    """As it crosses `status.sock`."""
+    return pack(status.to_map())
+
+
+def decode_status(data: bytes) -> VolumeStatus:
+    """The inverse of `encode_status`.
+
+    Raises:
+        StatusError: no status of this version.
+    """
+    return VolumeStatus.from_map(unpack(data))

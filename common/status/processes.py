@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The processes of a volume: which ought to run, and what each reported last. No I/O here.
+
+A process is known once it was expected or has reported. Where the set that ought to run is
+given, only that counts: others are forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bdr.common.status.model import StageStatus
+from bdr.common.status.reports import Report
+from bdr.common.status.states import StageState
+
+SILENT_AFTER_S = 3.0
+"""A process reports every second; after so long it counts as silent."""
+
+IsAlive = Callable[[int], bool]
+"""Whether a process with this id exists: one that was killed sends no last report."""
+
+
+@dataclass(slots=True)
+class _Known:
+    stage: str
+    first_at: float
+    report: Report | None = None
+    pids: int = 0
+    """How many processes have borne the name."""
+
+
+class Processes:
+    """Takes reports, and says what is known of each process."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Known] = {}
+
+    def take(self, report: Report) -> None:
+        """One report; ignored if it is of another stage, or older than what is known."""
+        known = self._known.setdefault(report.name, _Known(report.stage, report.sent_at))
+        if known.stage != report.stage:
+            return
+        if known.report is None or known.report.pid != report.pid:
+            known.pids += 1
+        elif report.sent_at < known.report.sent_at:
+            return
+        known.report = report
+
+    def expect(self, stages: Mapping[str, str], now_at: float) -> None:
+        """Every process that ought to run, by name, with its stage."""
+        kept = {name: known for name, known in self._known.items() if name in stages}
+        new = {name: _Known(stage, now_at) for name, stage in stages.items() if name not in kept}
+        self._known = kept | new
+
+    def stages(self, now_at: float, is_alive: IsAlive) -> tuple[StageStatus, ...]:
+        """Each process as of now, by name."""
+        return tuple(
+            _stage(name, known, now_at, is_alive) for name, known in sorted(self._known.items())
+        )
+
+
+def _stage(name: str, known: _Known, now_at: float, is_alive: IsAlive) -> StageStatus:
+    report = known.report
+    age_s = max(0.0, now_at - (report.sent_at if report else known.first_at))
+    is_running = report is not None and not report.is_last and is_alive(report.pid)
+    if report is not None and not is_running:
+        state = StageState.STOPPED
+    elif age_s > SILENT_AFTER_S:
+        state = StageState.SILENT
+    else:
+        state = StageState.REPORTING if report else StageState.STARTING
+    return StageStatus(
+        name=name,
+        stage=known.stage,
+        state=state,
+        age_s=round(age_s, 3),
+        restarts=max(0, known.pids - 1),
+        pid=report.pid if report and is_running else None,
+        values=report.values if report else None,
+    )

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What each stage reports of itself to its volume's monitor. No I/O here.
+
+The counters are absolute, so a lost report loses nothing. A report is a msgpack map:
+
+========= =======================================================================
+version   1
+stage     reader, sender, ...
+name      the process's own name, such as db-sender-2
+pid       its process id
+sent_s    CLOCK_MONOTONIC of its sending: comparable within a host
+is_last   true: the process is ending in an orderly way
+values    the stage's own, below
+========= =======================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from bdr.common.status.codec import FieldType, Form, flat, pack, prefixed, unpack, wrong
+from bdr.common.status.states import ConnectionState
+from bdr.common.wire.condition import Condition
+
+REPORT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LinkCounts:
+    """What happened on the connections of a process over the network, since its start."""
+
+    connects: int = 0
+    disconnects: int = 0
+    handshakes_failed: int = 0
+    """Connections that failed to greet."""
+    authentications_failed: int = 0
+
+    def __add__(self, other: Self) -> LinkCounts:
+        """The counts of both."""
+        return LinkCounts(
+            connects=self.connects + other.connects,
+            disconnects=self.disconnects + other.disconnects,
+            handshakes_failed=self.handshakes_failed + other.handshakes_failed,
+            authentications_failed=self.authentications_failed + other.authentications_failed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderValues:
+    """What the reader reports."""
+
+    phase: ConnectionState
+    condition: Condition | None
+    """None before the first WELCOME."""
+    since_utc: int
+    """Since when the condition holds: seconds since 1970; 0 if that is not known."""
+    at_utc: int
+    """When the last batch was accepted, in the same way."""
+    epoch: int
+    tail: int
+    cursor: int
+    in_flight: int
+    """Batches."""
+    scanners: int
+    scan_compared_bytes: int
+    scan_repaired_bytes: int
+    scan_unreadable_ranges: int
+    links: LinkCounts
+
+
+@dataclass(frozen=True, slots=True)
+class SenderValues:
+    """What a sender reports; repeats count."""
+
+    is_connected: bool
+    batches: int
+    slots: int
+    bytes: int
+    links: LinkCounts
+
+
+@dataclass(frozen=True, slots=True)
+class ScannerValues:
+    """What a scanner reports."""
+
+    is_connected: bool
+    tickets: int
+    compared_bytes: int
+    repaired_bytes: int
+    sent_bytes: int
+    abandoned_tickets: int
+    links: LinkCounts
+
+
+@dataclass(frozen=True, slots=True)
+class ApplierValues:
+    """What the applier reports."""
+
+    condition: Condition
+    is_fed: bool
+    """A source's session is open."""
+    stream: str
+    slot: int
+    epoch: int
+    since_utc: int
+    """Since when the condition holds: seconds since 1970; 0 if that is not known."""
+    at_utc: int
+    """When the last batch was accepted, in the same way."""
+    left_bytes: int
+    """What its source has left to compare."""
+    device_sectors: int
+    jobs: int
+    """Made durable since its start."""
+    bytes: int
+    """Of these jobs."""
+    queued_bytes: int
+    """Received and not durable."""
+    queued_s: float
+    """Age of the oldest of that."""
+    checksummed_bytes: int
+    journal_bytes: int | None
+    """In use; None without a journal."""
+    journal_size_bytes: int | None
+    acked_at: float | None
+    """When the last acknowledgement was sent, on the monotonic clock."""
+    bad_messages: int
+    """None of the protocol."""
+    dropped: Mapping[str, int]
+    """Batches by why they were dropped."""
+    links: LinkCounts
+
+
+StageValues = ReaderValues | SenderValues | ScannerValues | ApplierValues
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One report of one process."""
+
+    stage: str
+    name: str
+    pid: int
+    sent_at: float
+    is_last: bool
+    values: StageValues
+
+
+_LINKS = flat(Form(LinkCounts))
+_TIMES = {"since_utc": "since_s", "at_utc": "at_s"}
+_FORMS: Mapping[str, Form[Any]] = {
+    "reader": Form(ReaderValues, keys=_TIMES, types={"links": _LINKS}),
+    "sender": Form(SenderValues, types={"links": _LINKS}),
+    "scanner": Form(ScannerValues, types={"links": _LINKS}),
+    "applier": Form(
+        ApplierValues,
+        keys=_TIMES | {"acked_at": "acked_s"},
+        types={"links": _LINKS, "dropped": prefixed("dropped_")},
+    ),
+}
+_FORM_OF = {form.kind: form for form in _FORMS.values()}
+
+
+def _decode_values(raw: dict[str, Any]) -> StageValues | None:
+    stage = raw.get("stage")
+    form = _FORMS.get(stage) if isinstance(stage, str) else None
+    if form is None:
+        raise wrong(stage, f"a stage, one of {', '.join(_FORMS)}")
+    values = raw.get("values")
+    return form.decode(values) if values != {} else None
+
+
+def _encode_values(values: StageValues | None) -> dict[str, Any]:
+    return {"values": {} if values is None else _FORM_OF[type(values)].encode(values)}
+
+
+VALUES = FieldType(_decode_values, _encode_values, is_flat=True)
+"""What the process of the map around it reported, under `values`; `{}` for None."""
+
+_REPORT = Form(Report, keys={"sent_at": "sent_s"}, types={"values": VALUES})
+
+
+def encode_report(report: Report) -> bytes:
+    """As it crosses the socket."""
+    return pack({"version": REPORT_VERSION, **_REPORT.encode(report)})
+
+
+def decode_report(data: bytes) -> Report:
+    """The inverse of `encode_report`.
+
+    Raises:
+        StatusError: no report of this version.
+    """
+    raw = unpack(data)
+    if not isinstance(raw, dict) or raw.get("version") != REPORT_VERSION:
+        raise wrong(raw, f"a report of version {REPORT_VERSION}")
+    report = _REPORT.decode(raw)
+    if report.values is None:
+        raise wrong(raw, "a report with values")
+    return report

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Requests for checksums, and when each may be answered.
+
+A request is taken up when everything that was accepted before it is durable.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from bdr.common.target.events import MakeDigests, Peer
+from bdr.common.wire.codec import DIGESTS_MAX, RANGES_MAX
+from bdr.common.wire.control import Checksums, DigestsRefused
+
+REQUESTS_MAX = 256
+"""That wait or are worked on; beyond it they are refused."""
+RANGE_SECTORS_MAX = 2048
+"""1 MiB."""
+
+REFUSED_TEXTS = {
+    DigestsRefused.NO_SESSION: "the session of this epoch is not open",
+    DigestsRefused.BUSY: "too many requests wait",
+    DigestsRefused.BAD_RANGES: "the ranges reach beyond the device, or are too many or too long",
+}
+"""What people are told."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    job: int
+    """Must be durable first."""
+    made: MakeDigests
+
+
+class ChecksumQueue:
+    """In their order.
+
+    Args:
+        device_sectors: of the target.
+    """
+
+    def __init__(self, *, device_sectors: int) -> None:
+        self._device_sectors = device_sectors
+        self._waiting: deque[_Waiting] = deque()
+        self._in_work = 0
+
+    def put(self, peer: Peer, request: Checksums, *, last_job: int) -> DigestsRefused:
+        """Takes a request, or says why not.
+
+        Args:
+            last_job: the last that was given out.
+        """
+        if not self._is_possible(request):
+            return DigestsRefused.BAD_RANGES
+        if len(self._waiting) + self._in_work >= REQUESTS_MAX:
+            return DigestsRefused.BUSY
+        self._waiting.append(_Waiting(last_job, MakeDigests(peer, request)))
+        return DigestsRefused.NONE
+
+    def ready(self, durable_job: int) -> list[MakeDigests]:
+        """Requests whose time has come."""
+        found = []
+        while self._waiting and self._waiting[0].job <= durable_job:
+            found.append(self._waiting.popleft().made)
+        self._in_work += len(found)
+        return found
+
+    def done(self) -> None:
+        """One was answered."""
+        self._in_work -= 1
+
+    def _is_possible(self, request: Checksums) -> bool:
+        """Whether its ranges lie within the device, and its answer fits a message."""
+        size = request.block_sectors
+        digests = 0
+        for sector, sectors in request.ranges:
+            if not 0 < sectors <= RANGE_SECTORS_MAX or sector + sectors > self._device_sectors:
+                return False
+            digests += -(-sectors // size) if size else 1
+        return len(request.ranges) <= RANGES_MAX and digests <= DIGESTS_MAX

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Batches, put into order and checked.
+
+- A batch of another stream or epoch, or one already accepted, is dropped unread.
+- The next in order is checked (digest, place, slots) and becomes a job. A later one waits in
+  a bounded buffer.
+- One that is damaged, or misses its place, breaks the session with a REWIND: the source
+  greets again. One that reaches outside the device is refused for good.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from bdr.common.errors import InvalidSlotsError
+from bdr.common.facts import Facts
+from bdr.common.target.events import Action, Apply, Note, Send
+from bdr.common.target.extents import plan
+from bdr.common.target.reorder import ReorderBuffer
+from bdr.common.target.replica import Replica
+from bdr.common.target.session import Accepted, Broken, Session
+from bdr.common.wire.batch import Batch, BatchKind
+from bdr.common.wire.control import Refused, RefusedReason, Rewind, RewindReason
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeSettings:
+    """Limits."""
+
+    reorder_batches: int = 256
+    """How far ahead of the next batch one may be and still wait."""
+    reorder_bytes: int = 64 << 20
+
+
+class Intake:
+    """See the module's text.
+
+    Args:
+        session: whose batches are taken.
+        replica: makes jobs of them.
+        dropped: counts what is not taken, by why.
+    """
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        replica: Replica,
+        dropped: Counter[str],
+        settings: IntakeSettings,
+    ) -> None:
+        self.reorder = ReorderBuffer(batches=settings.reorder_batches, size=settings.reorder_bytes)
+        self._session = session
+        self._replica = replica
+        self._dropped = dropped
+        self._actions: list[Action] = []
+
+    def forget(self) -> None:
+        """Nothing waits for its turn any more."""
+        self.reorder.clear()
+
+    def take(self, batch: Batch) -> list[Action]:
+        """Takes a batch of the right form; nothing else about it is known."""
+        actions = self._actions = []
+        session, record, header = self._session, self._replica.record, batch.header
+        if not session.is_open or (header.stream, header.epoch) != (record.stream, record.epoch):
+            self._dropped["stale"] += 1
+        elif header.number <= session.accepted or header.number in self.reorder:
+            self._dropped["duplicate"] += 1
+        elif header.number > session.accepted + 1:
+            self._keep(batch)
+        else:
+            following: Batch | None = batch
+            while following is not None and session.is_open:
+                self._accept(following)
+                following = self.reorder.take(session.accepted + 1)
+        return actions
+
+    def _keep(self, batch: Batch) -> None:
+        wanted = self._session.accepted + 1
+        if not self.reorder.put(batch, wanted=wanted):
+            text = f"batch {wanted} is missing while {len(self.reorder)} later ones wait"
+            self._rewind(RewindReason.MISSING, text)
+
+    def _accept(self, batch: Batch) -> None:
+        header, record = batch.header, self._replica.record
+        if not batch.is_intact():
+            self._dropped["corrupt"] += 1
+            self._rewind(RewindReason.DAMAGED, f"batch {header.number} is damaged")
+            return
+        if header.first != record.slot:
+            text = f"batch {header.number} begins at slot {header.first}, wanted {record.slot}"
+            self._rewind(RewindReason.MISPLACED, text)
+            return
+        try:
+            extents = plan(batch.headers, batch.payload, device_sectors=record.device_sectors)
+        except InvalidSlotsError as error:
+            self._refuse(str(error))
+            return
+        job = self._replica.accept(batch, extents)
+        if header.kind is BatchKind.MARKER:
+            facts: Facts = {
+                "condition": job.record.condition.name,
+                "slot": header.end,
+            }
+            self._actions.append(Note("condition", facts))
+        self._actions.append(Apply(job))
+        self._session.fire(Accepted(job.number))
+
+    def _rewind(self, reason: RewindReason, text: str) -> None:
+        epoch = self._replica.record.epoch
+        self._actions.append(Note("rewind", {"epoch": epoch, "text": text}))
+        self._break(Rewind(epoch, reason, text))
+
+    def _refuse(self, text: str) -> None:
+        reason = RefusedReason.SLOTS
+        self._dropped[f"refused-{reason.name.lower()}"] += 1
+        self._actions.append(Note("refused", {"reason": reason.name, "text": text}))
+        self._break(Refused(self._session.attempt, reason, text))
+
+    def _break(self, farewell: Rewind | Refused) -> None:
+        self._session.fire(Broken(farewell))
+        self.forget()
+        self._actions.append(Send(self._session.peer, farewell))

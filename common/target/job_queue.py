@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Jobs that were given out and are not durable yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+QUEUED_BYTES_MAX = 96 << 20
+"""More than any window; beyond it, a source that ignores its window is not read."""
+QUEUED_JOBS_MAX = 1024
+"""The same for jobs, some of which have no bytes."""
+JOBS_MAX = 2048
+"""More than the batches of any window: with so many, messages make no more jobs."""
+
+
+@dataclass(slots=True)
+class _Queued:
+    size: int
+    put_at: float
+
+
+class JobQueue:
+    """Counts them; job numbers are 1, 2, 3 ..."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        """The last job that was given out."""
+        self.durable = 0
+        """Every job up to this number is durable."""
+        self.durable_bytes = 0
+        """Payload of jobs that became durable."""
+        self.queued_bytes = 0
+        self._queued: dict[int, _Queued] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that are not durable."""
+        return self.last - self.durable
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more batches are to be read."""
+        return self.queued_bytes > QUEUED_BYTES_MAX or self.waiting > QUEUED_JOBS_MAX
+
+    def put(self, size: int, *, now_s: float) -> int:
+        """The next job, of so many bytes of payload; returns its number."""
+        self.last += 1
+        self._queued[self.last] = _Queued(size, now_s)
+        self.queued_bytes += size
+        return self.last
+
+    def done(self, job: int) -> None:
+        """Every job up to this one is durable."""
+        for number in range(self.durable + 1, job + 1):
+            size = self._queued.pop(number).size
+            self.queued_bytes -= size
+            self.durable_bytes += size
+        self.durable = job
+
+    def oldest_s(self, now_s: float) -> float:
+        """For how long the oldest has waited; 0 if none does."""
+        oldest = next(iter(self._queued.values()), None)
+        return now_s - oldest.put_at if oldest else 0.0

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A target's whole decision: whose batches are taken, in which order, and what is answered.
+
+============  =================================================================
+`admission`   whether a HELLO is taken, and where its source goes on
+`session`     the session of the source that was admitted last
+`intake`      batches, put into order and checked
+`replica`     the record, and the jobs that lead to it
+`checksums`   requests for checksums, and when each may be answered
+============  =================================================================
+
+A HELLO that is admitted opens a new session: epoch + 1, batch 1, from the slot up to which
+everything was accepted. Its WELCOME goes when all of that, and the new epoch, are durable.
+Jobs are done in order; when one is durable, the session's source gets an ACK.
+
+A RESYNC batch repairs what a scan found to differ: it is applied in its place in the
+order, and moves nothing forward.
+
+`handle` is the only way in: an event, and the actions that it leads to, in their order.
+Time comes as `Tick`, results of I/O come as events.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from bdr.common.facts import Facts
+from bdr.common.machine import Story
+from bdr.common.target import admission, events, session
+from bdr.common.target.checksums import REFUSED_TEXTS, ChecksumQueue
+from bdr.common.target.events import Action, Apply, Event, Note, Peer, Send
+from bdr.common.target.intake import Intake
+from bdr.common.target.job_queue import JOBS_MAX, JobQueue
+from bdr.common.target.record import ReplicaRecord
+from bdr.common.target.replica import Replica
+from bdr.common.target.session import Session, SessionState
+from bdr.common.target.settings import TargetSettings
+from bdr.common.wire.batch import PROTOCOL
+from bdr.common.wire.control import (
+    Ack,
+    Checksums,
+    Digests,
+    DigestsRefused,
+    Hello,
+    Message,
+    Ping,
+    Refused,
+    RefusedReason,
+    Rewind,
+    RewindReason,
+    Welcome,
+)
+
+STANDSTILL_S = 1.0
+"""A clock that jumps by more has stood still with its process: ticks come more often."""
+
+
+class TargetNode:
+    """See the module's text. One instance lives as long as its applier process.
+
+    Args:
+        record: what the target remembers.
+    """
+
+    def __init__(self, *, record: ReplicaRecord, settings: TargetSettings | None = None) -> None:
+        self.settings = settings or TargetSettings()
+        self.dropped: Counter[str] = Counter()
+        """What was not taken, by why."""
+        self.acked_at: float | None = None
+        """When the last acknowledgement was sent."""
+        self._story = Story()
+        self._replica = Replica(record)
+        self._session = Session(self._story)
+        self._intake = Intake(
+            session=self._session,
+            replica=self._replica,
+            dropped=self.dropped,
+            settings=self.settings.intake,
+        )
+        self._checksums = ChecksumQueue(device_sectors=record.device_sectors)
+        self._heard_at = math.inf  # counts from the first Tick: its source may come back
+        self._actions: list[Action] = []
+
+    # What the loop asks.
+
+    @property
+    def record(self) -> ReplicaRecord:
+        """The replica's place when every job so far is done."""
+        return self._replica.record
+
+    @property
+    def jobs(self) -> JobQueue:
+        """Those that are not durable yet."""
+        return self._replica.jobs
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every job is durable."""
+        return not self.jobs.waiting
+
+    @property
+    def accepts_batches(self) -> bool:
+        """Whether batches are to be read; what a source sends beyond its window waits."""
+        return not self.jobs.is_full
+
+    @property
+    def is_fed(self) -> bool:
+        """Whether a source's session is open and its source was heard lately."""
+        return self._session.is_open and self._silent_s < self.settings.source_silence_s
+
+    @property
+    def queued_s(self) -> float:
+        """For how long the oldest job has waited for the disk."""
+        return self.jobs.oldest_s(self._replica.now_s)
+
+    @property
+    def _silent_s(self) -> float:
+        return self._replica.now_s - self._heard_at
+
+    # The way in.
+
+    def handle(self, event: Event) -> list[Action]:
+        """Takes one event; returns what to do, in order.
+
+        Raises:
+            InternalError: an invariant broke; the message holds the recent story.
+        """
+        actions = self._actions = []
+        if isinstance(event, events.MessageArrived | events.OtherProtocolArrived):
+            self._story.add(f"{self._session.state.name} <- {event}")
+        self._HANDLERS[type(event)](self, event)
+        self.check_invariants()
+        return actions
+
+    def check_invariants(self) -> None:
+        """Raises InternalError where the state contradicts itself."""
+        at, lowest = self._session, self._intake.reorder.lowest
+        if (
+            self.jobs.durable > self.jobs.last
+            or at.durable > at.accepted
+            or (lowest is not None and lowest <= at.accepted)
+        ):
+            raise self._story.error(
+                f"target: {at.state.name}, batches {at.durable} of {at.accepted}, jobs "
+                f"{self.jobs.durable} of {self.jobs.last}, waiting from {lowest} on"
+            )
+
+    def _on_tick(self, tick: events.Tick) -> None:
+        # A suspended process must not count its own pause as source silence.
+        stood_still_s = tick.now_s - self._replica.now_s
+        if stood_still_s > STANDSTILL_S:
+            self._heard_at += stood_still_s
+        self._replica.now_s, self._replica.utc_s = tick.now_s, tick.utc_s
+        self._heard_at = min(self._heard_at, tick.now_s)
+
+    # Control.
+
+    def _on_message(self, arrived: events.MessageArrived) -> None:
+        peer, message = arrived.peer, arrived.message
+        match message:
+            case Hello():
+                self._on_hello(peer, message)
+            case Ping():
+                self._on_ping(peer, message)
+            case Checksums():
+                self._on_checksums(peer, message)
+            case _:
+                self.dropped["unexpected"] += 1
+
+    def _on_other_protocol(self, arrived: events.OtherProtocolArrived) -> None:
+        text = f"found protocol version {arrived.protocol}, wanted {PROTOCOL}"
+        self._refuse(arrived.peer, arrived.attempt, RefusedReason.PROTOCOL, text)
+
+    def _on_hello(self, peer: Peer, hello: Hello) -> None:
+        refusal = admission.refusal(
+            hello,
+            self.record,
+            jobs_waiting=self.jobs.waiting,
+            jobs_max=JOBS_MAX,
+            silent_s=self._silent_s,
+            silence_s=self.settings.source_silence_s,
+        )
+        if refusal is not None:
+            self._refuse(peer, hello.attempt, refusal.reason, refusal.text)
+            return
+        at = self._session
+        is_same = at.peer == peer and hello.stream == self.record.stream
+        if at.state is SessionState.OPENING and is_same:
+            # Its WELCOME still waits for the disk: answer the latest attempt then.
+            at.fire(session.Repeated(hello.attempt))
+        else:
+            self._open_session(peer, hello)
+        self._heard_at = self._replica.now_s
+
+    def _open_session(self, peer: Peer, hello: Hello) -> None:
+        record = self.record
+        start = admission.start(hello, record)
+        if not start.is_known:
+            facts = admission.describe(hello, record, start)
+            self._actions.append(Note("unknown-position", facts))
+        self._intake.forget()
+        job = self._replica.begin_session(hello.stream, start)
+        self._actions.append(Apply(job))
+        self._session.fire(session.Admitted(peer, hello.attempt, job.number))
+
+    def _on_ping(self, peer: Peer, ping: Ping) -> None:
+        at = self._session
+        is_its = at.state is not SessionState.NONE and at.peer == peer
+        if is_its and at.state is SessionState.OPENING:
+            return  # its WELCOME is on its way
+        if not is_its or ping.epoch != self.record.epoch:
+            text = "the target does not know this session: it was restarted or taken over"
+            self._send(peer, Rewind(ping.epoch, RewindReason.NO_SESSION, text))
+        elif at.farewell is not None:
+            # It pings on, so that message was lost.
+            self._send(peer, at.farewell)
+        else:
+            self._heard_at = self._replica.now_s
+            job = self._replica.remember_left(ping.left_bytes)
+            if job is not None:
+                self._actions.append(Apply(job))
+            self._acknowledge()
+
+    def _on_checksums(self, peer: Peer, request: Checksums) -> None:
+        if self._session.is_open and request.epoch == self.record.epoch:
+            refused = self._checksums.put(peer, request, last_job=self.jobs.last)
+            self._actions += self._checksums.ready(self.jobs.durable)
+        else:
+            refused = DigestsRefused.NO_SESSION
+        if refused is not DigestsRefused.NONE:
+            self._send(peer, Digests(request.request, b"", refused, REFUSED_TEXTS[refused]))
+
+    def _on_digests(self, made: events.DigestsMade) -> None:
+        self._checksums.done()
+        self._send(made.peer, made.digests)
+
+    def _send(self, peer: Peer, message: Message) -> None:
+        self._actions.append(Send(peer, message))
+
+    def _refuse(self, peer: Peer, attempt: int, reason: RefusedReason, text: str) -> None:
+        self.dropped[f"refused-{reason.name.lower()}"] += 1
+        self._actions.append(Note("refused", {"reason": reason.name, "text": text}))
+        self._send(peer, Refused(attempt, reason, text))
+
+    def _acknowledge(self) -> None:
+        at, record = self._session, self.record
+        ack = Ack(
+            record.epoch, at.accepted, at.durable, record.condition, record.since_s, record.at_s
+        )
+        self._send(at.peer, ack)
+        self.acked_at = self._replica.now_s
+
+    # Batches and jobs.
+
+    def _on_batch(self, arrived: events.BatchArrived) -> None:
+        before = self._session.accepted
+        self._actions += self._intake.take(arrived.batch)
+        if self._session.accepted > before:
+            self._heard_at = self._replica.now_s
+
+    def _on_durable(self, durable: events.Durable) -> None:
+        at, jobs = self._session, self.jobs
+        if not jobs.durable <= durable.job <= jobs.last:
+            raise self._story.error(
+                f"target: job {durable.job} is durable, of {jobs.durable} to {jobs.last}"
+            )
+        jobs.done(durable.job)
+        was_opening, before = at.state is SessionState.OPENING, at.durable
+        at.fire(durable)
+        if at.is_open and was_opening:
+            self._welcome()
+        elif at.is_open and at.durable > before:
+            self._acknowledge()
+        self._actions += self._checksums.ready(self.jobs.durable)
+
+    def _welcome(self) -> None:
+        record = self.record
+        welcome = Welcome(self._session.attempt, record.epoch, 1, record.slot, record.condition)
+        self._send(self._session.peer, welcome)
+        facts: Facts = {"epoch": record.epoch, "slot": record.slot}
+        facts["condition"] = record.condition.name
+        self._actions.append(Note("welcome", facts))
+
+    def _on_stopping(self, _: events.Stopping) -> None:
+        self._session.fire(session.Closed())
+        self._actions.append(Apply(self._replica.close()))
+
+    _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
+        events.Tick: _on_tick,
+        events.MessageArrived: _on_message,
+        events.OtherProtocolArrived: _on_other_protocol,
+        events.BatchArrived: _on_batch,
+        events.Durable: _on_durable,
+        events.DigestsMade: _on_digests,
+        events.Stopping: _on_stopping,
+    }

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Limits and times of a target's node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bdr.common.target.intake import IntakeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSettings:
+    """Limits and times."""
+
+    intake: IntakeSettings = field(default_factory=IntakeSettings)
+    source_silence_s: float = 15.0
+    """A source silent for so long no longer keeps others out: longer than any pause of its own."""

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Batches, from sender or scanner to applier, and descriptors, from reader to sender.
+
+A **batch** is three frames:
+
+===== ======================= ===================================================
+frame content                 size
+===== ======================= ===================================================
+0     msgpack [fields, digest] under 256 bytes; `fields` is itself packed msgpack
+1     the slots' headers      8 bytes a slot, little-endian, as they stand in the ring
+2     the slots' payload      4096 bytes a slot, as it stands in the ring
+===== ======================= ===================================================
+
+`fields` is [protocol, kind, marker, stream, epoch, number, first, count]; a
+**descriptor** is the same list without the protocol.
+
+The digest is xxh3-128 over `fields`, frame 1 and frame 2, so a batch is intact as
+a whole or not at all. It is checked last: a stale transmission of slots that were
+reused since may be torn, and is recognised by its epoch or number before.
+
+Decoding never trusts: any input gives a batch or `WireError`, nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import xxhash
+
+from bdr.common.errors import WireError
+from bdr.common.ring.layout import HEADER_BYTES, PAYLOAD_BYTES
+from bdr.common.wire.codec import (
+    DIGEST_BYTES,
+    STREAM_BYTES,
+    Buffer,
+    is_bytes,
+    is_u64,
+    pack,
+    shown,
+    unpack,
+)
+
+PROTOCOL = 2
+BATCH_SLOTS_MAX = 1024
+BATCH_FIELDS_BYTES_MAX = 256
+BATCH_FRAME_BYTES_MAX = BATCH_SLOTS_MAX * PAYLOAD_BYTES
+
+_U64_MAX = (1 << 64) - 1
+_HEADER_FIELDS = 7
+
+
+class BatchKind(IntEnum):
+    """What a batch carries."""
+
+    LIVE = 0
+    """Slots of the ring, in order: the replica moves forward by them."""
+    RESYNC = 1
+    """What a scan found to differ: repairs regions, moves nothing forward."""
+    MARKER = 2
+    """No slots: the replica's condition changes at this place in the order."""
+
+
+class Marker(IntEnum):
+    """What a batch of kind MARKER declares."""
+
+    NONE = 0
+    INCONSISTENT = 1
+    """From here on the replica misses writes: not consistent until a scan ends."""
+    CONSISTENT = 2
+    """The replica is a prefix of the source again."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchHeader:
+    """What frame 0 says of a batch."""
+
+    kind: BatchKind
+    marker: Marker
+    stream: bytes
+    epoch: int
+    number: int
+    """1, 2, 3 ... within the epoch."""
+    first: int
+    """First slot (LIVE), or the slot in front of which the batch stands."""
+    count: int
+    """Slots in frames 1 and 2."""
+
+    @property
+    def end(self) -> int:
+        """The replica's position when the batch has been applied."""
+        return self.first + self.count if self.kind is BatchKind.LIVE else self.first
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch as received: header trusted in form, content trusted after `is_intact`."""
+
+    header: BatchHeader
+    sealed_fields: bytes
+    digest: bytes
+    headers: Buffer
+    payload: Buffer
+
+    def is_intact(self) -> bool:
+        """Whether the digest fits what was received."""
+        return _digest(self.sealed_fields, self.headers, self.payload) == self.digest
+
+    @property
+    def size(self) -> int:
+        """Bytes that the batch holds in memory."""
+        return len(self.headers) + len(self.payload)
+
+
+def encode_batch(header: BatchHeader, headers: Buffer, payload: Buffer) -> bytes:
+    """Frame 0 for these two frames."""
+    sealed = pack([PROTOCOL, *_fields(header)])
+    return pack([sealed, _digest(sealed, headers, payload)])
+
+
+def decode_batch(frames: list[Buffer]) -> Batch:
+    """Checks form and sizes, not the digest.
+
+    Raises:
+        WireError: not a batch of this protocol.
+    """
+    if len(frames) != 3:
+        raise WireError(f"batch: found {len(frames)} frames, wanted 3")
+    top, headers, payload = frames
+    outer = unpack(top, BATCH_FIELDS_BYTES_MAX, "batch")
+    if not _is_list(outer, 2):
+        raise WireError("batch: frame 0 is not [fields, digest]")
+    sealed, digest = outer
+    if not isinstance(sealed, bytes) or not is_bytes(digest, DIGEST_BYTES):
+        raise WireError("batch: frame 0 is not [fields, digest]")
+    inner = unpack(sealed, BATCH_FIELDS_BYTES_MAX, "batch fields")
+    if not isinstance(inner, list) or not inner or inner[0] != PROTOCOL:
+        found = shown(inner[0]) if isinstance(inner, list) and inner else "nothing"
+        raise WireError(f"batch: found protocol {found}, wanted {PROTOCOL}")
+    header = _header(inner[1:], "batch")
+    count = header.count
+    if len(headers) != count * HEADER_BYTES or len(payload) != count * PAYLOAD_BYTES:
+        raise WireError(
+            f"batch of {count} slots: found {len(headers)} bytes of headers and {len(payload)} of "
+            f"payload, wanted {count * HEADER_BYTES} and {count * PAYLOAD_BYTES}"
+        )
+    return Batch(header, sealed, digest, headers, payload)
+
+
+def encode_descriptor(header: BatchHeader) -> bytes:
+    """One message from reader to sender: the header that the batch shall have."""
+    return pack(_fields(header))
+
+
+def decode_descriptor(data: Buffer) -> BatchHeader:
+    """The inverse of `encode_descriptor`.
+
+    Raises:
+        WireError: the reader and this sender are of different versions.
+    """
+    return _header(unpack(data, BATCH_FIELDS_BYTES_MAX, "descriptor"), "descriptor")
+
+
+def _fields(header: BatchHeader) -> list[object]:
+    return [
+        int(header.kind),
+        int(header.marker),
+        header.stream,
+        header.epoch,
+        header.number,
+        header.first,
+        header.count,
+    ]
+
+
+def _header(raw: object, what: str) -> BatchHeader:
+    """The inverse of `_fields`; raises WireError."""
+    if not isinstance(raw, list) or len(raw) != _HEADER_FIELDS:
+        raise WireError(f"{what}: wanted {_HEADER_FIELDS} fields of a header")
+    kind, marker, stream, epoch, number, first, count = raw
+    if not all(is_u64(value) for value in (kind, marker, epoch, number, first, count)):
+        raise WireError(f"{what}: a number is none, or is out of range")
+    if not is_bytes(stream, STREAM_BYTES):
+        raise WireError(f"{what}: bad stream id")
+    if count > BATCH_SLOTS_MAX or first + count > _U64_MAX:
+        raise WireError(f"{what}: found {count} slots, wanted at most {BATCH_SLOTS_MAX}")
+    try:
+        header = BatchHeader(BatchKind(kind), Marker(marker), stream, epoch, number, first, count)
+    except ValueError as error:
+        raise WireError(f"{what}: {error}") from error
+    is_marker = header.kind is BatchKind.MARKER
+    if is_marker != (header.marker is not Marker.NONE) or (is_marker and count):
+        raise WireError(f"{what}: a marker goes with kind MARKER and no slots")
+    return header
+
+
+def _is_list(value: object, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length
+
+
+def _digest(sealed: bytes, headers: Buffer, payload: Buffer) -> bytes:
+    digest = xxhash.xxh3_128(sealed)
+    digest.update(headers)
+    digest.update(payload)
+    return digest.digest()

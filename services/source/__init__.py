@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The scanner's connections and threads, which `bdr verify` has too."""
