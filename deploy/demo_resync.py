@@ -113,8 +113,8 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
     with open(source_backing, "r+b") as file:
         size = file.seek(0, os.SEEK_END)
         places = {chosen.randrange(size // _MIB) for _ in range(DATA_BYTES // _MIB)}
-        for place in sorted(places):
-            file.seek(place * _MIB)
+        for megabyte in sorted(places):
+            file.seek(megabyte * _MIB)
             file.write(chosen.randbytes(_MIB))
         file.flush()
         os.fsync(file.fileno())

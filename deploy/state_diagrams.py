@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from bdr.common.machine import Machine
@@ -26,7 +27,7 @@ MACHINES: Mapping[str, type[Machine[Any]]] = {
 
 def parts() -> dict[str, Callable[[], str]]:
     """Name of a machine to what makes its diagram."""
-    return {name: lambda machine=machine: diagram(machine) for name, machine in MACHINES.items()}
+    return {name: partial(diagram, machine) for name, machine in MACHINES.items()}
 
 
 def diagram(machine: type[Machine[Any]]) -> str:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +59,9 @@ def main() -> int:
                 )
             )
             for name, rig in rigs.items():
-                seconds = _seconds(lambda rig=rig: rig.write_sequential(SEQUENTIAL_BYTES), rig)
+                seconds = _seconds(partial(rig.write_sequential, SEQUENTIAL_BYTES), rig)
                 sequential[name].append(SEQUENTIAL_BYTES / seconds)
-                seconds = _seconds(lambda rig=rig: rig.write_scattered(SCATTERED_SLOTS), rig)
+                seconds = _seconds(partial(rig.write_scattered, SCATTERED_SLOTS), rig)
                 scattered[name].append(SCATTERED_SLOTS / seconds)
         for name, rig in rigs.items():
             for place in range(LATENCY_WRITES):

@@ -112,6 +112,7 @@ def run(kind: str, seconds: int) -> dict[str, Result]:
         with disk.open("wb") as file:
             file.truncate(DEVICE_BYTES)
         ring = str(directory / "ring")
+        settings: tuple[str, ...]
         if kind == "bdr":
             settings = (str(build_plugin()), f"file={disk}", f"ring={ring}", f"writes={CAPACITY}")
         else:

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def main() -> int:
         latencies_s = []
         for place in range(LATENCY_WRITES):
             time.sleep(0.002)  # an idle pipeline is what is measured
-            latencies_s.append(_seconds(lambda place=place: rig.write_one(place)))
+            latencies_s.append(_seconds(partial(rig.write_one, place)))
         memory = {
             "sender": resident_bytes(rig.senders[0].pid),
             "applier": resident_bytes(rig.applier.pid),

@@ -200,8 +200,22 @@ class Bdr(Mapped):
         """The target's status line, taken apart."""
         words = run("dmsetup", "status", self.name).split()[3:]
         mode, used, head, tail, unpublished, gap, *counts, stream = words
+        active, resync, unlogged, overflows, missed, failed, serialised = map(int, counts)
         return Status(
-            mode, used, int(head), int(tail), int(unpublished), gap, *map(int, counts), stream
+            mode,
+            used,
+            int(head),
+            int(tail),
+            int(unpublished),
+            gap,
+            active,
+            resync,
+            unlogged,
+            overflows,
+            missed,
+            failed,
+            serialised,
+            stream,
         )
 
     def message(self, text: str) -> None:

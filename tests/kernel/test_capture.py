@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bdr.common.capture.api import Bitmap
 from bdr.common.ring.layout import Mode, Op
 from bdr.common.ring.slots import decode, slots_at
 from tests.kernel.devices import (
@@ -231,9 +232,9 @@ def test_sparse_4_tib_device_written_beyond_2_tib_keeps_sectors(
         assert mirror.capture.status().active_regions == 2
         mirror.resume()
         region = 3 * tib // 65536
-        assert mirror.capture.read_bitmap(1, first=region, count=64)[0] == 1
+        assert mirror.capture.read_bitmap(Bitmap.RESYNC, first=region, count=64)[0] == 1
         last = 4 * tib // 65536 - 64
-        assert mirror.capture.read_bitmap(1, first=last, count=64)[-1] == 0x80
+        assert mirror.capture.read_bitmap(Bitmap.RESYNC, first=last, count=64)[-1] == 0x80
 
 
 def test_large_write_is_split_into_writes_that_fit_an_eighth_of_the_ring(

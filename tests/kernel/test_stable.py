@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def test_write_that_waits_is_not_overtaken_by_later_ones_for_ever(
             writers.append(start(lambda: write(bdr.path, b"l" * 65536, 0)))
             wait_for(lambda: bdr.status().serialised == 1, "a long one over it")
             for later in range(1, 9):
-                writers.append(start(lambda at=later: write(bdr.path, b"n" * 4096, at * 4096)))
+                writers.append(start(partial(write, bdr.path, b"n" * 4096, later * 4096)))
             # None of them overlaps the small one, all of them the long one.
             wait_for(lambda: bdr.status().serialised == 9, "later ones wait for that")
             assert bdr.status().head == 1
@@ -132,9 +133,13 @@ def test_writes_of_one_block_go_as_they_came_and_are_counted_once(
         with lower.suspended():
             writers = [start(lambda: write(bdr.path, data[0], 0))]
             wait_for(lambda: bdr.status().head == 1, "the first in flight")
+
+            def waits(count: int) -> bool:
+                return bdr.status().serialised == count
+
             for number in range(1, 32):
-                writers.append(start(lambda at=number: write(bdr.path, data[at], 0)))
-                wait_for(lambda waits=number: bdr.status().serialised == waits, "one more waits")
+                writers.append(start(partial(write, bdr.path, data[number], 0)))
+                wait_for(partial(waits, number), "one more waits")
         for writer in writers:
             writer.join()
         assert (bdr.status().head, bdr.status().serialised) == (32, 31)

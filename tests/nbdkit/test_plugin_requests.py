@@ -162,11 +162,12 @@ def test_trim_over_four_gibibytes_less_one_sector_takes_one_slot(serve: Serve, d
 def test_unaligned_request_is_refused_and_unrecorded(
     client: NbdClient, capture: NbdCapture, offset: int, length: int
 ) -> None:
-    for attempt in (
+    attempts: tuple[Callable[[], None], ...] = (
         lambda: client.write(offset, b"x" * length),
         lambda: client.trim(offset, length),
         lambda: client.zero(offset, length),
-    ):
+    )
+    for attempt in attempts:
         with pytest.raises(OSError, match="NBD command") as caught:
             attempt()
         assert caught.value.errno == errno.EINVAL

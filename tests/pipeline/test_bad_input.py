@@ -202,7 +202,7 @@ def test_an_oversized_frame_is_not_taken_in(pair: Pair) -> None:
             monitor = sender.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             sender.connect(f"tcp://127.0.0.1:{port}")
             sender.send(bytes(256 * MIB))
-            assert monitor.poll(DEADLINE_S * 1000), "the connection was not closed"
+            assert monitor.poll(int(DEADLINE_S * 1000)), "the connection was not closed"
             sender.disable_monitor()
             monitor.close()
             sender.close()
@@ -267,7 +267,7 @@ def ask(pair: Pair, request: bytes) -> Message:
         dealer = context.socket(zmq.DEALER)
         dealer.connect(f"tcp://127.0.0.1:{pair.port + 1}")
         dealer.send(request)
-        assert dealer.poll(DEADLINE_S * 1000), "no answer"
+        assert dealer.poll(int(DEADLINE_S * 1000)), "no answer"
         return decode_message(dealer.recv())
     finally:
         context.destroy(linger=0)

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,16 @@ def test_a_hundred_kills_of_any_stage_leave_a_prefix_and_lose_nothing(
     pair, writer = stamped
     rng = random.Random(2)
     before = 0
+
+    def is_past(slot: int) -> bool:
+        return pair.status().tail > slot
+
     for kill in range(1, KILLS + 1):
         pair.kill(pair.stages()[kill % 4] if kill <= 8 else rng.choice(pair.stages()))
         if kill % SNAPSHOT_EVERY == 0:
             tail = pair.status().tail
             wait_for(
-                lambda tail=tail: pair.status().tail > tail,
+                partial(is_past, tail),
                 what="progress after the kills",
                 timeout_s=DEADLINE_S,
             )

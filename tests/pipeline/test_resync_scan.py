@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,11 +73,15 @@ def test_kills_of_every_stage_during_a_scan_lose_nothing(make_pair: MakePair) ->
     fill(pair, 4, extents=300)
     pair.start()
     wait_for(lambda: pair.status().resync_regions > 0, what="the scan", timeout_s=DEADLINE_S)
+
+    def has_less_than(regions: int) -> bool:
+        return pair.status().resync_regions < regions
+
     with writing(pair, 5):
         for stage in ("v-scanner-1", "v-applier", "v-reader", "v-sender-1", "v-scanner-2"):
             left = pair.status().resync_regions
             wait_for(
-                lambda left=left: pair.status().resync_regions < left,
+                partial(has_less_than, left),
                 what=f"progress before the kill of {stage}",
                 timeout_s=DEADLINE_S,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from deploy.command import wait_for
@@ -21,6 +22,10 @@ def replica(host: Host) -> Mapping[str, Any]:
 
 def is_under_way(found: Mapping[str, Any], size: int) -> bool:
     return 0 < (found.get("left_bytes") or 0) < size and found.get("since") is not None
+
+
+def shows_progress(host: Host, size: int) -> bool:
+    return is_under_way(replica(host), size)
 
 
 def restart_target_alone(hosts: Hosts) -> None:
@@ -44,7 +49,7 @@ def test_scan_under_way_is_shown_with_its_rest_on_both_sides_and_remembered(
     hosts.source.start()
     for host in (hosts.source, hosts.target):
         wait_for(
-            lambda host=host: is_under_way(replica(host), size),
+            partial(shows_progress, host, size),
             what="a scan that is under way",
             timeout_s=DEADLINE_S,
         )

@@ -276,7 +276,8 @@ def journal_overwrites_what_is_not_applied() -> Patch:
 def journal_forgets_the_condition() -> Patch:
     def make(record: Any) -> Any:
         def broken(self: Any, before: ReplicaRecord) -> ReplicaRecord:
-            return replace(record(self, before), condition=Condition.CONSISTENT)
+            found: ReplicaRecord = record(self, before)
+            return replace(found, condition=Condition.CONSISTENT)
 
         return broken
 

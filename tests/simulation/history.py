@@ -16,7 +16,7 @@ class Moment:
     what such sectors may hold, besides what `content` has.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes | bytearray) -> None:
         self.content = bytearray(content)
         self.may_be: dict[int, set[bytes]] = {}
 

@@ -74,7 +74,8 @@ class RigCapture:
         self.resumes = 0
         lap = phase(status.tail, info.capacity)
         is_of_lap = np.arange(info.capacity) < status.tail % info.capacity
-        self.headers: Headers = np.where(is_of_lap, lap, lap ^ 1).astype(np.uint64) << PHASE_SHIFT
+        phases = np.where(is_of_lap, lap, lap ^ 1).astype(np.uint64)
+        self.headers: Headers = phases << np.uint64(PHASE_SHIFT)
         self._lengths: dict[int, int] = {}
         self.show(status)
 

@@ -59,18 +59,13 @@ A = TypeVar("A")
 
 def make_batch(number: int, first: int, count: int = 1, **fields: Any) -> Batch:
     """A batch as it comes off the wire, of writes of 4 KiB to sectors 8 x slot."""
-    header = BatchHeader(
-        **{
-            "kind": BatchKind.LIVE,
-            "marker": Marker.NONE,
-            "stream": STREAM,
-            "epoch": EPOCH,
-            "number": number,
-            "first": first,
-            "count": count,
-        }
-        | fields
-    )
+    defaults: dict[str, Any] = {
+        "kind": BatchKind.LIVE,
+        "marker": Marker.NONE,
+        "stream": STREAM,
+        "epoch": EPOCH,
+    }
+    header = BatchHeader(number=number, first=first, count=count, **(defaults | fields))
     slots = np.arange(first, first + count, dtype=np.uint64)
     headers = encode(op=Op.WRITE, sector=slots * 8 % DEVICE_SECTORS).tobytes()
     payload = b"".join(bytes([slot % 251 + 1]) * 4096 for slot in slots.tolist())

@@ -24,6 +24,7 @@ from bdr.common.status.reports import (
     Report,
     ScannerValues,
     SenderValues,
+    StageValues,
 )
 from bdr.common.status.states import ConnectionState, HealthState, StageState, VolumeRole
 from bdr.common.wire.condition import Condition
@@ -81,7 +82,12 @@ APPLIER = ApplierValues(
     dropped={"stale": 1},
     links=LinkCounts(connects=4, handshakes_failed=1),
 )
-VALUES = {"reader": READER, "sender": SENDER, "scanner": SCANNER, "applier": APPLIER}
+VALUES: dict[str, StageValues] = {
+    "reader": READER,
+    "sender": SENDER,
+    "scanner": SCANNER,
+    "applier": APPLIER,
+}
 
 
 def report(name: str, *, pid: int = 7, sent_at: float = 10.0, is_last: bool = False) -> Report:
@@ -96,6 +102,28 @@ def stage(name: str, state: StageState = StageState.REPORTING) -> StageStatus:
     return StageStatus(name, kind, state, 0.25, restarts=0, pid=7, values=VALUES[kind])
 
 
+LAG = LagStatus(
+    seconds=0.25,
+    is_minimum=False,
+    slots=10,
+    catch_up_s=1.5,
+    written_slots_per_s=20.0,
+    acked_slots_per_s=30.0,
+)
+RING = RingStatus(
+    head=100,
+    tail=90,
+    capacity=1024,
+    used=10,
+    mode=Mode.STREAM,
+    regions=256,
+    dirty_regions=0,
+    overflows=2,
+    missed_writes=5,
+    failed_writes=3,
+    device_sectors=32768,
+)
+RESYNC = ResyncStatus(is_running=False, dirty_regions=0, compared_bytes=8192, repaired_bytes=4096)
 SOURCE = VolumeStatus(
     volume="v",
     role=VolumeRole.SOURCE,
@@ -104,27 +132,8 @@ SOURCE = VolumeStatus(
     reasons=(),
     rpo_s=10.0,
     is_rpo_exceeded=False,
-    lag=LagStatus(
-        seconds=0.25,
-        is_minimum=False,
-        slots=10,
-        catch_up_s=1.5,
-        written_slots_per_s=20.0,
-        acked_slots_per_s=30.0,
-    ),
-    ring=RingStatus(
-        head=100,
-        tail=90,
-        capacity=1024,
-        used=10,
-        mode=Mode.STREAM,
-        regions=256,
-        dirty_regions=0,
-        overflows=2,
-        missed_writes=5,
-        failed_writes=3,
-        device_sectors=32768,
-    ),
+    lag=LAG,
+    ring=RING,
     connection=ConnectionStatus(
         state=ConnectionState.STREAMING, is_up=True, losses=0, links=LinkCounts(connects=6)
     ),
@@ -137,9 +146,7 @@ SOURCE = VolumeStatus(
         left_bytes=0,
         intake=None,
     ),
-    resync=ResyncStatus(
-        is_running=False, dirty_regions=0, compared_bytes=8192, repaired_bytes=4096
-    ),
+    resync=RESYNC,
     stages=(stage("v-reader"), stage("v-scanner-1"), stage("v-sender-1")),
     events={"consistent": 1},
     hooks=HookCounts(run=1, failed=2, dropped=3),

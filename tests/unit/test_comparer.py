@@ -334,16 +334,16 @@ def test_any_order_of_events_keeps_every_buffer_and_ends_every_lease(seed: int) 
                 take(desk.machine.handle(c.Answered(answer)))
             case c.AskTarget(asked):
                 count = digests_wanted(asked.ranges, asked.block_sectors)
-                answer = Digests(asked.request, rng.randbytes(16 * count), DigestsRefused.NONE, "")
+                digests = Digests(asked.request, rng.randbytes(16 * count), DigestsRefused.NONE, "")
                 if rng.random() < 0.2:
-                    answer = Digests(asked.request, b"", DigestsRefused.BUSY, "")
-                take(desk.machine.handle(c.DigestsArrived(answer)))
+                    digests = Digests(asked.request, b"", DigestsRefused.BUSY, "")
+                take(desk.machine.handle(c.DigestsArrived(digests)))
             case c.Read(job=job):
                 bad = {0: [0]} if rng.random() < 0.1 else {}
                 take(desk.machine.handle(c.ChunksRead(job, digests_of(SOURCE), bad)))
             case c.HashBlocks(job=job, chunks=chunks):
                 sizes = [digests_wanted([chunk], 8) for chunk in chunks]
-                digests = [rng.randbytes(16 * size) for size in sizes]
-                take(desk.machine.handle(c.BlocksHashed(job, digests)))
+                hashed = [rng.randbytes(16 * size) for size in sizes]
+                take(desk.machine.handle(c.BlocksHashed(job, hashed)))
     assert given > 30
     assert desk.machine.compared_bytes > 0

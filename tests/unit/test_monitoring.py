@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from bdr.services.monitoring.events import Detector, Event
 from bdr.services.monitoring.hooks import QUEUE_MAX, Hooks, environment
 from bdr.services.runtime import log
 from bdr.services.runtime.log import Logger, RateLimit
-from tests.unit.statuses import SOURCE, stage
+from tests.unit.statuses import LAG, RESYNC, RING, SOURCE, stage
 
 
 def topics(*statuses: VolumeStatus) -> list[list[str]]:
@@ -54,7 +55,7 @@ def test_the_first_status_says_what_holds() -> None:
         (replace(SOURCE, ring=None), [], []),
         (replace(SOURCE, resync=None), [], []),
         (
-            replace(SOURCE, resync=replace(SOURCE.resync, is_running=True)),
+            replace(SOURCE, resync=replace(RESYNC, is_running=True)),
             ["resync-start"],
             ["resync-end"],
         ),
@@ -80,7 +81,7 @@ def test_what_changes_there_and_back_is_named_once(
 def test_what_came_and_went_between_two_looks_is_named() -> None:
     lost = replace(SOURCE, connection=replace(SOURCE.connection, losses=1))
     assert topics(SOURCE, lost)[1] == ["connection-lost", "connection-restored"]
-    overflown = replace(SOURCE, ring=replace(SOURCE.ring, overflows=3))
+    overflown = replace(SOURCE, ring=replace(RING, overflows=3))
     assert topics(SOURCE, overflown)[1] == ["overflow"]
     # An unknown time between does not hide that it was lost.
     unknown = replace(SOURCE, connection=UNKNOWN_LINK)
@@ -92,7 +93,7 @@ def test_a_hook_gets_facts_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET", "x")
-    unknown = replace(SOURCE, lag=replace(SOURCE.lag, seconds=None, slots=None))
+    unknown = replace(SOURCE, lag=replace(LAG, seconds=None, slots=None))
     facts = environment(Event("stage-lost", {"process": "v-reader"}), unknown)
     assert facts["BDR_EVENT"] == "stage-lost"
     assert facts["BDR_FACT_PROCESS"] == "v-reader"
@@ -192,7 +193,7 @@ def test_a_log_line_is_one_line_in_either_form(logged: Logged, form: str) -> Non
     ],
 )
 def test_what_is_logged_is_what_was_asked_for(
-    logged: Logged, options: dict[str, bool], levels: list[str]
+    logged: Logged, options: dict[str, Any], levels: list[str]
 ) -> None:
     logger = configure(**options)
     for level in ("debug", "info", "warning", "error"):

@@ -40,12 +40,19 @@ def test_record_left_by_a_killed_process_is_synced_before_it_is_believed(
     """Killed between pwrite and fdatasync; a power cut might still take the copy back."""
     path = tmp_path / "state"
     path.write_bytes(encode_copy(RECORD, 2) + bytes(COPY_BYTES))
-    calls = []
+    calls: list[str] = []
     sync, read = os.fdatasync, os.pread
-    monkeypatch.setattr(os, "fdatasync", lambda fd: (calls.append("sync"), sync(fd))[1])
-    monkeypatch.setattr(
-        os, "pread", lambda fd, size, at: (calls.append("read"), read(fd, size, at))[1]
-    )
+
+    def note_sync(fd: int) -> None:
+        calls.append("sync")
+        sync(fd)
+
+    def note_read(fd: int, size: int, at: int) -> bytes:
+        calls.append("read")
+        return read(fd, size, at)
+
+    monkeypatch.setattr(os, "fdatasync", note_sync)
+    monkeypatch.setattr(os, "pread", note_read)
     assert load(path) == RECORD
     assert calls == ["sync", "read"]
 

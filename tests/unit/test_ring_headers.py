@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bdr.common.capture import abi
+from bdr.common.capture import abi as mirror
 from bdr.common.capture.api import Bitmap, Role
 from bdr.common.ring import layout
 
@@ -52,32 +52,32 @@ MIRROR = {
     "BDR_MODE_STREAM": layout.Mode.STREAM,
     "BDR_MODE_OVERFLOW": layout.Mode.OVERFLOW,
     "BDR_GAP_NONE": layout.GAP_NONE,
-    "BDR_ABI_VERSION": abi.ABI_VERSION,
-    "BDR_STREAM_ID_BYTES": abi.STREAM_ID_BYTES,
+    "BDR_ABI_VERSION": mirror.ABI_VERSION,
+    "BDR_STREAM_ID_BYTES": mirror.STREAM_ID_BYTES,
     "BDR_BITMAP_ACTIVE": Bitmap.ACTIVE,
     "BDR_BITMAP_RESYNC": Bitmap.RESYNC,
-    "BDR_BITMAP_CHUNK_REGIONS": abi.BITMAP_CHUNK_REGIONS,
+    "BDR_BITMAP_CHUNK_REGIONS": mirror.BITMAP_CHUNK_REGIONS,
     "BDR_ROLE_OBSERVER": Role.OBSERVER.value,
     "BDR_ROLE_CONSUMER": Role.CONSUMER.value,
-    "BDR_IOC_INFO": abi.IOC_INFO,
-    "BDR_IOC_STATUS": abi.IOC_STATUS,
-    "BDR_IOC_RELEASE": abi.IOC_RELEASE,
-    "BDR_IOC_RESUME": abi.IOC_RESUME,
-    "BDR_IOC_BITMAP_READ": abi.IOC_BITMAP_READ,
-    "BDR_IOC_BITMAP_CLEAR": abi.IOC_BITMAP_CLEAR,
-    "BDR_IOC_BITMAP_MARK": abi.IOC_BITMAP_MARK,
-    "BDR_IOC_OPEN": abi.IOC_OPEN,
+    "BDR_IOC_INFO": mirror.IOC_INFO,
+    "BDR_IOC_STATUS": mirror.IOC_STATUS,
+    "BDR_IOC_RELEASE": mirror.IOC_RELEASE,
+    "BDR_IOC_RESUME": mirror.IOC_RESUME,
+    "BDR_IOC_BITMAP_READ": mirror.IOC_BITMAP_READ,
+    "BDR_IOC_BITMAP_CLEAR": mirror.IOC_BITMAP_CLEAR,
+    "BDR_IOC_BITMAP_MARK": mirror.IOC_BITMAP_MARK,
+    "BDR_IOC_OPEN": mirror.IOC_OPEN,
 }
 
 STRUCTS = {
-    "bdr_info": abi.INFO,
-    "bdr_status": abi.STATUS,
-    "bdr_release": abi.RELEASE,
-    "bdr_resume": abi.RESUME,
-    "bdr_bitmap_range": abi.BITMAP,
-    "bdr_open": abi.OPEN,
-    "bdr_request": abi.REQUEST,
-    "bdr_reply": abi.REPLY,
+    "bdr_info": mirror.INFO,
+    "bdr_status": mirror.STATUS,
+    "bdr_release": mirror.RELEASE,
+    "bdr_resume": mirror.RESUME,
+    "bdr_bitmap_range": mirror.BITMAP,
+    "bdr_open": mirror.OPEN,
+    "bdr_request": mirror.REQUEST,
+    "bdr_reply": mirror.REPLY,
 }
 
 

@@ -44,7 +44,9 @@ def test_pieces_cover_the_dirty_regions_and_nothing_else(
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), FLAGS), max_size=8))
-def test_groups_have_every_chosen_block_once_and_are_full(chosen: list[tuple[int, list]]) -> None:
+def test_groups_have_every_chosen_block_once_and_are_full(
+    chosen: list[tuple[int, list[bool]]],
+) -> None:
     chunks = [(index, np.array(flags)) for index, flags in enumerate(flags for _, flags in chosen)]
     groups = group_blocks(chunks, limit=7)
     found = [
@@ -112,7 +114,7 @@ def test_differing_blocks_are_found() -> None:
     other = bytearray(one)
     other[3 * PAYLOAD_BYTES + 7] ^= 1
     other[-1] ^= 1
-    differs = differing(block_digests(one), block_digests(other))
+    differs = differing(block_digests(bytes(one)), block_digests(bytes(other)))
     assert np.flatnonzero(differs).tolist() == [3, 10]
 
 

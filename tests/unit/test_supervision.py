@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,17 @@ def test_scale_file_is_synced_before_it_takes_its_name(
 ) -> None:
     story: list[str] = []
     sync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (story.append("sync"), sync(fd))[1])
-    monkeypatch.setattr(
-        Path, "replace", lambda path, to: (story.append("replace"), replace(path, to))[1]
-    )
+
+    def note_sync(fd: int) -> None:
+        story.append("sync")
+        sync(fd)
+
+    def note_replace(path: Path, to: Path) -> Path:
+        story.append("replace")
+        return replace(path, to)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_replace)
     found = config.check({}, where="here")
     Scaling(str(tmp_path)).set(found, {("v", "sender"): 2})
     assert story == ["sync", "replace"]
@@ -58,8 +66,8 @@ def test_of_a_monitor_that_hangs_only_unknown_is_told(monkeypatch: pytest.Monkey
     served = Exporter("127.0.0.1", 0)
     try:
         served.put(SOURCE)
-        now_s = exporter.time.monotonic()
-        monkeypatch.setattr(exporter.time, "monotonic", lambda: now_s + exporter.STALE_AFTER_S + 1)
+        now_s = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now_s + exporter.STALE_AFTER_S + 1)
         words = {
             sample.labels["health"]: sample.value
             for family in served.collect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from bdr.common.errors import InternalError
 from bdr.common.ring.layout import Op
 from bdr.common.ring.slots import encode
-from bdr.common.target.events import Note, Stopping
+from bdr.common.target.events import Action, Note, Stopping
 from bdr.common.target.intake import IntakeSettings
 from bdr.common.target.job import Job
 from bdr.common.target.job_queue import JOBS_MAX, QUEUED_BYTES_MAX, QUEUED_JOBS_MAX
@@ -28,7 +29,6 @@ from tests.support.target_rig import (
     PEER,
     RECORD,
     STREAM,
-    Action,
     TargetRig,
     acked,
     damaged,
@@ -108,7 +108,7 @@ def test_batch_twice_is_applied_once() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"epoch": 3}, {"epoch": 5}, {"stream": OTHER_STREAM}])
-def test_batch_of_another_epoch_or_stream_is_dropped_unread(changed: dict[str, object]) -> None:
+def test_batch_of_another_epoch_or_stream_is_dropped_unread(changed: dict[str, Any]) -> None:
     rig = open_session()
     assert bring(rig, damaged(make_batch(1, 50, **changed))) == []
     assert rig.node.dropped == {"stale": 1}

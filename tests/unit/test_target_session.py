@@ -9,7 +9,7 @@ import pytest
 
 from bdr.common.errors import InternalError
 from bdr.common.target.admission import Assumption
-from bdr.common.target.events import Note, OtherProtocolArrived, Stopping
+from bdr.common.target.events import Action, Note, OtherProtocolArrived, Stopping
 from bdr.common.target.job_queue import JOBS_MAX
 from bdr.common.target.record import ReplicaRecord
 from bdr.common.wire.batch import PROTOCOL
@@ -34,7 +34,6 @@ from tests.support.target_rig import (
     OTHER_STREAM,
     PEER,
     RECORD,
-    Action,
     TargetRig,
     acked,
     damaged,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bdr.common.errors import WireError
-from bdr.common.wire import codec
 from bdr.common.wire.batch import (
     BATCH_SLOTS_MAX,
     PROTOCOL,
@@ -219,7 +218,7 @@ def test_ranges_that_are_none_are_an_error(name: str, fields: dict[str, Any]) ->
 def test_message_that_is_too_long_is_an_error_before_it_is_unpacked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(codec.msgpack, "unpackb", lambda *_, **__: pytest.fail("unpacked"))
+    monkeypatch.setattr(msgpack, "unpackb", lambda *_, **__: pytest.fail("unpacked"))
     for decode in (decode_message, decode_request, decode_answer):
         with pytest.raises(WireError):
             decode(bytes(MESSAGE_BYTES_MAX + 1))
@@ -332,7 +331,7 @@ def test_descriptor_with_a_value_that_a_field_may_not_hold_is_an_error(at: int, 
 # Bits.
 
 
-def survives(frames: list[Buffer]) -> bool:
+def survives(frames: Sequence[Buffer]) -> bool:
     batch = decode_or_wire_error(decode_batch, frames)
     return batch is not None and batch.is_intact()
 
