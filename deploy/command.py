@@ -36,9 +36,9 @@ def wait_for(fact: Callable[[], bool], *, what: str, timeout_s: float) -> None:
     Raises:
         SetupError: it did not in time.
     """
-    deadline_s = time.monotonic() + timeout_s
+    deadline_at = time.monotonic() + timeout_s
     while not fact():
-        if time.monotonic() > deadline_s:
+        if time.monotonic() > deadline_at:
             raise SetupError(f"{what}: not within {timeout_s:g} s")
         time.sleep(0.02)
 

@@ -187,9 +187,9 @@ def work(top: Path) -> None:
 
 def wait_replicated(capture: Capture) -> float:
     """Waits until nothing is outstanding; returns the seconds that it took."""
-    began_s = time.monotonic()
+    began_at = time.monotonic()
 
-    def is_settled() -> bool:
+    def is_idle() -> bool:
         status = capture.status()
         if status.gap is not None or status.active_regions or status.resync_regions:
             raise SetupError(
@@ -197,8 +197,8 @@ def wait_replicated(capture: Capture) -> float:
             )
         return status.tail == status.head
 
-    wait_for(is_settled, what="the replica's last batch", timeout_s=SETTLE_TIMEOUT_S)
-    return time.monotonic() - began_s
+    wait_for(is_idle, what="the replica's last batch", timeout_s=SETTLE_TIMEOUT_S)
+    return time.monotonic() - began_at
 
 
 def differences(source: str, replica: str, directory: Path) -> list[str]:
@@ -314,7 +314,7 @@ def tell(story: Callable[[contextlib.ExitStack], list[str]]) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    began_s = time.monotonic()
+    began_at = time.monotonic()
     try:
         check_host()
         with contextlib.ExitStack() as stack:
@@ -329,7 +329,7 @@ def tell(story: Callable[[contextlib.ExitStack], list[str]]) -> int:
         print(f"demo: DIFFERENT: {difference}", file=sys.stderr)
     if found:
         return 1
-    say(f"took {time.monotonic() - began_s:.0f} s")
+    say(f"took {time.monotonic() - began_at:.0f} s")
     print("replica is identical")
     return 0
 

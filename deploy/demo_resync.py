@@ -23,7 +23,7 @@ from bdr.common.capture.api import Capture, Role
 from bdr.common.capture.opening import open_capture
 from bdr.common.ring.layout import Mode
 from bdr.common.wire.scan import ResyncStatus
-from bdr.services.cli.reader_client import NoPeerError, ReaderClient, SourcePlace
+from bdr.services.cli.reader_client import NoPeerError, ReaderClient, SourceLocation
 from deploy.command import SetupError, run, wait_for
 from deploy.demo import SETTLE_TIMEOUT_S, backing_devices, captured, free_port, say, tell
 from deploy.stack import Stack, source_programs, target_programs
@@ -76,17 +76,17 @@ class Writer:
 
 def wait_consistent(client: ReaderClient, capture: Capture, *, what: str) -> ResyncStatus:
     """Waits for the scan, and says how far it is meanwhile."""
-    last_s = time.monotonic()
-    began_s = last_s
+    last_at = time.monotonic()
+    began_at = last_at
     while True:
         report = ask(client)
         if report.condition == "CONSISTENT" and not report.dirty_regions:
             return report
-        now_s = time.monotonic()
-        if now_s - began_s > SETTLE_TIMEOUT_S:
+        now_at = time.monotonic()
+        if now_at - began_at > SETTLE_TIMEOUT_S:
             raise SetupError(f"{what}: not within {SETTLE_TIMEOUT_S:g} s: {report}")
-        if now_s - last_s >= 1:
-            last_s = now_s
+        if now_at - last_at >= 1:
+            last_at = now_at
             left = report.dirty_regions * report.region_bytes // _MIB
             behind = capture.status().head - capture.status().tail
             say(f"    {what}: {left} MiB left to compare, {behind} slots behind")
@@ -95,12 +95,12 @@ def wait_consistent(client: ReaderClient, capture: Capture, *, what: str) -> Res
 
 def ask(client: ReaderClient) -> ResyncStatus:
     """How far the scan is; on a busy host a reader takes its time to start and to answer."""
-    deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
+    deadline_at = time.monotonic() + SETTLE_TIMEOUT_S
     while True:
         try:
             return client.report()
         except NoPeerError:
-            if time.monotonic() > deadline_s:
+            if time.monotonic() > deadline_at:
                 raise
 
 
@@ -136,7 +136,7 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
         )
         writer = Writer(source.device, seed=2)
         running.callback(writer.close)
-        began_s = time.monotonic()
+        began_at = time.monotonic()
         programs.add(
             source_programs(
                 VOLUME,
@@ -151,12 +151,12 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
         say(f"pipeline up: reader, sender, 2 scanners, applier; writes go on to {source.device}")
         capture = open_capture(source.ring, Role.OBSERVER)
         running.callback(capture.close)
-        place = SourcePlace(VOLUME, source.ring, None, "127.0.0.1", port, str(run_dir))
+        place = SourceLocation(VOLUME, source.ring, None, "127.0.0.1", port, str(run_dir))
         client = ReaderClient(place)
         running.callback(client.close)
         report = wait_consistent(client, capture, what="first copy")
         say(
-            f"replica consistent after {time.monotonic() - began_s:.1f} s: compared "
+            f"replica consistent after {time.monotonic() - began_at:.1f} s: compared "
             f"{report.compared_bytes // _MIB} MiB, moved {report.repaired_bytes // _MIB} MiB; "
             f"written meanwhile {writer.changed // _MIB} MiB"
         )
@@ -204,7 +204,7 @@ def miss_writes(programs: Stack, capture: Capture, client: ReaderClient, writer:
         f"{status.active_regions * size // _MIB} MiB, "
         f"{status.active_regions / report.regions:.1%} of the device"
     )
-    began_s, before = time.monotonic(), ask(client)
+    began_at, before = time.monotonic(), ask(client)
     programs.start(f"{VOLUME}-applier")
     say("the target is back")
     wait_for(
@@ -214,13 +214,13 @@ def miss_writes(programs: Stack, capture: Capture, client: ReaderClient, writer:
     )
     report = wait_consistent(client, capture, what="resync")
     say(
-        f"replica consistent after {time.monotonic() - began_s:.1f} s: compared "
+        f"replica consistent after {time.monotonic() - began_at:.1f} s: compared "
         f"{(report.compared_bytes - before.compared_bytes) // _MIB} MiB, moved "
         f"{(report.repaired_bytes - before.repaired_bytes) // _MIB} MiB beside the ring"
     )
 
 
-def verify(place: SourcePlace) -> list[str]:
+def verify(place: SourceLocation) -> list[str]:
     """What `bdr verify` says: nothing where it finds no difference."""
     done = subprocess.run(
         [

@@ -116,7 +116,7 @@ class Applier:
         used, size = self._journal.fill if self._journal else (None, None)
         return ApplierValues(
             condition=record.condition,
-            is_fed=node.is_fed,
+            has_source=node.has_source,
             stream=record.stream.hex(),
             slot=record.slot,
             epoch=record.epoch,
@@ -139,9 +139,9 @@ class Applier:
 
     # Poll.
 
-    def _on_tick(self, now_s: float) -> None:
-        self._handle(events.Tick(now_s, int(time.time())))
-        self._reporter.tick(now_s, (self._node.is_fed, self._node.record.condition))
+    def _on_tick(self, now_at: float) -> None:
+        self._handle(events.Tick(now_at, int(time.time())))
+        self._reporter.tick(now_at, (self._node.has_source, self._node.record.condition))
 
     def _on_durable(self) -> None:
         self._worker.drain_wakeup()
@@ -211,8 +211,8 @@ class Applier:
                     self._control.send_multipart([peer, encode_message(message)], zmq.NOBLOCK)
             case events.MakeDigests(peer, request):
                 self._checksummer.put(peer, request)
-            case events.Note(topic, facts):
-                self._log.info(topic, **facts)
+            case events.LogEvent(name, facts):
+                self._log.info(name, **facts)
             case _:
                 assert_never(action)
 
@@ -223,7 +223,7 @@ def _nothing() -> None:
 
 @options.stage(
     "applier",
-    [*options.of(Target, "applier", needed=["state"]), options.run_dir(is_needed=False)],
+    [*options.of(Target, "applier", required=["state"]), options.run_dir(is_required=False)],
 )
 def main(
     volume: str,

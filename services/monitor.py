@@ -55,7 +55,7 @@ TICK_MS = 250
 PUBLISH_S = 1.0
 REOPEN_S = 2.0
 EXPECT_S = 1.0
-_GOOD_NEWS = ("connection-restored", "consistent", "rpo-restored", "stage-back", "resync-end")
+_RECOVERIES = ("connection-restored", "consistent", "rpo-restored", "stage-back", "resync-end")
 
 
 class Monitor:
@@ -98,7 +98,7 @@ class Monitor:
         self._event_counts: dict[str, int] = {}
         self._published: tuple[object, ...] = ()
         self._publish_at = 0.0
-        self._look_at = 0.0
+        self._sample_at = 0.0
         self._expect_at = 0.0
         began_at = time.monotonic()
         self.status: VolumeStatus
@@ -140,7 +140,7 @@ class Monitor:
         while sockets.is_readable(self._reports):
             with contextlib.suppress(StatusError):
                 self._composer.processes.take(decode_report(self._reports.recv()))
-        self._look_at = 0.0
+        self._sample_at = 0.0
 
     def _on_announcements(self) -> None:
         while sockets.is_readable(self._announcements):
@@ -160,13 +160,13 @@ class Monitor:
     # What goes on by the clock.
 
     def _on_tick(self, now_at: float) -> None:
-        if now_at >= self._look_at:
-            self._look_at = now_at + TICK_MS / 1000
+        if now_at >= self._sample_at:
+            self._sample_at = now_at + TICK_MS / 1000
             self._tick(now_at)
 
     def _tick(self, now_at: float) -> None:
         if self._chardev is not None:
-            self._look(self._chardev, now_at)
+            self._sample_ring(self._chardev, now_at)
         if now_at >= self._expect_at:
             self._expect_at = now_at + EXPECT_S
             self._expect(now_at)
@@ -192,23 +192,23 @@ class Monitor:
         self._status.send_multipart([STATUS_TOPIC, encode_status(self.status)])
 
     def _emit(self, event: Event, *, hook: bool) -> None:
-        self._event_counts[event.topic] = self._event_counts.get(event.topic, 0) + 1
+        self._event_counts[event.name] = self._event_counts.get(event.name, 0) + 1
         message = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "volume": self._volume,
-            "event": event.topic,
+            "event": event.name,
             "facts": dict(event.facts),
         }
         self._status.send_multipart([EVENT_TOPIC, msgpack.packb(message, default=str)])
         if hook:
             to = event.facts.get("to")
-            is_good = event.topic in _GOOD_NEWS or to == HealthState.HEALTHY.value
-            told = self._log.info if is_good else self._log.warning
+            is_good = event.name in _RECOVERIES or to == HealthState.HEALTHY.value
+            write = self._log.info if is_good else self._log.warning
             lag = self.status.lag
-            told(event.topic, **event.facts, seconds_behind=lag.seconds if lag else None)
+            write(event.name, **event.facts, seconds_behind=lag.seconds if lag else None)
             self._hooks.put(event, self.status)
 
-    def _look(self, chardev: str, now_at: float) -> None:
+    def _sample_ring(self, chardev: str, now_at: float) -> None:
         """Looks at the ring; a capture that is gone is tried again every two seconds."""
         try:
             if self._capture is None:

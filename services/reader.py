@@ -23,7 +23,7 @@ from bdr.common.host.tables import Source
 from bdr.common.source import events
 from bdr.common.source.node import SourceNode
 from bdr.common.source.order import Waits
-from bdr.common.source.rate_limit import PaceSettings
+from bdr.common.source.rate_limit import ScanRateSettings
 from bdr.common.source.settings import SchedulerSettings, SourceSettings
 from bdr.common.status.reports import ReaderValues
 from bdr.common.status.states import ConnectionState
@@ -128,15 +128,15 @@ class Reader:
 
     def _values(self) -> ReaderValues:
         order, scheduler = self.node.order, self.node.scheduler
-        standing = self.node.standing
-        if standing is not None and standing.condition is not order.condition:
-            standing = None  # the target is about to say the new one
+        last_ack = self.node.last_ack
+        if last_ack is not None and last_ack.condition is not order.condition:
+            last_ack = None  # the target is about to say the new one
         return ReaderValues(
             phase=ConnectionState[self.node.session.state.name],
             # Before the first WELCOME it is not known.
             condition=order.condition if order.epoch else None,
-            since_utc=standing.since_utc if standing else 0,
-            at_utc=standing.accepted_utc if standing else 0,
+            since_utc=last_ack.since_utc if last_ack else 0,
+            at_utc=last_ack.accepted_utc if last_ack else 0,
             epoch=order.epoch,
             tail=order.tail,
             cursor=order.cursor,
@@ -150,10 +150,10 @@ class Reader:
 
     # Poll.
 
-    def _on_tick(self, now_s: float) -> None:
-        self._handle(events.Tick(now_s))
+    def _on_tick(self, now_at: float) -> None:
+        self._handle(events.Tick(now_at))
         order = self.node.order
-        self._reporter.tick(now_s, (self.node.session.state, order.condition))
+        self._reporter.tick(now_at, (self.node.session.state, order.condition))
 
     def _on_wakeup(self) -> None:
         self._capture.drain_wakeup()
@@ -202,8 +202,8 @@ class Reader:
         while waiting:
             for action in self.node.handle(waiting.popleft()):
                 has_acted = True
-                if isinstance(action, events.Look):
-                    waiting.append(events.CaptureSeen(self._capture.status()))
+                if isinstance(action, events.QueryStatus):
+                    waiting.append(events.StatusArrived(self._capture.status()))
                 else:
                     self._perform(action)
         return has_acted
@@ -228,20 +228,20 @@ class Reader:
                 self._capture.mark_bitmap(first=first, count=count)
             case events.ClearRegions(first, count):
                 self._capture.clear_bitmap(first=first, count=count)
-            case events.Announce(topic, facts):
-                self._announce(topic, facts)
+            case events.Announce(name, facts):
+                self._announce(name, facts)
             case events.Stop(error):
                 raise error
-            case events.Look():
+            case events.QueryStatus():
                 pass  # its answer is an event
             case _:
                 assert_never(action)
 
-    def _announce(self, topic: str, facts: Facts) -> None:
+    def _announce(self, name: str, facts: Facts) -> None:
         # The user's own word: also to be seen with --noprint.
-        write = self._log.warning if topic == "assume-clean" else self._log.info
-        write(topic, **facts)
-        self._events.send_multipart([topic.encode(), msgpack.packb(facts)])
+        write = self._log.warning if name == "assume-clean" else self._log.info
+        write(name, **facts)
+        self._events.send_multipart([name.encode(), msgpack.packb(facts)])
 
 
 def _nothing() -> None:
@@ -262,14 +262,14 @@ def main(
 
     def build() -> Reader:
         run_directory = RunDirectory(run_dir)
-        pace = PaceSettings(rate=scan_rate)
+        rate_limit = ScanRateSettings(rate=scan_rate)
         return Reader(
             volume=volume,
             capture=open_capture(chardev, Role.CONSUMER),
             control=options.tcp(address, port + 1),
             run_directory=run_directory,
             assume_clean=assume_clean,
-            settings=SourceSettings(scheduler=SchedulerSettings(pace=pace)),
+            settings=SourceSettings(scheduler=SchedulerSettings(rate_limit=rate_limit)),
         )
 
     options.run(build)

@@ -81,17 +81,17 @@ class Scanner:
     def _values(self) -> ScannerValues:
         return ScannerValues(
             is_connected=self._comparison.is_connected,
-            tickets=self._comparer.open_leases,
+            leases=self._comparer.open_leases,
             compared_bytes=self._comparer.compared_bytes,
             repaired_bytes=self._repaired_bytes,
             sent_bytes=self._sent_bytes,
-            abandoned_tickets=self._comparer.abandoned,
+            abandoned_leases=self._comparer.abandoned,
             links=self.loop.links,
         )
 
-    def _on_tick(self, now_s: float) -> None:
-        self._comparison.handle(events.Tick(now_s))
-        self._reporter.tick(now_s, len(self._comparison.up))
+    def _on_tick(self, now_at: float) -> None:
+        self._comparison.handle(events.Tick(now_at))
+        self._reporter.tick(now_at, len(self._comparison.up))
 
     def _end_round(self) -> None:
         """Sends what is ready, and asks for work."""
@@ -110,12 +110,12 @@ class Scanner:
                 header, headers, payload = action.build(buffer, self._stream)
                 self._outgoing.append([encode_batch(header, headers, payload), headers, payload])
                 self._repaired_bytes += len(payload)
-            case events.Forget():
+            case events.DropUnsent():
                 self._outgoing.clear()
-            case events.Note("unreadable", facts):
+            case events.LogEvent("unreadable", facts):
                 self._log.error("unreadable", device=self._source.path, **facts)
-            case events.Note(topic, facts):
-                self._log.warning(topic, **facts)
+            case events.LogEvent(name, facts):
+                self._log.warning(name, **facts)
             case _:
                 raise AssertionError(f"a scanner's comparer has no {action}")
 

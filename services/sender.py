@@ -67,8 +67,8 @@ class Sender:
             self._reporter.close()
             self.loop.close()
 
-    def _on_tick(self, now_s: float) -> None:
-        self._reporter.tick(now_s, self._is_connected)
+    def _on_tick(self, now_at: float) -> None:
+        self._reporter.tick(now_at, self._is_connected)
 
     def _values(self) -> SenderValues:
         return SenderValues(
@@ -135,7 +135,7 @@ class Sender:
         while self._sent_slots * PAYLOAD_BYTES > KEPT_BYTES:
             old_first, old_count = self._sent.popleft()
             self._sent_slots -= old_count
-            self._capture.forget(old_first, old_count)
+            self._capture.drop_pages(old_first, old_count)
 
 
 def _nothing() -> None:

@@ -118,7 +118,7 @@ class Capture(Protocol):
         """
         ...
 
-    def forget(self, first: int, count: int) -> None:
+    def drop_pages(self, first: int, count: int) -> None:
         """Drops the pages of these slots from this process's resident set."""
         ...
 

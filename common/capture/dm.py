@@ -84,17 +84,19 @@ class DmCapture:
     def payload(self, first: int, count: int) -> memoryview:
         return self._ring.payload(first, count)
 
-    def forget(self, first: int, count: int) -> None:
-        self._ring.forget(first, count)
+    def drop_pages(self, first: int, count: int) -> None:
+        self._ring.drop_pages(first, count)
 
     def status(self) -> CaptureStatus:
-        return abi.decode_status(self._ask(abi.IOC_STATUS, abi.STATUS.size))
+        return abi.decode_status(self._read_struct(abi.IOC_STATUS, abi.STATUS.size))
 
     def release(self, *, tail: int, cursor: int) -> None:
-        self._tell(abi.IOC_RELEASE, abi.RELEASE.pack(tail, cursor), f"tail={tail} cursor={cursor}")
+        self._write_struct(
+            abi.IOC_RELEASE, abi.RELEASE.pack(tail, cursor), f"tail={tail} cursor={cursor}"
+        )
 
     def resume(self) -> int:
-        (slot,) = abi.RESUME.unpack(self._ask(abi.IOC_RESUME, abi.RESUME.size))
+        (slot,) = abi.RESUME.unpack(self._read_struct(abi.IOC_RESUME, abi.RESUME.size))
         return int(slot)
 
     def read_bitmap(self, bitmap: Bitmap, *, first: int, count: int) -> bytes:
@@ -118,7 +120,7 @@ class DmCapture:
 
     def _info(self) -> tuple[CaptureInfo, int]:
         try:
-            return abi.decode_info(self._ask(abi.IOC_INFO, abi.INFO.size))
+            return abi.decode_info(self._read_struct(abi.IOC_INFO, abi.INFO.size))
         except ValueError as error:
             raise CaptureError(
                 f"capture {self._path}: {error}; load the module that belongs to this BDR"
@@ -126,9 +128,9 @@ class DmCapture:
 
     def _bitmap(self, code: int, bitmap: Bitmap, first: int, count: int, buffer: int) -> None:
         request = abi.BITMAP.pack(first, count, bitmap, 0, buffer)
-        self._tell(code, request, f"first={first} count={count}")
+        self._write_struct(code, request, f"first={first} count={count}")
 
-    def _ask(self, code: int, size: int) -> bytes:
+    def _read_struct(self, code: int, size: int) -> bytes:
         """A request that is answered with a structure of `size` bytes."""
         buffer = bytearray(size)
         try:
@@ -137,7 +139,7 @@ class DmCapture:
             self._refuse(abi.REQUEST_NAMES[code], error)
         return bytes(buffer)
 
-    def _tell(self, code: int, request: bytes, values: str) -> None:
+    def _write_struct(self, code: int, request: bytes, values: str) -> None:
         """A request that brings a structure; `values` are shown when it is refused."""
         try:
             fcntl.ioctl(self._fd, code, request)

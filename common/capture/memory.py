@@ -163,8 +163,8 @@ class MemoryCapture:
     def payload(self, first: int, count: int) -> memoryview:
         return self._ring.payload(first, count)
 
-    def forget(self, first: int, count: int) -> None:
-        self._ring.forget(first, count)
+    def drop_pages(self, first: int, count: int) -> None:
+        self._ring.drop_pages(first, count)
 
     def status(self) -> CaptureStatus:
         with self._lock:

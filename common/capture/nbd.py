@@ -90,17 +90,17 @@ class NbdCapture:
     def payload(self, first: int, count: int) -> memoryview:
         return self._ring.payload(first, count)
 
-    def forget(self, first: int, count: int) -> None:
-        self._ring.forget(first, count)
+    def drop_pages(self, first: int, count: int) -> None:
+        self._ring.drop_pages(first, count)
 
     def status(self) -> CaptureStatus:
-        return abi.decode_status(self._ask(abi.IOC_STATUS, wanted=abi.STATUS.size))
+        return abi.decode_status(self._request(abi.IOC_STATUS, wanted=abi.STATUS.size))
 
     def release(self, *, tail: int, cursor: int) -> None:
-        self._ask(abi.IOC_RELEASE, abi.RELEASE.pack(tail, cursor))
+        self._request(abi.IOC_RELEASE, abi.RELEASE.pack(tail, cursor))
 
     def resume(self) -> int:
-        (slot,) = abi.RESUME.unpack(self._ask(abi.IOC_RESUME, wanted=abi.RESUME.size))
+        (slot,) = abi.RESUME.unpack(self._request(abi.IOC_RESUME, wanted=abi.RESUME.size))
         return int(slot)
 
     def read_bitmap(self, bitmap: Bitmap, *, first: int, count: int) -> bytes:
@@ -109,7 +109,7 @@ class NbdCapture:
             regions = min(abi.BITMAP_CHUNK_REGIONS, first + count - at)
             words = -(-regions // 64)
             chunks.append(
-                self._ask(
+                self._request(
                     abi.IOC_BITMAP_READ,
                     abi.BITMAP.pack(at, regions, bitmap, 0, 0),
                     wanted=words * 8,
@@ -118,10 +118,10 @@ class NbdCapture:
         return b"".join(chunks)[: -(-count // 8)]
 
     def clear_bitmap(self, *, first: int, count: int) -> None:
-        self._ask(abi.IOC_BITMAP_CLEAR, abi.BITMAP.pack(first, count, Bitmap.RESYNC, 0, 0))
+        self._request(abi.IOC_BITMAP_CLEAR, abi.BITMAP.pack(first, count, Bitmap.RESYNC, 0, 0))
 
     def mark_bitmap(self, *, first: int, count: int) -> None:
-        self._ask(abi.IOC_BITMAP_MARK, abi.BITMAP.pack(first, count, Bitmap.RESYNC, 0, 0))
+        self._request(abi.IOC_BITMAP_MARK, abi.BITMAP.pack(first, count, Bitmap.RESYNC, 0, 0))
 
     def close(self) -> None:
         self._close_descriptors()
@@ -160,7 +160,7 @@ class NbdCapture:
 
     def _info(self) -> tuple[CaptureInfo, int]:
         try:
-            return abi.decode_info(self._ask(abi.IOC_INFO, wanted=abi.INFO.size))
+            return abi.decode_info(self._request(abi.IOC_INFO, wanted=abi.INFO.size))
         except ValueError as error:
             raise CaptureError(f"capture {self._path}: {error}") from error
 
@@ -177,7 +177,7 @@ class NbdCapture:
             memory, capacity=info.capacity, headers_offset=0, payload_offset=payload_offset
         )
 
-    def _ask(self, code: int, argument: bytes = b"", *, wanted: int = 0) -> bytes:
+    def _request(self, code: int, argument: bytes = b"", *, wanted: int = 0) -> bytes:
         """One request and its result, which must have `wanted` bytes."""
         self._send(code, argument)
         try:

@@ -257,9 +257,9 @@ def _bdr_table(host: Host, name: str) -> list[str]:
 
 
 def _wait_for_node(fact: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + _NODE_TIMEOUT_S
+    deadline_at = time.monotonic() + _NODE_TIMEOUT_S
     while not fact():
-        if time.monotonic() > deadline_s:
+        if time.monotonic() > deadline_at:
             raise DeviceError(f"{what}: not within {_NODE_TIMEOUT_S:g} s; is devtmpfs at /dev?")
         time.sleep(0.02)
 

@@ -41,7 +41,7 @@ class Config:
         """The file that remembers a replica's place."""
         return target.state or f"{self.host.state_dir}/{name}.state"
 
-    def in_force(self, name: str) -> Volume:
+    def effective(self, name: str) -> Volume:
         """A volume with what holds for it where it says nothing."""
         volume = self.volume[name]
         on_event = volume.on_event or self.host.on_event
@@ -142,7 +142,7 @@ def _fill(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
     known, checked, problems = keys_of(cls), {}, []
     for name, declared in known.items():
         if name not in values:
-            if declared.is_needed:
+            if declared.is_required:
                 problems.append(f"{where}.{name}: missing; wanted {declared.kind.wanted}")
             continue
         try:

@@ -6,7 +6,7 @@ A table of settings is a class, each key one declaration:
     @table
     class Target:
         port: int = key(whole(1, 65534), "The port for batches.", default=8437,
-                        takers=("applier",))
+                        accepted_by=("applier",))
 
 Everything else follows from it: the table of bdr.toml and its error messages, options of
 processes and commands, the words that supervisord starts a process with, and the
@@ -34,7 +34,7 @@ class ConfigError(UsageError):
         super().__init__("\n".join(problems))
 
 
-NEEDED = object()
+REQUIRED = object()
 """The default of what must be set."""
 
 
@@ -46,8 +46,8 @@ class Key(NamedTuple):
         kind: what it may be.
         help: a sentence.
         default: what it is when not set; None for nothing.
-        otherwise: what holds where it is nothing, in words.
-        takers: processes and commands that take it as an option.
+        fallback: what holds where it is nothing, in words.
+        accepted_by: processes and commands that take it as an option.
         aliases: other names of that option.
         variable: of the environment, which has it where the option is not given.
     """
@@ -55,9 +55,9 @@ class Key(NamedTuple):
     name: str
     kind: Kind
     help: str
-    default: object = NEEDED
-    otherwise: str = "none"
-    takers: tuple[str, ...] = ()
+    default: object = REQUIRED
+    fallback: str = "none"
+    accepted_by: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     variable: str | None = None
 
@@ -67,11 +67,11 @@ class Key(NamedTuple):
         return f"--{self.name.replace('_', '-')}"
 
     @property
-    def is_needed(self) -> bool:
+    def is_required(self) -> bool:
         """Whether it must be set."""
-        return self.default is NEEDED
+        return self.default is REQUIRED
 
-    def words(self, value: object) -> list[str]:
+    def arguments(self, value: object) -> list[str]:
         """The option with this value, on a command line."""
         if value is None or value is False:
             return []
@@ -82,14 +82,14 @@ def key(
     kind: Kind,
     help: str,
     *,
-    default: object = NEEDED,
-    otherwise: str = "none",
-    takers: tuple[str, ...] = (),
+    default: object = REQUIRED,
+    fallback: str = "none",
+    accepted_by: tuple[str, ...] = (),
     aliases: tuple[str, ...] = (),
     variable: str | None = None,
 ) -> Any:
     """Declares a key in a `table`; see `Key`."""
-    return Key("", kind, help, default, otherwise, takers, aliases, variable)
+    return Key("", kind, help, default, fallback, accepted_by, aliases, variable)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(key,))
@@ -97,7 +97,7 @@ def table(cls: type[T]) -> type[T]:
     """Makes a class with declared keys one of frozen values."""
     for name in cls.__annotations__:
         declared = cast("Key", getattr(cls, name))._replace(name=name)
-        default = MISSING if declared.is_needed else declared.default
+        default = MISSING if declared.is_required else declared.default
         setattr(cls, name, field(default=default, metadata={"key": declared}))
     return dataclass(frozen=True, kw_only=True)(cls)
 

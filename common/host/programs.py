@@ -164,12 +164,12 @@ def stages_of(volume: Volume) -> dict[str, int]:
 def _program(
     config: Config, name: str, stage: str, instance: int, *, python: str, programs_dir: str
 ) -> Program:
-    volume = config.in_force(name)
+    volume = config.effective(name)
     words = [python, "-m", f"bdr.services.{stage}", "--volume", name]
     words += ["--run-dir", config.run_dir_of(name)]
     for key in keys_of(type(volume)).values():
-        if stage in key.takers:
-            words += key.words(getattr(volume, key.name))
+        if stage in key.accepted_by:
+            words += key.arguments(getattr(volume, key.name))
     if stage == "monitor":
         words += ["--programs-dir", programs_dir]
     words += {"debug": ["--debug"], "warning": ["--noprint"]}.get(config.host.log_level, [])

@@ -43,7 +43,7 @@ ROLE = choice("source", "target")
 _ROLE = key(
     ROLE,
     'Whether this host has the device that is written to, "source", or its replica, "target".',
-    takers=("monitor",),
+    accepted_by=("monitor",),
 )
 
 
@@ -57,31 +57,31 @@ _PORT = key(
     whole(1, 65534),
     "The target's port for batches; the one above it is for control.",
     default=8437,
-    takers=("reader", "sender", "scanner", "applier", "client", "server"),
+    accepted_by=("reader", "sender", "scanner", "applier", "client", "server"),
 )
 _RPO_SECONDS = key(
     seconds(),
     "The replica may be so far behind before it counts as behind.",
     default=60.0,
-    takers=("monitor", "client", "server"),
+    accepted_by=("monitor", "client", "server"),
 )
 _METRICS_ADDRESS = key(
     _address("an address of this host"),
     "Address of Prometheus' /metrics.",
     default="127.0.0.1",
-    takers=("monitor", "client", "server"),
+    accepted_by=("monitor", "client", "server"),
 )
 _METRICS_PORT = key(
     whole(1, 65535, note=", another for each volume"),
     "Port of /metrics; there is none without it.",
     default=None,
-    takers=("monitor", "client", "server"),
+    accepted_by=("monitor", "client", "server"),
 )
 _ON_EVENT = key(
     command(),
     "Command on events of this volume, run without a shell; facts are in its environment.",
     default=None,
-    takers=("monitor", "client", "server"),
+    accepted_by=("monitor", "client", "server"),
 )
 
 
@@ -94,7 +94,7 @@ class Host:
         path(),
         "What must outlive a reboot: journals, replica states, the numbers of `bdr scale`.",
         default="/var/lib/bdr",
-        takers=("server",),
+        accepted_by=("server",),
     )
     log_dir: str = key(
         path(), "One log a process; rotated at 10 MB, five are kept.", default="/var/log/bdr"
@@ -103,7 +103,7 @@ class Host:
         choice("text", "json"),
         'Form of a log line: "text" is logfmt, "json" is one object a line.',
         default="text",
-        takers=("reader", "sender", "scanner", "applier", "monitor", "client", "server"),
+        accepted_by=("reader", "sender", "scanner", "applier", "monitor", "client", "server"),
         variable="BDR_LOG_FORMAT",
     )
     log_level: Literal["debug", "info", "warning"] = key(
@@ -122,20 +122,20 @@ class Source:
     address: str = key(
         _address("a host name or address"),
         "The target host's name or address.",
-        takers=("reader", "sender", "scanner", "client"),
+        accepted_by=("reader", "sender", "scanner", "client"),
     )
     port: int = _PORT
     chardev: str = key(
         path(),
         "Control device of the bdr target (/dev/NAME), or ring= socket of the nbdkit plugin.",
-        takers=("reader", "sender", "scanner", "monitor", "client"),
+        accepted_by=("reader", "sender", "scanner", "monitor", "client"),
     )
     underdev: str | None = key(
         path(),
         "The device below; checked against what the capture says.",
         default=None,
-        otherwise="what the capture says",
-        takers=("scanner", "client"),
+        fallback="what the capture says",
+        accepted_by=("scanner", "client"),
     )
     mapper: str | None = key(
         MAPPED_NAME,
@@ -151,39 +151,39 @@ class Source:
         whole(REGION_SECTORS_MIN, REGION_SECTORS_MAX, is_power_of_two=True),
         "Sectors that one bit of the dirty bitmap stands for.",
         default=REGION_SECTORS_DEFAULT,
-        takers=("attach",),
+        accepted_by=("attach",),
     )
     stable: Literal["copy", "hint"] = key(
         choice("copy", "hint"),
         'How ring and disk are kept equal: "copy" writes the copy, "hint" asks for stable pages.',
         default="copy",
-        takers=("attach",),
+        accepted_by=("attach",),
     )
     discard: Literal["zero", "pass"] = key(
         choice("zero", "pass"),
         'What a discard becomes on the device below: "zero" is write-zeroes, "pass" a discard.',
         default="zero",
-        takers=("attach",),
+        accepted_by=("attach",),
     )
     senders: int = key(
         whole(1, 64), "Processes that ship batches, a connection each.", default=1,
-        takers=("client",),
+        accepted_by=("client",),
     )  # fmt: skip
     scanners: int = key(
-        whole(1, 16), "Processes that compare and repair.", default=1, takers=("client",)
+        whole(1, 16), "Processes that compare and repair.", default=1, accepted_by=("client",)
     )
     scan_rate: int | None = key(
         size("1 MiB", example="200MiB"),
         "Bytes a second that scanners compare at most, all together.",
         default=None,
-        otherwise="as fast as it goes",
-        takers=("reader", "client"),
+        fallback="as fast as it goes",
+        accepted_by=("reader", "client"),
     )
     assume_clean: bool = key(
         switch(),
         "Source and target are equal already, by your word: no scan at first contact.",
         default=False,
-        takers=("reader", "client"),
+        accepted_by=("reader", "client"),
         aliases=("--noreplication", "--no-replication"),
     )
     rpo_seconds: float = _RPO_SECONDS
@@ -201,32 +201,32 @@ class Target:
         _address("an address of this host, or *"),
         "Address to listen on; * is every one.",
         default="*",
-        takers=("applier", "server"),
+        accepted_by=("applier", "server"),
     )
     port: int = _PORT
     target: str = key(
-        path(), "The backup device, or a file of its size.", takers=("applier", "server")
+        path(), "The backup device, or a file of its size.", accepted_by=("applier", "server")
     )
     journal: str | None = key(
         path(WITHOUT_JOURNAL),
         'File or device of the write-ahead journal, or "none".',
         default=None,
-        otherwise="a file beside the state",
-        takers=("applier", "server"),
+        fallback="a file beside the state",
+        accepted_by=("applier", "server"),
     )
     journal_size: int | None = key(
         size(f"{JOURNAL_BYTES_MIN >> 20} MiB", example="1GiB"),
         "Size of the journal.",
         default=None,
-        otherwise="what it has, 1 GiB for a new file",
-        takers=("applier", "server"),
+        fallback="what it has, 1 GiB for a new file",
+        accepted_by=("applier", "server"),
     )
     state: str | None = key(
         path(),
         "File that remembers the replica's place.",
         default=None,
-        otherwise="STATE_DIR/NAME.state",
-        takers=("applier", "server"),
+        fallback="STATE_DIR/NAME.state",
+        accepted_by=("applier", "server"),
     )
     rpo_seconds: float = _RPO_SECONDS
     metrics_address: str = _METRICS_ADDRESS

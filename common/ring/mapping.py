@@ -116,7 +116,7 @@ class RingMap:
         start = self._payload_at + first % self._capacity * PAYLOAD_BYTES
         return self._memory[start : start + count * PAYLOAD_BYTES]
 
-    def forget(self, first: int, count: int) -> None:
+    def drop_pages(self, first: int, count: int) -> None:
         """Unmaps these slots' pages from this process; the next access maps them again."""
         start = self._payload_at + first % self._capacity * PAYLOAD_BYTES
         _libc.madvise(self._base + start, count * PAYLOAD_BYTES, mmap.MADV_DONTNEED)

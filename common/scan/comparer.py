@@ -23,8 +23,8 @@ from bdr.common.errors import StaleCaptureError
 from bdr.common.machine import Story
 from bdr.common.scan import events
 from bdr.common.scan.digests import BLOCK_SECTORS, split
-from bdr.common.scan.events import Action, AskReader, AskTarget, Event, Note
-from bdr.common.scan.job import Closed, Compared, Job, Stage, Suspected
+from bdr.common.scan.events import Action, Event, LogEvent, SendToReader, SendToTarget
+from bdr.common.scan.job import Closed, Compared, Job, JobState, Suspected
 from bdr.common.scan.plan import Chunk, Flags
 from bdr.common.scan.settings import ComparerSettings
 from bdr.common.wire.control import Checksums, Digests, DigestsRefused
@@ -51,17 +51,17 @@ class Comparer(ABC):
         self.compared_bytes = 0
         self.abandoned = 0
         self._stream = stream
-        self._now_s = 0.0
+        self._now_at = 0.0
         self._actions: list[Action] = []
         self._jobs: dict[int, Job] = {}
-        self._over: dict[int, Job] = {}
+        self._draining: dict[int, Job] = {}
         """Forgotten, but a thread still uses the buffer."""
         self._buffers = list(range(self.settings.buffers))
         self._requests: dict[int, tuple[Job, int]] = {}
         """Request for checksums, to its job and to the first suspect, or `WHOLE`."""
         self._is_up = False
         self._next = 1
-        self._rest_until_at = 0.0
+        self._backoff_until_at = 0.0
         self._story = Story()
 
     @property
@@ -79,13 +79,13 @@ class Comparer(ABC):
         if not isinstance(event, events.Tick | events.RoomSeen):
             self._story.add(str(event))
         match event:
-            case events.Tick(now_s):
-                self._on_tick(now_s)
+            case events.Tick(now_at):
+                self._on_tick(now_at)
             case events.LinksUp():
                 self._is_up = True
             case events.LinkLost():
                 self._is_up = False
-                self._actions.append(events.Forget())
+                self._actions.append(events.DropUnsent())
                 for job in list(self._jobs.values()):
                     self._lose(job)
             case events.Answered(answer):
@@ -101,22 +101,22 @@ class Comparer(ABC):
 
     def check_invariants(self) -> None:
         """Raises InternalError where the state contradicts itself."""
-        held = [job.buffer for job in (*self._jobs.values(), *self._over.values())]
+        held = [job.buffer for job in (*self._jobs.values(), *self._draining.values())]
         if (
             sorted(held + self._buffers) != list(range(self.settings.buffers))
-            or any(job.state is Stage.OVER for job in self._jobs.values())
-            or any(not job.is_in_thread for job in self._over.values())
+            or any(job.state is JobState.CLOSED for job in self._jobs.values())
+            or any(not job.is_in_thread for job in self._draining.values())
             or any(job.number not in self._jobs for job, _ in self._requests.values())
         ):
             raise self._story.error(
-                f"comparer: jobs {sorted(self._jobs)}, over {sorted(self._over)}, buffers "
+                f"comparer: jobs {sorted(self._jobs)}, over {sorted(self._draining)}, buffers "
                 f"{self._buffers}"
             )
 
     # What a purpose decides.
 
     @abstractmethod
-    def _question(self, number: int) -> Request | None:
+    def _next_request(self, number: int) -> Request | None:
         """Asks for a lease, for the job of this number; None while none is wanted."""
 
     @abstractmethod
@@ -141,32 +141,34 @@ class Comparer(ABC):
 
     # Asking.
 
-    def _on_tick(self, now_s: float) -> None:
-        self._now_s = now_s
+    def _on_tick(self, now_at: float) -> None:
+        self._now_at = now_at
         for job in list(self._jobs.values()):
-            if job.state is Stage.ASKING:
-                if now_s - job.asked_at > self.settings.ask_again_s:
-                    job.asked_at = now_s
-                    self._actions.append(AskReader(job.question))
-            elif job.state is not Stage.FINISHING and now_s - job.began_at > self.settings.job_s:
+            if job.state is JobState.ACQUIRING:
+                if now_at - job.requested_at > self.settings.repeat_s:
+                    job.requested_at = now_at
+                    self._actions.append(SendToReader(job.request))
+            elif (
+                job.state is not JobState.FINISHING and now_at - job.began_at > self.settings.job_s
+            ):
                 self._give_up(job, DigestsRefused.NONE, "it takes too long")
 
     def _on_room(self, batches: int) -> None:
-        if not self._is_up or self._now_s < self._rest_until_at:
+        if not self._is_up or self._now_at < self._backoff_until_at:
             return
         while self._buffers and batches < self.settings.outgoing_batches:
             number = self._number()
-            question = self._question(number)
-            if question is None:
+            request = self._next_request(number)
+            if request is None:
                 return
             self._jobs[number] = Job(
                 number=number,
-                question=question,
+                request=request,
                 buffer=self._buffers.pop(),
-                asked_at=self._now_s,
+                requested_at=self._now_at,
                 story=self._story,
             )
-            self._actions.append(AskReader(question))
+            self._actions.append(SendToReader(request))
 
     def _on_answer(self, answer: Answer) -> None:
         match answer:
@@ -185,21 +187,21 @@ class Comparer(ABC):
             self._actions.append(events.Stop(error))
             return
         job = self._jobs.get(grant.request)
-        if job is None or job.state is not Stage.ASKING:
-            self._actions.append(AskReader(self._decline(grant)))
+        if job is None or job.state is not JobState.ACQUIRING:
+            self._actions.append(SendToReader(self._decline(grant)))
             return
         job.fire(grant)
-        job.began_at = self._now_s
+        job.began_at = self._now_at
         job.is_in_thread = True
         self._actions.append(events.Read(job.number, job.buffer, job.chunks))
-        self._ask_target(job, job.chunks, block_sectors=0, suspect=WHOLE)
+        self._request_digests(job, job.chunks, block_sectors=0, suspect=WHOLE)
 
-    def _ask_target(
+    def _request_digests(
         self, job: Job, chunks: list[Chunk], *, block_sectors: int, suspect: int
     ) -> None:
         number = self._number()
         self._requests[number] = (job, suspect)
-        self._actions.append(AskTarget(Checksums(number, job.epoch, block_sectors, chunks)))
+        self._actions.append(SendToTarget(Checksums(number, job.epoch, block_sectors, chunks)))
 
     # Comparing.
 
@@ -217,7 +219,7 @@ class Comparer(ABC):
             self._compare_blocks(job)
 
     def _on_result(self, result: events.ChunksRead | events.BlocksHashed) -> None:
-        over = self._over.pop(result.job, None)
+        over = self._draining.pop(result.job, None)
         if over is not None:
             self._buffers.append(over.buffer)
             return
@@ -238,19 +240,21 @@ class Comparer(ABC):
         if suspects is None:
             self._give_up(job, DigestsRefused.NONE, OTHER_LENGTH)
         elif suspects:
-            self._ask_for_blocks(job, suspects)
+            self._request_block_digests(job, suspects)
         else:
             self._finish_job(job, [])
 
-    def _ask_for_blocks(self, job: Job, suspects: list[int]) -> None:
+    def _request_block_digests(self, job: Job, suspects: list[int]) -> None:
         job.fire(Suspected(suspects))
         job.is_in_thread = True
         suspected = [job.chunks[index] for index in suspects]
         offsets = [job.offsets[index] for index in suspects]
         self._actions.append(events.HashBlocks(job.number, job.buffer, suspected, offsets))
         for begin, end in pairwise(split(suspected, self.settings.digests)):
-            self._ask_target(job, suspected[begin:end], block_sectors=BLOCK_SECTORS, suspect=begin)
-            job.asked_blocks += 1
+            self._request_digests(
+                job, suspected[begin:end], block_sectors=BLOCK_SECTORS, suspect=begin
+            )
+            job.requested_blocks += 1
 
     def _compare_blocks(self, job: Job) -> None:
         if not job.has_block_digests:
@@ -265,16 +269,16 @@ class Comparer(ABC):
         job.fire(Compared(found))
         unreadable = job.unreadable()
         if unreadable:
-            self._actions.append(Note("unreadable", {"sectors": str(unreadable[:16])}))
-        self._actions.append(AskReader(self._finish(job)))
+            self._actions.append(LogEvent("unreadable", {"sectors": str(unreadable[:16])}))
+        self._actions.append(SendToReader(self._finish(job)))
 
     # Ends.
 
-    def _rest(self, why: str, job: Job) -> None:
+    def _back_off(self, why: str, job: Job) -> None:
         """A lease was given up: asks for no other for a moment."""
         self.abandoned += 1
-        self._rest_until_at = self._now_s + self.settings.rest_s
-        self._actions.append(Note("abandoned", {"why": why, "chunks": len(job.chunks)}))
+        self._backoff_until_at = self._now_at + self.settings.backoff_s
+        self._actions.append(LogEvent("abandoned", {"reason": why, "chunks": len(job.chunks)}))
 
     def _end(self, job: Job) -> None:
         """Forgets a job; its buffer is used again when no thread works on it."""
@@ -283,7 +287,7 @@ class Comparer(ABC):
         for number in [number for number, (its, _) in self._requests.items() if its is job]:
             del self._requests[number]
         if job.is_in_thread:
-            self._over[job.number] = job
+            self._draining[job.number] = job
         else:
             self._buffers.append(job.buffer)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from bdr.common.errors import BdrError
 from bdr.common.facts import Facts
@@ -19,12 +20,15 @@ from bdr.common.wire.batch import BatchHeader, BatchKind, Marker
 from bdr.common.wire.control import Checksums, Digests
 from bdr.common.wire.scan import Answer, Request
 
+LogName = Literal["unreadable", "abandoned", "unexpected"]
+"""Names of the log events of a comparer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time is now `now_s`; comes before other events."""
+    """Time is now `now_at`; comes before other events."""
 
-    now_s: float
+    now_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +86,14 @@ Event = Tick | LinksUp | LinkLost | Answered | DigestsArrived | ChunksRead | Blo
 
 
 @dataclass(frozen=True, slots=True)
-class AskReader:
+class SendToReader:
     """To the reader; may be lost with the connection."""
 
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
-class AskTarget:
+class SendToTarget:
     """To the target; may be lost with the connection."""
 
     message: Checksums
@@ -116,7 +120,7 @@ class HashBlocks:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RepairPart:
     """What a batch has of a chunk."""
 
     sector: int
@@ -135,7 +139,7 @@ class SendBatch:
     epoch: int
     number: int
     first: int
-    parts: list[Part]
+    parts: list[RepairPart]
 
     def build(self, buffer: memoryview, stream: bytes) -> tuple[BatchHeader, bytes, bytes]:
         """Its header, its slots' headers and its payload.
@@ -169,10 +173,10 @@ class SendBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """Worth a line in the log."""
+class LogEvent:
+    """Write a line to the log."""
 
-    topic: str
+    name: LogName
     facts: Facts
 
 
@@ -184,7 +188,7 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Forget:
+class DropUnsent:
     """Drop what waits to be sent: its connection is gone."""
 
 
@@ -206,15 +210,15 @@ class Interrupted:
 
 
 Action = (
-    AskReader
-    | AskTarget
+    SendToReader
+    | SendToTarget
     | Read
     | HashBlocks
     | SendBatch
-    | Forget
+    | DropUnsent
     | Progress
     | Finished
     | Interrupted
-    | Note
+    | LogEvent
     | Stop
 )

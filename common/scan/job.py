@@ -4,7 +4,7 @@
 =========== ============================================ =========================
 stage       waits for                                    then
 =========== ============================================ =========================
-ASKING      GRANT of the reader; asks again              COMPARING
+ACQUIRING      GRANT of the reader; asks again              COMPARING
 COMPARING   digests of the chunks, of both sides         BLOCKS if any differs,
                                                          else FINISHING
 BLOCKS      digests of the blocks of those, of both      FINISHING
@@ -29,14 +29,14 @@ from bdr.common.scan.plan import Chunk, Flags, joined
 from bdr.common.wire.scan import Grant, Request
 
 
-class Stage(Enum):
+class JobState(Enum):
     """See the module's text."""
 
-    ASKING = auto()
+    ACQUIRING = auto()
     COMPARING = auto()
-    BLOCKS = auto()
+    COMPARING_BLOCKS = auto()
     FINISHING = auto()
-    OVER = auto()
+    CLOSED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +58,24 @@ class Closed:
     """Finished, given up, revoked, or a connection was lost."""
 
 
-class Job(Machine[Stage]):
+class Job(Machine[JobState]):
     """See the module's text.
 
     Args:
         number: also that of its question.
-        question: to the reader.
+        request: to the reader.
         buffer: that it has for itself.
-        asked_at: monotonic, seconds.
+        requested_at: monotonic, seconds.
     """
 
     def __init__(
-        self, *, number: int, question: Request, buffer: int, asked_at: float, story: Story
+        self, *, number: int, request: Request, buffer: int, requested_at: float, story: Story
     ) -> None:
-        super().__init__(Stage.ASKING, story)
+        super().__init__(JobState.ACQUIRING, story)
         self.number = number
-        self.question = question
+        self.request = request
         self.buffer = buffer
-        self.asked_at = asked_at
+        self.requested_at = requested_at
         self.began_at = 0.0
         self.lease = 0
         self.epoch = 0
@@ -92,7 +92,7 @@ class Job(Machine[Stage]):
         self.own_blocks: Sequence[bytes] | None = None
         self.their_blocks: dict[int, bytes] = {}
         """By the position in `suspects` of the first chunk that was asked for."""
-        self.asked_blocks = 0
+        self.requested_blocks = 0
         """Requests for digests of blocks that were sent."""
         self.differing: list[tuple[int, Flags]] = []
 
@@ -106,7 +106,7 @@ class Job(Machine[Stage]):
     @property
     def has_lease(self) -> bool:
         """Whether the reader has granted it."""
-        return self.state is not Stage.ASKING
+        return self.state is not JobState.ACQUIRING
 
     @property
     def has_digests(self) -> bool:
@@ -116,7 +116,7 @@ class Job(Machine[Stage]):
     @property
     def has_block_digests(self) -> bool:
         """Whether both sides' digests of the suspects' blocks are there."""
-        return self.own_blocks is not None and len(self.their_blocks) == self.asked_blocks
+        return self.own_blocks is not None and len(self.their_blocks) == self.requested_blocks
 
     def suspected(self) -> list[int] | None:
         """Chunks that differ, or that cannot be read; None for an answer of another length."""
@@ -162,35 +162,35 @@ class Job(Machine[Stage]):
         for sectors in self.sizes:
             self.offsets.append(at)
             at += sectors * SECTOR_BYTES
-        self.state = Stage.COMPARING
+        self.state = JobState.COMPARING
 
     def _on_suspected(self, suspected: Suspected) -> None:
         self.suspects = suspected.chunks
-        self.state = Stage.BLOCKS
+        self.state = JobState.COMPARING_BLOCKS
 
     def _on_compared(self, compared: Compared) -> None:
         self.differing = compared.differing
-        self.state = Stage.FINISHING
+        self.state = JobState.FINISHING
 
     def _on_closed(self, _: Closed) -> None:
-        self.state = Stage.OVER
+        self.state = JobState.CLOSED
 
-    TABLE: ClassVar[Table[Stage]] = {
-        Stage.ASKING: {
-            Grant: goes(_on_grant, Stage.COMPARING),
-            Closed: goes(_on_closed, Stage.OVER),
+    TABLE: ClassVar[Table[JobState]] = {
+        JobState.ACQUIRING: {
+            Grant: goes(_on_grant, JobState.COMPARING),
+            Closed: goes(_on_closed, JobState.CLOSED),
         },
-        Stage.COMPARING: {
-            Suspected: goes(_on_suspected, Stage.BLOCKS),
-            Compared: goes(_on_compared, Stage.FINISHING),
-            Closed: goes(_on_closed, Stage.OVER),
+        JobState.COMPARING: {
+            Suspected: goes(_on_suspected, JobState.COMPARING_BLOCKS),
+            Compared: goes(_on_compared, JobState.FINISHING),
+            Closed: goes(_on_closed, JobState.CLOSED),
         },
-        Stage.BLOCKS: {
-            Compared: goes(_on_compared, Stage.FINISHING),
-            Closed: goes(_on_closed, Stage.OVER),
+        JobState.COMPARING_BLOCKS: {
+            Compared: goes(_on_compared, JobState.FINISHING),
+            Closed: goes(_on_closed, JobState.CLOSED),
         },
-        Stage.FINISHING: {
-            Closed: goes(_on_closed, Stage.OVER),
+        JobState.FINISHING: {
+            Closed: goes(_on_closed, JobState.CLOSED),
         },
-        Stage.OVER: {},
+        JobState.CLOSED: {},
     }

@@ -7,8 +7,8 @@ import numpy as np
 
 from bdr.common.ring.layout import SECTOR_BYTES
 from bdr.common.scan.comparer import Comparer
-from bdr.common.scan.events import AskReader, Note, Part, SendBatch
-from bdr.common.scan.job import Job, Stage
+from bdr.common.scan.events import LogEvent, RepairPart, SendBatch, SendToReader
+from bdr.common.scan.job import Job, JobState
 from bdr.common.scan.plan import Flags, unpack_bits
 from bdr.common.scan.repair import group_blocks
 from bdr.common.wire.control import DigestsRefused
@@ -18,7 +18,7 @@ from bdr.common.wire.scan import Acquire, Answer, Commit, Committed, Grant, Requ
 class Repairer(Comparer):
     """Asks for leases without end."""
 
-    def _question(self, number: int) -> Request | None:
+    def _next_request(self, number: int) -> Request | None:
         return Acquire(number)
 
     def _decline(self, grant: Grant) -> Request:
@@ -31,18 +31,18 @@ class Repairer(Comparer):
 
     def _on_finished(self, answer: Answer) -> None:
         if not isinstance(answer, Committed):
-            self._actions.append(Note("unexpected", {"answer": type(answer).__name__}))
+            self._actions.append(LogEvent("unexpected", {"answer": type(answer).__name__}))
             return
         job = self._by_lease(answer.lease)
-        if job is not None and job.state is Stage.FINISHING:
+        if job is not None and job.state is JobState.FINISHING:
             self._send(job, answer)
             self.compared_bytes += sum(job.sizes) * SECTOR_BYTES
             self._end(job)
 
     def _give_up(self, job: Job, refused: DigestsRefused, why: str) -> None:
         """Gives the lease back, whether the target cannot answer now or at all."""
-        self._rest(why, job)
-        self._actions.append(AskReader(Commit(job.lease, 0, 0, job.chunks, [])))
+        self._back_off(why, job)
+        self._actions.append(SendToReader(Commit(job.lease, 0, 0, job.chunks, [])))
         self._end(job)
 
     def _groups(self, job: Job) -> list[list[tuple[int, Flags]]]:
@@ -56,7 +56,7 @@ class Repairer(Comparer):
             excluded = list(np.split(flags, np.cumsum(job.sizes)[:-1]))
         for at, group in enumerate(self._groups(job)):
             parts = [
-                Part(
+                RepairPart(
                     job.chunks[index][0],
                     job.offsets[index],
                     job.sizes[index] * SECTOR_BYTES,

@@ -17,10 +17,10 @@ class ComparerSettings:
     """Jobs at a time: one is read, one is compared, one is sent."""
     outgoing_batches: int = 32
     """With so many batches to send, no more work is asked for."""
-    ask_again_s: float = 2.0
+    repeat_s: float = 2.0
     job_s: float = 25.0
     """A lease takes no longer, or is given up."""
-    rest_s: float = 0.25
+    backoff_s: float = 0.25
     """After a lease that was given up."""
     batch_blocks: int = BATCH_BLOCKS_MAX
     digests: int = DIGESTS_MAX

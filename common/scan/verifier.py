@@ -16,8 +16,8 @@ import numpy as np
 from bdr.common.ring.layout import SECTOR_BYTES
 from bdr.common.scan.comparer import Comparer
 from bdr.common.scan.digests import BLOCK_SECTORS
-from bdr.common.scan.events import AskReader, Finished, Interrupted, Note, Progress
-from bdr.common.scan.job import Job, Stage
+from bdr.common.scan.events import Finished, Interrupted, LogEvent, Progress, SendToReader
+from bdr.common.scan.job import Job, JobState
 from bdr.common.scan.plan import CHUNK_SECTORS, Chunk, Flags, joined, unpack_bits
 from bdr.common.scan.settings import ComparerSettings
 from bdr.common.wire.control import DigestsRefused
@@ -35,7 +35,7 @@ class VerifySettings:
     """A busy block is looked at again so often."""
     pause_s: float = 0.25
     """Before that."""
-    patience_s: float = 20.0
+    no_progress_s: float = 20.0
     """Without anything verified for so long, it is interrupted."""
 
 
@@ -81,7 +81,7 @@ class Verifier(Comparer):
         self.is_finished = False
         self._verify = verify or VerifySettings()
         self._todo = deque(_groups(chunks_of(ranges), self._verify.lease_chunks))
-        self._asked: dict[int, list[Chunk]] = {}
+        self._requested: dict[int, list[Chunk]] = {}
         """Job, to the chunks that it asked for."""
         self._again: list[Chunk] = []
         self._tries = 0
@@ -91,21 +91,21 @@ class Verifier(Comparer):
 
     # Asking.
 
-    def _on_tick(self, now_s: float) -> None:
-        super()._on_tick(now_s)
+    def _on_tick(self, now_at: float) -> None:
+        super()._on_tick(now_at)
         if self._progress_at is None:
-            self._progress_at = now_s
+            self._progress_at = now_at
         if self.is_finished:
             return
         if not self._todo and not self._jobs:
-            self._end_round(now_s)
-        elif now_s - self._progress_at > self._verify.patience_s:
+            self._end_round(now_at)
+        elif now_at - self._progress_at > self._verify.no_progress_s:
             self.is_finished = True
             self._actions.append(Interrupted())
 
-    def _end_round(self, now_s: float) -> None:
+    def _end_round(self, now_at: float) -> None:
         """Everything was compared; some of it is to be looked at again."""
-        self._progress_at = now_s
+        self._progress_at = now_at
         if not self._again or self._tries == self._verify.tries:
             found = self.findings
             found.busy = joined(self._again)
@@ -113,18 +113,18 @@ class Verifier(Comparer):
             self.is_finished = True
             self._actions.append(Finished())
         elif self._wait_until_at is None:
-            self._wait_until_at = now_s + self._verify.pause_s
-        elif now_s >= self._wait_until_at:
+            self._wait_until_at = now_at + self._verify.pause_s
+        elif now_at >= self._wait_until_at:
             self._wait_until_at = None
             self._tries += 1
             again, self._again = sorted(set(self._again)), []
             self._todo.extend(_groups(again, self._verify.small_chunks))
 
-    def _question(self, number: int) -> Request | None:
+    def _next_request(self, number: int) -> Request | None:
         if self.is_finished or not self._todo:
             return None
-        self._asked[number] = self._todo.popleft()
-        return VerifyBegin(number, self._asked[number])
+        self._requested[number] = self._todo.popleft()
+        return VerifyBegin(number, self._requested[number])
 
     def _decline(self, grant: Grant) -> Request:
         return VerifyEnd(grant.lease)
@@ -136,21 +136,21 @@ class Verifier(Comparer):
 
     def _on_finished(self, answer: Answer) -> None:
         if not isinstance(answer, Verified):
-            self._actions.append(Note("unexpected", {"answer": type(answer).__name__}))
+            self._actions.append(LogEvent("unexpected", {"answer": type(answer).__name__}))
             return
         job = self._by_lease(answer.lease)
-        if job is not None and job.state is Stage.FINISHING:
+        if job is not None and job.state is JobState.FINISHING:
             self._judge(job, answer.busy)
             self._verified(job)
 
     def _give_up(self, job: Job, refused: DigestsRefused, why: str) -> None:
-        self._actions.append(AskReader(VerifyEnd(job.lease)))
+        self._actions.append(SendToReader(VerifyEnd(job.lease)))
         if not refused.is_permanent:
-            self._rest(why, job)
+            self._back_off(why, job)
             self._lose(job)
         elif len(job.chunks) > 1:
             # One of them: each by itself.
-            self._todo.extendleft([chunk] for chunk in reversed(self._asked.pop(job.number)))
+            self._todo.extendleft([chunk] for chunk in reversed(self._requested.pop(job.number)))
             self._end(job)
         else:
             self.findings.unreadable += job.chunks
@@ -158,13 +158,13 @@ class Verifier(Comparer):
             self._verified(job)
 
     def _lose(self, job: Job) -> None:
-        self._todo.appendleft(self._asked.pop(job.number))
+        self._todo.appendleft(self._requested.pop(job.number))
         self._end(job)
 
     def _verified(self, job: Job) -> None:
         """A job's chunks are done with, this time."""
-        del self._asked[job.number]
-        self._progress_at = self._now_s
+        del self._requested[job.number]
+        self._progress_at = self._now_at
         if not self._tries:
             size = sum(job.sizes) * SECTOR_BYTES
             self.compared_bytes += size

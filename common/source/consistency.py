@@ -25,7 +25,7 @@ from bdr.common.wire.condition import Condition
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class StatusSeen:
     """A look at the capture while batches may go; `cursor` is the next slot to go."""
 
     status: CaptureStatus
@@ -33,7 +33,7 @@ class Looked:
 
 
 @dataclass(frozen=True, slots=True)
-class ScanWanted:
+class ScanRequested:
     """A scanner is ready to repair what is marked."""
 
 
@@ -53,24 +53,24 @@ class Consistency(Machine[Condition]):
 
     def __init__(self, status: CaptureStatus, story: Story) -> None:
         super().__init__(Condition.INCONSISTENT, story)
-        self.is_scan_wanted = False
+        self.is_scan_requested = False
         self._status = status
         self._consistent_at: int | None = None
         """From this slot on it is consistent, if nothing else happens."""
         self._overflows_then = 0
         """Overflows as of the look that set `_consistent_at`."""
-        self._settled_overflows: int | None = None
+        self._repaired_overflows: int | None = None
         """So many were repaired when the replica was last consistent, if that is known."""
 
     def begin(self, condition: Condition, *, head: int) -> None:
         """A session begins; `condition` is as the target says, `head` the ring's."""
         self.state = condition
         self._consistent_at = head if condition is Condition.CATCHING_UP else None
-        self.is_scan_wanted = False
+        self.is_scan_requested = False
 
     def forget(self) -> None:
         """What was in flight may be lost: scanners ask again."""
-        self.is_scan_wanted = False
+        self.is_scan_requested = False
 
     def seen(self, status: CaptureStatus) -> None:
         """A look at the capture, whether batches may go or not."""
@@ -83,9 +83,9 @@ class Consistency(Machine[Condition]):
         of them were repaired since is known here, by their number.
         """
         status = self._status
-        if self._settled_overflows is None:
+        if self._repaired_overflows is None:
             return status.gap
-        match status.overflows - self._settled_overflows:
+        match status.overflows - self._repaired_overflows:
             case 0:
                 return None
             case 1:
@@ -111,7 +111,7 @@ class Consistency(Machine[Condition]):
         """Whether a scan may make the replica inconsistent now: not before it must."""
         status, gap = self._status, self.gap()
         return (
-            self.is_scan_wanted
+            self.is_scan_requested
             and status.mode is Mode.STREAM
             and status.resync_regions > 0
             # Before a gap it is still a prefix.
@@ -131,47 +131,47 @@ class Consistency(Machine[Condition]):
 
     # Handlers.
 
-    def _on_scan_wanted(self, _: ScanWanted) -> None:
-        self.is_scan_wanted = True
+    def _on_scan_requested(self, _: ScanRequested) -> None:
+        self.is_scan_requested = True
 
-    def _on_look_inconsistent(self, looked: Looked) -> None:
+    def _on_look_inconsistent(self, looked: StatusSeen) -> None:
         if not _is_clean(looked.status):
             self._consistent_at = None
         elif self._consistent_at is None:
             self._consistent_at = max(looked.status.head, looked.cursor)
             self._overflows_then = looked.status.overflows
 
-    def _on_look_prefix(self, looked: Looked) -> None:
+    def _on_look_prefix(self, looked: StatusSeen) -> None:
         if _is_clean(looked.status):
-            self._settled_overflows = looked.status.overflows
+            self._repaired_overflows = looked.status.overflows
 
     def _on_declared(self, declared: Declared) -> None:
         if declared.marker is Marker.CONSISTENT:
-            self._settled_overflows = max(self._overflows_then, self._settled_overflows or 0)
+            self._repaired_overflows = max(self._overflows_then, self._repaired_overflows or 0)
             self.state = Condition.CONSISTENT
         else:
             self.state = Condition.INCONSISTENT
         self._consistent_at = None
-        self.is_scan_wanted = False
+        self.is_scan_requested = False
 
     TABLE: ClassVar[Table[Condition]] = {
         Condition.UNKNOWN: {
-            Looked: IGNORED,
-            ScanWanted: stays(_on_scan_wanted),
+            StatusSeen: IGNORED,
+            ScanRequested: stays(_on_scan_requested),
             Declared: goes(_on_declared, Condition.INCONSISTENT),
         },
         Condition.INCONSISTENT: {
-            Looked: stays(_on_look_inconsistent),
+            StatusSeen: stays(_on_look_inconsistent),
             Declared: goes(_on_declared, Condition.CONSISTENT),
         },
         Condition.CATCHING_UP: {
-            Looked: stays(_on_look_prefix),
-            ScanWanted: stays(_on_scan_wanted),
+            StatusSeen: stays(_on_look_prefix),
+            ScanRequested: stays(_on_scan_requested),
             Declared: goes(_on_declared, Condition.INCONSISTENT, Condition.CONSISTENT),
         },
         Condition.CONSISTENT: {
-            Looked: stays(_on_look_prefix),
-            ScanWanted: stays(_on_scan_wanted),
+            StatusSeen: stays(_on_look_prefix),
+            ScanRequested: stays(_on_scan_requested),
             Declared: goes(_on_declared, Condition.INCONSISTENT),
         },
     }

@@ -2,13 +2,14 @@
 """What goes into a source's node, and what comes out of it.
 
 Events are what happened, in the past tense; actions what is to be done, in the
-imperative. Actions are done in their order; a `Look` is answered by `CaptureSeen` before
-any other event.
+imperative. Actions are done in their order; a `QueryStatus` is answered by
+`StatusArrived` before any other event.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from bdr.common.capture.api import CaptureStatus
 from bdr.common.errors import BdrError
@@ -18,14 +19,17 @@ from bdr.common.wire.control import Message
 from bdr.common.wire.scan import Answer, Request
 
 Peer = bytes
-"""Who sent a request: a scanner's or a command's address."""
+"""Address of the scanner or command that sent a request."""
+
+EventName = Literal["streaming", "rewind", "pause", "overflow", "condition", "assume-clean"]
+"""Names of the events that a source announces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time is now `now_s`; comes before other events, and at least every 250 ms."""
+    """Time is now `now_at`; comes before other events, and at least every 250 ms."""
 
-    now_s: float
+    now_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,8 @@ class RequestArrived:
 
 
 @dataclass(frozen=True, slots=True)
-class CaptureSeen:
-    """A look at the capture: the answer to `Look`."""
+class StatusArrived:
+    """A look at the capture: the answer to `QueryStatus`."""
 
     status: CaptureStatus
 
@@ -96,7 +100,7 @@ Event = (
     | ScannerLost
     | MessageArrived
     | RequestArrived
-    | CaptureSeen
+    | StatusArrived
     | RingWoken
     | SenderReady
     | RoundEnded
@@ -155,15 +159,15 @@ class ClearRegions:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """Give the node the capture's status, as `CaptureSeen`; the last of its actions."""
+class QueryStatus:
+    """Give the node the capture's status, as `StatusArrived`; the last of its actions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Worth a line in the log, and an event for subscribers."""
+    """Write a line to the log, and publish the event to subscribers."""
 
-    topic: str
+    name: EventName
     facts: Facts
 
 
@@ -175,5 +179,14 @@ class Stop:
 
 
 Action = (
-    Send | Dispatch | Reply | Release | Resume | MarkRegions | ClearRegions | Look | Announce | Stop
+    Send
+    | Dispatch
+    | Reply
+    | Release
+    | Resume
+    | MarkRegions
+    | ClearRegions
+    | QueryStatus
+    | Announce
+    | Stop
 )

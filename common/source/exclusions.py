@@ -64,10 +64,10 @@ class Exclusions:
         """The flags as a message has them: none if none is set."""
         return pack_bits(self.flags) if self.flags.any() else b""
 
-    def note(self, covered: Covered) -> None:
+    def exclude(self, covered: Covered) -> None:
         """Sets the flags of what a batch covers."""
         for sector, sectors in covered.ranges:
-            self.note_range(sector, sectors)
+            self.exclude_range(sector, sectors)
         is_near = (covered.sector < self._end[-1]) & (
             covered.sector + covered.sectors > self._begin[0]
         )
@@ -81,7 +81,7 @@ class Exclusions:
         at = at[hit]
         self.flags[(every[hit] - self._begin[at] + self._offset[at]).astype(np.int64)] = True
 
-    def note_range(self, sector: int, sectors: int) -> None:
+    def exclude_range(self, sector: int, sectors: int) -> None:
         """Sets the flags of a range of any length."""
         end = np.uint64(min(sector + sectors, (1 << 63) - 1))
         first = np.maximum(self._begin, np.uint64(sector))

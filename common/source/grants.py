@@ -7,7 +7,7 @@ from bdr.common.ring.layout import SECTOR_BYTES
 from bdr.common.scan.plan import CHUNK_SECTORS, Chunk
 from bdr.common.source.hold import Hold
 from bdr.common.source.order import Order
-from bdr.common.source.rate_limit import Pace
+from bdr.common.source.rate_limit import ScanRateLimit
 from bdr.common.source.regions import Regions
 from bdr.common.source.settings import SchedulerSettings
 
@@ -20,16 +20,16 @@ class Grants:
         self._order = order
         self._regions = regions
         self._settings = settings
-        self._pace = Pace(settings.pace)
+        self._rate_limit = ScanRateLimit(settings.rate_limit)
 
-    def next_chunks(self, *, now_s: float, open_leases: int) -> list[Chunk]:
+    def next_chunks(self, *, now_at: float, open_leases: int) -> list[Chunk]:
         """Chunks to be compared now, which are out from then on; none to wait.
 
         Args:
             open_leases: that there are already.
         """
         order, settings = self._order, self._settings
-        self._regions.retry_unreadable(now_s)
+        self._regions.retry_unreadable(now_at)
         if (
             not order.is_streaming
             or not order.status.resync_regions
@@ -38,15 +38,15 @@ class Grants:
         ):
             return []
         if not order.may_scan:
-            order.want_scan()
+            order.request_scan()
             return []
         behind = max(0, order.status.head - order.cursor)
-        if not self._pace.may_take(now_s=now_s, behind_slots=behind):
+        if not self._rate_limit.may_take(now_at=now_at, behind_slots=behind):
             return []
         chunks = self._regions.take(
             chunks_max=settings.lease_chunks,
             # As much as its batches may carry, should all of it differ.
             sectors_max=min(settings.lease_sectors, order.resync_limit * CHUNK_SECTORS),
         )
-        self._pace.take(sum(sectors for _, sectors in chunks) * SECTOR_BYTES)
+        self._rate_limit.take(sum(sectors for _, sectors in chunks) * SECTOR_BYTES)
         return chunks

@@ -25,7 +25,7 @@ class Hold:
         self._slot = self._order.head
         self._batch = None
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Notes whether the cursor has come so far."""
         if self._batch is None and self._order.cursor >= self._slot:
             self._batch = self._order.dispatched

@@ -43,7 +43,7 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
-class EndAsked:
+class EndRequested:
     """A VERIFY-END came; `head` is the ring's as of then."""
 
     head: int
@@ -58,7 +58,7 @@ class Numbered:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class Completed:
     """Everything that it waited for has happened."""
 
 
@@ -117,7 +117,7 @@ class Lease(Machine[LeaseState]):
         self.commit = commit
         self.state = LeaseState.COMMITTING
 
-    def _on_end(self, asked: EndAsked) -> None:
+    def _on_end(self, asked: EndRequested) -> None:
         self.barrier = asked.head
         self.state = LeaseState.ENDING
 
@@ -137,7 +137,7 @@ class Lease(Machine[LeaseState]):
         },
         LeaseState.GRANTED: {
             Commit: goes(_on_commit, LeaseState.COMMITTING),
-            EndAsked: goes(_on_end, LeaseState.ENDING),
+            EndRequested: goes(_on_end, LeaseState.ENDING),
             Expired: goes(_close, LeaseState.CLOSED),
             Lost: goes(_close, LeaseState.CLOSED),
         },
@@ -146,11 +146,11 @@ class Lease(Machine[LeaseState]):
             Lost: goes(_close, LeaseState.CLOSED),
         },
         LeaseState.COMMITTED: {
-            Settled: goes(_close, LeaseState.CLOSED),
+            Completed: goes(_close, LeaseState.CLOSED),
             Lost: goes(_close, LeaseState.CLOSED),
         },
         LeaseState.ENDING: {
-            Settled: goes(_close, LeaseState.CLOSED),
+            Completed: goes(_close, LeaseState.CLOSED),
             Expired: goes(_close, LeaseState.CLOSED),
             Lost: goes(_close, LeaseState.CLOSED),
         },

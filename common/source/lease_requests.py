@@ -28,10 +28,10 @@ class LeaseRequests:
     def __iter__(self) -> Iterator[tuple[Peer, LeaseRequest]]:
         return iter([(peer, request) for (peer, *_), request in self._waiting.items()])
 
-    def put(self, peer: Peer, request: LeaseRequest, *, now_s: float) -> None:
+    def put(self, peer: Peer, request: LeaseRequest, *, now_at: float) -> None:
         """Takes one; a repeated one is the same."""
         if isinstance(request, Acquire):
-            self._seen_at[peer] = now_s
+            self._seen_at[peer] = now_at
         self._waiting.setdefault(_key(peer, request), request)
 
     def put_back(self, peer: Peer, request: VerifyBegin) -> None:
@@ -51,9 +51,9 @@ class LeaseRequests:
         }
         self._seen_at.clear()
 
-    def scanners(self, now_s: float) -> int:
+    def scanners(self, now_at: float) -> int:
         """Scanners that asked lately."""
-        return sum(now_s - seen_at < SCANNER_SEEN_S for seen_at in self._seen_at.values())
+        return sum(now_at - seen_at < SCANNER_SEEN_S for seen_at in self._seen_at.values())
 
 
 def _key(peer: Peer, request: LeaseRequest) -> tuple[Peer, int, type]:

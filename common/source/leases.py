@@ -44,7 +44,7 @@ class Leases:
         request: int,
         chunks: list[Chunk],
         *,
-        now_s: float,
+        now_at: float,
         barrier: int | None = None,
     ) -> Lease:
         """Opens a lease; with a barrier it is a command's, see `Lease`."""
@@ -53,7 +53,7 @@ class Leases:
             peer=peer,
             request=request,
             chunks=chunks,
-            opened_at=now_s,
+            opened_at=now_at,
             barrier=barrier,
             story=self._story,
         )
@@ -76,10 +76,10 @@ class Leases:
             for lease in self
         )
 
-    def note(self, covered: Covered) -> None:
+    def exclude(self, covered: Covered) -> None:
         """A live batch goes out: its sectors are no longer any open lease's."""
         for lease in self:
-            lease.exclusions.note(covered)
+            lease.exclusions.exclude(covered)
 
     def committed(self, lease: Lease) -> None:
         """Its batches have numbers, the highest so far: it waits until they are durable."""

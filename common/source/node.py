@@ -17,7 +17,7 @@ have lost a batch it greets the target again, which names the place to go on fro
 
 `handle` is the only way in: an event, and the actions that it leads to, in their order.
 Time comes as `Tick`, results of I/O come as events. What changes the capture's bitmaps or
-mode is followed by a `Look`, and nothing is decided before its answer.
+mode is followed by a `QueryStatus`, and nothing is decided before its answer.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from bdr.common.facts import Facts
 from bdr.common.machine import Story
 from bdr.common.ring.layout import WRITE_SLOTS_MAX
 from bdr.common.source import events, overflow, session
-from bdr.common.source.events import Action, Announce, ClearRegions, Event, Look
-from bdr.common.source.freeing import Freeing
+from bdr.common.source.events import Action, Announce, ClearRegions, Event, QueryStatus
 from bdr.common.source.greeting import Greeting
 from bdr.common.source.order import Order, Ring, Waits
 from bdr.common.source.overflow import OverflowPacing
+from bdr.common.source.release_tracker import ReleaseTracker
 from bdr.common.source.requests import Requests
 from bdr.common.source.scheduler import ResyncScheduler
 from bdr.common.source.session import Phase, Session
@@ -45,7 +45,7 @@ from bdr.common.wire.control import Ack, Refused, Rewind, Welcome
 
 _IN_EVERY_ROUND = (
     events.Tick,
-    events.CaptureSeen,
+    events.StatusArrived,
     events.RingWoken,
     events.SenderReady,
     events.RoundEnded,
@@ -100,7 +100,7 @@ class SourceNode:
         self._requests = Requests(
             info=info, session=self.session, order=self.order, scheduler=self.scheduler
         )
-        self.standing: Ack | None = None
+        self.last_ack: Ack | None = None
         """The target's last acknowledgement: what it remembers of its replica."""
         self.waits_for = Waits.TARGET
         """What is to be watched, besides time and messages; as of the last `RoundEnded`."""
@@ -110,10 +110,10 @@ class SourceNode:
         self._info = info
         self._ring = ring
         self._story = story
-        self._look_s = settings.look_s
-        self._look_at = 0.0
-        self._is_looking = False
-        self._freeing = Freeing(self.order)
+        self._status_interval_s = settings.status_interval_s
+        self._status_at = 0.0
+        self._awaits_status = False
+        self._releases = ReleaseTracker(self.order)
         self._actions: list[Action] = []
 
     def handle(self, event: Event) -> list[Action]:
@@ -128,7 +128,7 @@ class SourceNode:
             return actions
         if not isinstance(event, _IN_EVERY_ROUND):
             self._story.add(f"{self.session.state.name} <- {event}")
-        if self._is_looking and not isinstance(event, events.CaptureSeen):
+        if self._awaits_status and not isinstance(event, events.StatusArrived):
             raise self._story.error(f"{event} before the answer to a look")
         self._HANDLERS[type(event)](self, event)
         self.check_invariants()
@@ -143,13 +143,13 @@ class SourceNode:
     # Time and the target.
 
     def _on_tick(self, tick: events.Tick) -> None:
-        self.order.now_s = tick.now_s
+        self.order.now_at = tick.now_at
         self._fire(tick)
-        if self.order.is_streaming and self.order.window.is_late(tick.now_s):
+        if self.order.is_streaming and self.order.window.is_late(tick.now_at):
             self._fire(session.Lost("batches in flight do not arrive"))
-        if tick.now_s >= self._look_at:
-            self._look_at = tick.now_s + self._look_s
-            self._is_looking = True
+        if tick.now_at >= self._status_at:
+            self._status_at = tick.now_at + self._status_interval_s
+            self._awaits_status = True
         self._advance()
 
     def _on_link(self, event: events.LinkUp | events.LinkDown) -> None:
@@ -184,7 +184,7 @@ class SourceNode:
         if (error := self._greeting.check_ack(ack)) is not None:
             self._fire(session.Failed(error))
             return
-        self.standing = ack
+        self.last_ack = ack
         if self.order.acknowledge(ack):
             self.session.progressed()
 
@@ -194,14 +194,14 @@ class SourceNode:
         outcome, self.session.outcome = self.session.outcome, []
         for each in outcome:
             match each:
-                case session.Forget():
+                case session.DropInFlight():
                     self.order.forget()
                     self.scheduler.forget()
-                case session.Greet(attempt):
+                case session.SendHello(attempt):
                     self._actions.append(events.Send(self._greeting.hello(attempt)))
-                case session.Poke():
+                case session.SendPing():
                     self._actions.append(events.Send(self._greeting.ping()))
-                case session.Begin(welcome):
+                case session.SessionBegan(welcome):
                     self._begin_session(welcome)
                 case _:
                     self._actions.append(each)
@@ -218,24 +218,24 @@ class SourceNode:
         """Regions are marked by these actions: what leases have found is worth nothing."""
         self.scheduler.forget()
         self._actions += actions
-        self._is_looking = True
+        self._awaits_status = True
 
-    def _on_capture(self, seen: events.CaptureSeen) -> None:
-        self._is_looking = False
+    def _on_capture(self, seen: events.StatusArrived) -> None:
+        self._awaits_status = False
         status = seen.status
         if (error := self._info.contradiction(status)) is not None:
             self._fire(session.Failed(error))
             return
-        now_s = self.order.now_s
-        self.overflow.fire(overflow.Looked(status, now_s))
+        now_at = self.order.now_at
+        self.overflow.fire(overflow.StatusSeen(status, now_at))
         if self.overflow.has_begun:
             facts: Facts = {"slot": status.head, "overflows": status.overflows}
             self._actions.append(Announce("overflow", facts))
         self.order.see(status)
-        if self.order.is_streaming and self.overflow.should_resume(now_s):
-            self.overflow.fire(overflow.Resumed(now_s))
+        if self.order.is_streaming and self.overflow.should_resume(now_at):
+            self.overflow.fire(overflow.Resumed(now_at))
             self._mark([events.Resume()])
-        while self._requests.are_waiting and not self._is_looking:
+        while self._requests.are_waiting and not self._awaits_status:
             marks, others = self._requests.answer_next()
             if marks:
                 self._mark(marks)
@@ -243,9 +243,9 @@ class SourceNode:
         self._advance()
 
     def _on_ring_woken(self, _: events.RingWoken) -> None:
-        self._freeing.woken()
+        self._releases.woken()
         if not self._ring.published(self.order.cursor, WRITE_SLOTS_MAX):
-            self._is_looking = True  # woken without a slot: the mode changed
+            self._awaits_status = True  # woken without a slot: the mode changed
         self._advance()
 
     # Batches.
@@ -265,7 +265,7 @@ class SourceNode:
 
     def _on_round_ended(self, _: events.RoundEnded) -> None:
         self.waits_for = self.order.waits_for()
-        self._actions += self._freeing.end_round(self.waits_for)
+        self._actions += self._releases.end_round(self.waits_for)
 
     # Scanners and commands.
 
@@ -273,16 +273,16 @@ class SourceNode:
         """Gives scanners what they wait for; what is cleared is looked at before more."""
         if self.session.state is Phase.STOPPED:
             return
-        if not self._is_looking:
-            actions = self.scheduler.step(self.order.now_s)
+        if not self._awaits_status:
+            actions = self.scheduler.step(self.order.now_at)
             self._actions += actions
-            self._is_looking = any(isinstance(each, ClearRegions) for each in actions)
-        if self._is_looking:
-            self._actions.append(Look())
+            self._awaits_status = any(isinstance(each, ClearRegions) for each in actions)
+        if self._awaits_status:
+            self._actions.append(QueryStatus())
 
     def _on_request(self, arrived: events.RequestArrived) -> None:
         self._actions += self._requests.take(arrived.peer, arrived.request)
-        self._is_looking = self._requests.are_waiting
+        self._awaits_status = self._requests.are_waiting
         self._advance()
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
@@ -293,7 +293,7 @@ class SourceNode:
         events.ScannerLost: _on_scanner_lost,
         events.MessageArrived: _on_message,
         events.RequestArrived: _on_request,
-        events.CaptureSeen: _on_capture,
+        events.StatusArrived: _on_capture,
         events.RingWoken: _on_ring_woken,
         events.SenderReady: _on_sender_ready,
         events.RoundEnded: _on_round_ended,

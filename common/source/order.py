@@ -13,7 +13,7 @@ from typing import Protocol
 from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus
 from bdr.common.machine import Story
 from bdr.common.ring.slots import Headers
-from bdr.common.source.consistency import Consistency, Declared, Looked, ScanWanted
+from bdr.common.source.consistency import Consistency, Declared, ScanRequested, StatusSeen
 from bdr.common.source.quota import QuotaSettings, ResyncQuota
 from bdr.common.source.session import Phase, Session
 from bdr.common.source.window import Window, WindowSettings
@@ -77,7 +77,7 @@ class Order:
     ) -> None:
         self.status = status
         """The last look at the capture."""
-        self.now_s = 0.0
+        self.now_at = 0.0
         self.window = Window(settings=window, stream=info.stream, tail=status.tail)
         self.consistency = Consistency(status, story)
         self._quota = ResyncQuota(settings=quota, capacity=info.capacity)
@@ -147,15 +147,15 @@ class Order:
         self.status = status
         self.consistency.seen(status)
         if self.is_streaming:
-            self.consistency.fire(Looked(status, self.cursor))
+            self.consistency.fire(StatusSeen(status, self.cursor))
 
     def acknowledge(self, ack: Ack) -> bool:
         """Takes an acknowledgement that is possible; whether something became durable."""
         return self.window.acknowledge(
             accepted=ack.accepted,
             durable=ack.durable,
-            now_s=self.now_s,
-            setbacks=self._session.setbacks,
+            now_at=self.now_at,
+            consecutive_losses=self._session.consecutive_losses,
         )
 
     # The next batch.
@@ -202,7 +202,11 @@ class Order:
 
     def _add(self, kind: BatchKind, marker: Marker = Marker.NONE, count: int = 0) -> BatchHeader:
         return self.window.add(
-            kind, marker, count, now_s=self.now_s, setbacks=self._session.setbacks
+            kind,
+            marker,
+            count,
+            now_at=self.now_at,
+            consecutive_losses=self._session.consecutive_losses,
         )
 
     # Scans.
@@ -242,6 +246,6 @@ class Order:
             self._add(BatchKind.RESYNC)
         return first
 
-    def want_scan(self) -> None:
+    def request_scan(self) -> None:
         """A scanner waits for the replica to be declared inconsistent."""
-        self.consistency.fire(ScanWanted())
+        self.consistency.fire(ScanRequested())

@@ -33,18 +33,18 @@ class OverflowSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class StatusSeen:
     """A look at the capture."""
 
     status: CaptureStatus
-    now_s: float
+    now_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
     """The capture was told to resume, at the look before."""
 
-    now_s: float
+    now_at: float
 
 
 class OverflowPacing(Machine[Mode]):
@@ -72,56 +72,56 @@ class OverflowPacing(Machine[Mode]):
         """When no region was marked that a scan does not know of."""
         self._failed_wait_s = settings.failed_wait_s
 
-    def should_resume(self, now_s: float) -> bool:
+    def should_resume(self, now_at: float) -> bool:
         """Whether the capture is to resume now."""
         status = self._status
         if self.state is Mode.STREAM:
             # Writes that failed. Not in the middle of a scan, which would begin anew; but a
             # region that cannot be read keeps its bit, so that a scan may never end.
-            is_due = now_s - self._unfailed_at >= self._failed_wait_s
+            is_due = now_at - self._unfailed_at >= self._failed_wait_s
             return status.active_regions > 0 and (not status.resync_regions or is_due)
         return (
             status.head - status.tail <= self._settings.resume_below * self._capacity
-            and now_s >= self._resume_at
+            and now_at >= self._resume_at
         )
 
     # Handlers.
 
-    def _on_look(self, looked: Looked) -> None:
+    def _on_look(self, looked: StatusSeen) -> None:
         status = looked.status
         # Their number, not the mode: it may have begun anew since the last look.
         self.has_begun = status.mode is Mode.OVERFLOW and status.overflows != self._status.overflows
         if self.has_begun:
-            self._pace(looked.now_s)
+            self._pace(looked.now_at)
         if not status.active_regions:
-            self._unfailed_at = looked.now_s
+            self._unfailed_at = looked.now_at
         if not status.resync_regions:
             self._failed_wait_s = self._settings.failed_wait_s
         self._status = status
         self.state = status.mode
 
     def _on_resumed(self, resumed: Resumed) -> None:
-        self._resumed_at = self._unfailed_at = resumed.now_s
+        self._resumed_at = self._unfailed_at = resumed.now_at
         if self._status.active_regions and self._status.resync_regions:
             # A scan begins anew, after an overflow too.
             self._failed_wait_s = min(2 * self._failed_wait_s, self._settings.failed_wait_max_s)
 
-    def _pace(self, now_s: float) -> None:
+    def _pace(self, now_at: float) -> None:
         """An overflow has begun: how long it lasts at least."""
         settings = self._settings
-        if now_s - self._resumed_at > 2 * max(self._wait_s, settings.min_s):
+        if now_at - self._resumed_at > 2 * max(self._wait_s, settings.min_s):
             self._wait_s = 0.0
         else:
             self._wait_s = min(max(2 * self._wait_s, settings.min_s), settings.max_s)
-        self._resume_at = now_s + self._wait_s
+        self._resume_at = now_at + self._wait_s
 
     TABLE: ClassVar[Table[Mode]] = {
         Mode.STREAM: {
-            Looked: goes(_on_look, Mode.STREAM, Mode.OVERFLOW),
+            StatusSeen: goes(_on_look, Mode.STREAM, Mode.OVERFLOW),
             Resumed: stays(_on_resumed),
         },
         Mode.OVERFLOW: {
-            Looked: goes(_on_look, Mode.STREAM, Mode.OVERFLOW),
+            StatusSeen: goes(_on_look, Mode.STREAM, Mode.OVERFLOW),
             Resumed: stays(_on_resumed),
         },
     }

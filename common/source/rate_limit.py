@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class PaceSettings:
+class ScanRateSettings:
     """How fast a scan may go."""
 
     rate: float | None = None
@@ -20,13 +20,13 @@ class PaceSettings:
     """What was not used is kept for so long."""
 
 
-class Pace:
+class ScanRateLimit:
     """A token bucket whose rate falls while live replication is behind."""
 
-    def __init__(self, settings: PaceSettings) -> None:
+    def __init__(self, settings: ScanRateSettings) -> None:
         self.settings = settings
         self._tokens = 0.0
-        self._at_s: float | None = None
+        self._refilled_at: float | None = None
 
     def rate(self, *, behind_slots: int) -> float | None:
         """Bytes a second now; None for no limit."""
@@ -35,11 +35,11 @@ class Pace:
             return settings.rate
         return settings.floor if settings.rate is None else min(settings.floor, settings.rate)
 
-    def may_take(self, *, now_s: float, behind_slots: int) -> bool:
+    def may_take(self, *, now_at: float, behind_slots: int) -> bool:
         """Whether some work may be taken now; then `take` must say how much it was."""
         rate = self.rate(behind_slots=behind_slots)
-        passed_s = now_s - self._at_s if self._at_s is not None else 0.0
-        self._at_s = now_s
+        passed_s = now_at - self._refilled_at if self._refilled_at is not None else 0.0
+        self._refilled_at = now_at
         if rate is None:
             self._tokens = 0.0
             return True

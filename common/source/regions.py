@@ -36,13 +36,13 @@ class Regions:
         self._info = info
         self._read_bits = read_bits
         self._unreadable_s = unreadable_s
-        self._out = np.zeros(info.regions, np.bool_)
+        self._taken = np.zeros(info.regions, np.bool_)
         self._planned: deque[Chunk] = deque()
         self._next_region = 0
-        self._is_all_out = False
+        self._is_exhausted = False
         """Whether a look at the whole bitmap has found nothing to hand out; until something is
         given back. What is marked anew comes with `forget`."""
-        self._partly: dict[int, dict[int, int]] = {}
+        self._partial: dict[int, dict[int, int]] = {}
         """Of regions that are longer than a chunk: the chunks that are repaired."""
         self._unreadable: dict[int, tuple[float, list[Chunk]]] = {}
         """Region, to when it is tried again, and what of it could not be read."""
@@ -65,10 +65,10 @@ class Regions:
     def forget(self) -> None:
         """Nothing is out any more, and regions may have been marked anew."""
         self._planned.clear()
-        self._partly.clear()
+        self._partial.clear()
         self._unreadable.clear()
-        self._out[:] = False
-        self._is_all_out = False
+        self._taken[:] = False
+        self._is_exhausted = False
         self._next_region = 0
 
     def take(self, *, chunks_max: int, sectors_max: int) -> list[Chunk]:
@@ -88,11 +88,11 @@ class Regions:
 
     def give_back(self, chunks: Sequence[Chunk]) -> None:
         """A later look at the bitmap finds them again."""
-        self._is_all_out = False
+        self._is_exhausted = False
         for chunk in chunks:
             for region in self.of(chunk):
-                self._out[region] = False
-                self._partly.pop(region, None)
+                self._taken[region] = False
+                self._partial.pop(region, None)
 
     def judge(
         self,
@@ -100,7 +100,7 @@ class Regions:
         *,
         again: Sequence[Chunk],
         unreadable: Sequence[Chunk],
-        now_s: float,
+        now_at: float,
     ) -> list[Chunk]:
         """What of compared chunks may be cleared once their repairs are durable.
 
@@ -118,7 +118,7 @@ class Regions:
                 if region in bad:
                     _, known = self._unreadable.get(region, (0.0, []))
                     its = [chunk for chunk in unreadable if region in self.of(chunk)]
-                    self._unreadable[region] = (now_s + self._unreadable_s, known + its)
+                    self._unreadable[region] = (now_at + self._unreadable_s, known + its)
                 elif region in undone:
                     self.give_back([(begin, end - begin)])
                 else:
@@ -131,22 +131,22 @@ class Regions:
         size = self._info.region_sectors
         if size > CHUNK_SECTORS:
             region = regions[0]
-            done = self._partly.setdefault(region, {})
+            done = self._partial.setdefault(region, {})
             done[chunk[0]] = chunk[1]
             if sum(done.values()) < min(size, self._info.device_sectors - region * size):
                 return range(0)
-            del self._partly[region]
-        self._out[regions.start : regions.stop] = False
+            del self._partial[region]
+        self._taken[regions.start : regions.stop] = False
         return regions
 
-    def retry_unreadable(self, now_s: float) -> None:
+    def retry_unreadable(self, now_at: float) -> None:
         """Gives back what could not be read, where its time is over."""
         for region, (retry_at, _) in list(self._unreadable.items()):
-            if now_s >= retry_at:
+            if now_at >= retry_at:
                 del self._unreadable[region]
-                self._is_all_out = False
-                self._out[region] = False
-                self._partly.pop(region, None)
+                self._is_exhausted = False
+                self._taken[region] = False
+                self._partial.pop(region, None)
 
     def dirty_within(self, chunk: Chunk) -> list[int]:
         """Regions of a chunk that are marked in any bitmap."""
@@ -161,7 +161,7 @@ class Regions:
 
     def _plan(self) -> None:
         """Looks for the next part of the bitmap that has work."""
-        if self._is_all_out:
+        if self._is_exhausted:
             return
         regions = self._info.regions
         for _ in range(-(-regions // WINDOW_REGIONS) + 1):
@@ -170,8 +170,8 @@ class Regions:
             first = self._next_region
             count = min(WINDOW_REGIONS, regions - first)
             dirty = unpack_bits(self._read_bits(Bitmap.RESYNC, first, count), count)
-            dirty &= ~self._out[first : first + count]
-            self._out[first : first + count] |= dirty
+            dirty &= ~self._taken[first : first + count]
+            self._taken[first : first + count] |= dirty
             self._planned.extend(
                 plan_chunks(
                     dirty,
@@ -181,4 +181,4 @@ class Regions:
                 )
             )
             self._next_region = first + count if first + count < regions else 0
-        self._is_all_out = not self._planned
+        self._is_exhausted = not self._planned

@@ -50,13 +50,13 @@ from bdr.common.source.events import Action, ClearRegions, MarkRegions, Peer, Re
 from bdr.common.source.exclusions import Covered
 from bdr.common.source.grants import Grants
 from bdr.common.source.lease import (
-    EndAsked,
+    Completed,
+    EndRequested,
     Expired,
     Granted,
     Lease,
     LeaseState,
     Numbered,
-    Settled,
 )
 from bdr.common.source.lease_requests import LeaseRequest, LeaseRequests
 from bdr.common.source.leases import Leases
@@ -112,7 +112,7 @@ class ResyncScheduler:
             chunks_max=settings.lease_chunks,
         )
         self._requests = LeaseRequests()
-        self._now_s = 0.0
+        self._now_at = 0.0
 
     # What the node asks.
 
@@ -124,7 +124,7 @@ class ResyncScheduler:
     @property
     def scanners(self) -> int:
         """Scanners that asked lately."""
-        return self._requests.scanners(self._now_s)
+        return self._requests.scanners(self._now_at)
 
     # What happens.
 
@@ -138,12 +138,12 @@ class ResyncScheduler:
 
     def dispatched(self, headers: Headers, payload: Buffer) -> None:
         """A live batch goes out: its sectors are no longer any open lease's."""
-        self._leases.note(Covered.of(headers, payload))
+        self._leases.exclude(Covered.of(headers, payload))
 
     def acquire(self, peer: Peer, request: LeaseRequest) -> None:
         """Takes a request for a lease; a repeated one is the same."""
         if not self._leases.is_waiting(peer, request):
-            self._requests.put(peer, request, now_s=self._now_s)
+            self._requests.put(peer, request, now_at=self._now_at)
 
     def commit(self, peer: Peer, commit: Commit) -> list[Action]:
         """Takes the end of a scanner's lease."""
@@ -164,7 +164,7 @@ class ResyncScheduler:
         if lease is None:
             return [Reply(peer, Revoked(end.lease))]
         if lease.state is LeaseState.GRANTED:
-            lease.fire(EndAsked(self._order.head))
+            lease.fire(EndRequested(self._order.head))
         return []
 
     def mark(self, resync: Resync) -> list[Action]:
@@ -176,17 +176,17 @@ class ResyncScheduler:
         marked = [self.regions.of(each) for each in chunks if each[1] and sum(each) <= size]
         return [MarkRegions(regions.start, len(regions)) for regions in marked]
 
-    def step(self, now_s: float) -> list[Action]:
+    def step(self, now_at: float) -> list[Action]:
         """Does what can be done now.
 
         After a `ClearRegions` the capture must be looked at before the next step, or bits
         would be read that are about to be cleared.
         """
-        self._now_s = now_s
+        self._now_at = now_at
         actions: list[Action] = []
         if self._must_forget:
             actions += self._forget_all()
-        self._grants.hold.look()
+        self._grants.hold.update()
         cleared = self._clear_durable()
         if cleared:
             return actions + cleared
@@ -234,7 +234,7 @@ class ResyncScheduler:
         """Clears the regions of committed leases whose batches are durable."""
         actions: list[Action] = []
         for lease in self._leases.take_durable(self._order.durable):
-            lease.fire(Settled())
+            lease.fire(Completed())
             for chunk in lease.done:
                 regions = self.regions.repaired(chunk)
                 if regions:
@@ -244,7 +244,7 @@ class ResyncScheduler:
     def _advance(self, lease: Lease) -> list[Action]:
         """Moves one lease on, if what it waits for has happened."""
         order, room = self._order, self._order.resync_room
-        is_old = self._now_s - lease.opened_at > self._settings.lease_s
+        is_old = self._now_at - lease.opened_at > self._settings.lease_s
         match lease.state:
             case LeaseState.WAITING if order.durable >= lease.barrier:
                 lease.fire(Granted())
@@ -264,7 +264,7 @@ class ResyncScheduler:
             header = order.number_resync(commit.batches)
             number, first = header.number, header.first
         done = self.regions.judge(
-            lease.chunks, again=commit.again, unreadable=commit.unreadable, now_s=self._now_s
+            lease.chunks, again=commit.again, unreadable=commit.unreadable, now_at=self._now_at
         )
         self.compared_bytes += len(lease.exclusions.flags) * SECTOR_BYTES
         self.repaired_bytes += commit.blocks * PAYLOAD_BYTES
@@ -275,7 +275,7 @@ class ResyncScheduler:
 
     def _conclude(self, lease: Lease) -> Reply:
         self._verification.exclude_marked(lease)
-        lease.fire(Settled())
+        lease.fire(Completed())
         self._leases.remove(lease)
         return Reply(lease.peer, Verified(lease.number, lease.exclusions.bits()))
 
@@ -285,14 +285,14 @@ class ResyncScheduler:
         """What a request leads to, or None while it must wait."""
         if isinstance(request, VerifyBegin):
             return self._begin_verify(peer, request)
-        chunks = self._grants.next_chunks(now_s=self._now_s, open_leases=self._leases.open_count)
+        chunks = self._grants.next_chunks(now_at=self._now_at, open_leases=self._leases.open_count)
         if not chunks:
             return None
-        return [self._grant(self._leases.open(peer, request.request, chunks, now_s=self._now_s))]
+        return [self._grant(self._leases.open(peer, request.request, chunks, now_at=self._now_at))]
 
     def _begin_verify(self, peer: Peer, request: VerifyBegin) -> list[Action] | None:
         if not self._order.is_streaming:
             return None
         if not self._verification.is_possible(request):
             return []
-        return self._advance(self._verification.open(peer, request, now_s=self._now_s))
+        return self._advance(self._verification.open(peer, request, now_at=self._now_at))

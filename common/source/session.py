@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The source's conversation with its target: greeting, silence, setbacks, pauses.
+"""The source's conversation with its target: greeting, silence, losses, pauses.
 
 - OFFLINE: no connection to the target. LINK UP -> greet.
 - GREETING: HELLO sent. WELCOME of this very attempt -> STREAMING. REFUSED -> PAUSED, or
@@ -10,7 +10,7 @@
 - LINK DOWN, from anywhere -> OFFLINE. A REFUSED that was still on its way counts.
 - STOPPED: an error that does not pass was reported; nothing leads out.
 
-Whenever batches in flight may be lost it says so by `Forget`.
+Whenever batches in flight may be lost it says so by `DropInFlight`.
 """
 
 from __future__ import annotations
@@ -64,30 +64,30 @@ class BadWelcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Forget:
+class DropInFlight:
     """Whatever is in flight may be lost."""
 
 
 @dataclass(frozen=True, slots=True)
-class Greet:
+class SendHello:
     """Send a HELLO."""
 
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
-class Poke:
+class SendPing:
     """Send a PING."""
 
 
 @dataclass(frozen=True, slots=True)
-class Begin:
+class SessionBegan:
     """Batches may go, as this says."""
 
     welcome: Welcome
 
 
-Outcome = Forget | Greet | Poke | Begin | Announce | Stop
+Outcome = DropInFlight | SendHello | SendPing | SessionBegan | Announce | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Session(Machine[Phase]):
     ) -> None:
         super().__init__(Phase.OFFLINE, story)
         self.epoch = 0
-        self.setbacks = 0
+        self.consecutive_losses = 0
         """Losses in a row without anything that became durable."""
         self.outcome: list[Outcome] = []
         """What the last events ask for; whoever takes it empties it."""
@@ -140,7 +140,7 @@ class Session(Machine[Phase]):
 
     def progressed(self) -> None:
         """Something became durable: the next setback is the first of its row."""
-        self.setbacks = 0
+        self.consecutive_losses = 0
 
     # Handlers.
 
@@ -149,29 +149,29 @@ class Session(Machine[Phase]):
         self._greet()
 
     def _on_link_down(self, _: LinkDown) -> None:
-        self.outcome.append(Forget())
+        self.outcome.append(DropInFlight())
         self.state = Phase.OFFLINE
 
     def _pass_time(self, tick: Tick) -> None:
-        self._now_at = tick.now_s
+        self._now_at = tick.now_at
 
     def _on_tick_greeting(self, tick: Tick) -> None:
-        self._now_at = tick.now_s
+        self._now_at = tick.now_at
         if self._now_at >= self._hello_at:
             self._greet()
 
     def _on_tick_paused(self, tick: Tick) -> None:
-        self._now_at = tick.now_s
+        self._now_at = tick.now_at
         if self._now_at >= self._paused_until_at:
             self._greet()
 
     def _on_tick_streaming(self, tick: Tick) -> None:
-        self._now_at = tick.now_s
+        self._now_at = tick.now_at
         if self._now_at - self._heard_at > self._settings.silence_s:
-            self._set_back("the target is silent")
+            self._back_off("the target is silent")
         elif self._now_at >= self._ping_at:
             self._ping_at = self._now_at + self._settings.ping_s
-            self.outcome.append(Poke())
+            self.outcome.append(SendPing())
 
     def _on_welcome(self, welcome: Welcome) -> None:
         if welcome.attempt != self.attempt:
@@ -180,7 +180,7 @@ class Session(Machine[Phase]):
         self.epoch = welcome.epoch
         self._hellos = 0
         self._ping_at = self._now_at + self._settings.ping_s
-        self.outcome.append(Begin(welcome))
+        self.outcome.append(SessionBegan(welcome))
 
     def _on_bad_welcome(self, bad: BadWelcome) -> None:
         if bad.attempt == self.attempt:
@@ -197,13 +197,13 @@ class Session(Machine[Phase]):
 
     def _on_rewind(self, rewind: Rewind) -> None:
         if rewind.epoch == self.epoch:
-            self._set_back(rewind.text)
+            self._back_off(rewind.text)
 
     def _on_lost(self, lost: Lost) -> None:
-        self._set_back(lost.why)
+        self._back_off(lost.why)
 
     def _fail(self, failed: Failed) -> None:
-        self.outcome += [Forget(), Stop(failed.error)]
+        self.outcome += [DropInFlight(), Stop(failed.error)]
         self.state = Phase.STOPPED
 
     # Steps.
@@ -216,31 +216,31 @@ class Session(Machine[Phase]):
             self._settings.pause_max_s,
         )
         self._hellos += 1
-        self.outcome += [Forget(), Greet(self.attempt)]
+        self.outcome += [DropInFlight(), SendHello(self.attempt)]
         self.state = Phase.GREETING
 
-    def _set_back(self, why: str) -> None:
+    def _back_off(self, why: str) -> None:
         """Greets again, slower each time that nothing became durable."""
-        if self.setbacks == 0:
-            self.setbacks = 1
-            self.outcome.append(Announce("rewind", {"epoch": self.epoch, "why": why}))
+        if self.consecutive_losses == 0:
+            self.consecutive_losses = 1
+            self.outcome.append(Announce("rewind", {"epoch": self.epoch, "reason": why}))
             self._greet()
         else:
             self._pause(why)
 
     def _pause(self, why: str) -> None:
         pause_s = min(
-            self._settings.pause_min_s * 2 ** min(self.setbacks, _DOUBLINGS_MAX),
+            self._settings.pause_min_s * 2 ** min(self.consecutive_losses, _DOUBLINGS_MAX),
             self._settings.pause_max_s,
         )
-        self.setbacks += 1
+        self.consecutive_losses += 1
         self._paused_until_at = self._now_at + pause_s
         facts: Facts = {
             "epoch": self.epoch,
-            "why": why,
+            "reason": why,
             "pause_ms": int(pause_s * 1000),
         }
-        self.outcome += [Forget(), Announce("pause", facts)]
+        self.outcome += [DropInFlight(), Announce("pause", facts)]
         self.state = Phase.PAUSED
 
     TABLE: ClassVar[Table[Phase]] = {

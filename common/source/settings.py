@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from bdr.common.scan.plan import CHUNK_SECTORS
 from bdr.common.source.overflow import OverflowSettings
 from bdr.common.source.quota import QuotaSettings
-from bdr.common.source.rate_limit import PaceSettings
+from bdr.common.source.rate_limit import ScanRateSettings
 from bdr.common.source.session import SessionSettings
 from bdr.common.source.window import WindowSettings
 
@@ -24,7 +24,7 @@ class SchedulerSettings:
     """A lease that is open for so long belongs to nobody any more."""
     unreadable_s: float = 60.0
     """An unreadable region is tried again after so long."""
-    pace: PaceSettings = field(default_factory=PaceSettings)
+    rate_limit: ScanRateSettings = field(default_factory=ScanRateSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class SourceSettings:
     overflow: OverflowSettings = field(default_factory=OverflowSettings)
     quota: QuotaSettings = field(default_factory=QuotaSettings)
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
-    look_s: float = 0.25
+    status_interval_s: float = 0.25
     """The capture is looked at so often at least."""
 
     def __post_init__(self) -> None:

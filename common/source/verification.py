@@ -51,11 +51,11 @@ class Verification:
         count = len(request.ranges)
         return 0 < count <= self._chunks_max and end <= self._info.device_sectors
 
-    def open(self, peer: Peer, request: VerifyBegin, *, now_s: float) -> Lease:
+    def open(self, peer: Peer, request: VerifyBegin, *, now_at: float) -> Lease:
         """Opens a lease of these chunks; it is to be granted later."""
         chunks: list[Chunk] = request.ranges
         lease = self._leases.open(
-            peer, request.request, chunks, now_s=now_s, barrier=self._order.dispatched
+            peer, request.request, chunks, now_at=now_at, barrier=self._order.dispatched
         )
         self.exclude_marked(lease)
         return lease
@@ -66,4 +66,4 @@ class Verification:
         if status.active_regions or status.resync_regions:
             for chunk in lease.chunks:
                 for region in self._regions.dirty_within(chunk):
-                    lease.exclusions.note_range(region * size, size)
+                    lease.exclusions.exclude_range(region * size, size)

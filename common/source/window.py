@@ -104,9 +104,9 @@ class Window:
         """Whether a resync batch may not have arrived yet."""
         return any(each.is_resync and each.number > self.accepted for each in self._in_flight)
 
-    def is_late(self, now_s: float) -> bool:
+    def is_late(self, now_at: float) -> bool:
         """Whether batches that were dispatched do not arrive."""
-        return self.accepted < self.dispatched and now_s >= self._late_at
+        return self.accepted < self.dispatched and now_at >= self._late_at
 
     def begin(self, *, epoch: int, slot: int) -> None:
         """A session begins: `slot` is the next."""
@@ -128,18 +128,18 @@ class Window:
         marker: Marker = Marker.NONE,
         count: int = 0,
         *,
-        now_s: float,
-        setbacks: int,
+        now_at: float,
+        consecutive_losses: int,
     ) -> BatchHeader:
         """The next batch of the order.
 
         Args:
             count: slots of the ring that it covers.
-            setbacks: losses in a row, each of which doubles the patience.
+            consecutive_losses: each of them doubles the timeout.
         """
         if self.accepted == self.dispatched:
             # Nothing was awaited until now.
-            self._await(now_s, setbacks)
+            self._await(now_at, consecutive_losses)
         header = BatchHeader(
             kind, marker, self._stream, self._epoch, self._next_number, self.cursor, count
         )
@@ -154,11 +154,13 @@ class Window:
         """Whether an acknowledgement speaks of batches that were dispatched."""
         return durable <= accepted <= self.dispatched
 
-    def acknowledge(self, *, accepted: int, durable: int, now_s: float, setbacks: int) -> bool:
+    def acknowledge(
+        self, *, accepted: int, durable: int, now_at: float, consecutive_losses: int
+    ) -> bool:
         """Takes a possible acknowledgement; whether something became durable."""
         if accepted > self.accepted:
             self.accepted = accepted
-            self._await(now_s, setbacks)
+            self._await(now_at, consecutive_losses)
         before = len(self._in_flight)
         while self._in_flight and self._in_flight[0].number <= durable:
             entry = self._in_flight.popleft()
@@ -184,5 +186,7 @@ class Window:
             )
         return None
 
-    def _await(self, now_s: float, setbacks: int) -> None:
-        self._late_at = now_s + self._settings.progress_s * 2.0 ** min(setbacks, _DOUBLINGS_MAX)
+    def _await(self, now_at: float, consecutive_losses: int) -> None:
+        self._late_at = now_at + self._settings.progress_s * 2.0 ** min(
+            consecutive_losses, _DOUBLINGS_MAX
+        )

@@ -105,7 +105,7 @@ class Form(Generic[T]):
 # What a value may be.
 
 
-def part(form: Form[Any]) -> FieldType:
+def nested(form: Form[Any]) -> FieldType:
     """A map under a key of its own."""
     return FieldType(form.decode, form.encode)
 
@@ -182,11 +182,11 @@ def _type(hint: Any) -> FieldType:
         return sequence(_type(arguments[0]))
     if get_origin(hint) is Mapping:
         return mapping(_type(arguments[1]))
-    return _member(hint) if issubclass(hint, Enum) else part(Form(hint))
+    return _member(hint) if issubclass(hint, Enum) else nested(Form(hint))
 
 
 def _member(kind: type[Enum]) -> FieldType:
-    words = {member: _word(member) for member in kind}
+    words = {member: _text_of(member) for member in kind}
     members = {word: member for member, word in words.items()}
 
     def decode(value: object) -> Enum:
@@ -197,7 +197,7 @@ def _member(kind: type[Enum]) -> FieldType:
     return FieldType(decode, words.__getitem__)
 
 
-def _word(member: Enum) -> str:
+def _text_of(member: Enum) -> str:
     return member.value if isinstance(member.value, str) else member.name
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from bdr.common.status import health
-from bdr.common.status.health import SourceFacts, TargetFacts, Verdict
+from bdr.common.status.health import Health, SourceFacts, TargetFacts
 from bdr.common.status.model import (
     ConnectionStatus,
     HookCounts,
@@ -44,10 +44,10 @@ _Stages = tuple[StageStatus, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
+class _RoleParts:
     """What is found in another way on a source than on a target."""
 
-    verdict: Verdict
+    health: Health
     lag: LagStatus | None
     ring: RingStatus | None
     connection: ConnectionStatus
@@ -102,8 +102,8 @@ class Composer:
             volume=self._volume,
             role=self._role,
             time_utc=now_utc.replace(microsecond=now_utc.microsecond // 1000 * 1000),
-            health=side.verdict.state,
-            reasons=side.verdict.reasons,
+            health=side.health.state,
+            reasons=side.health.reasons,
             rpo_s=self._rpo_s,
             is_rpo_exceeded=self.ring.is_rpo_exceeded,
             lag=side.lag,
@@ -117,7 +117,7 @@ class Composer:
             monitor_uptime_s=round(now_at - self._started_at, 3),
         )
 
-    def _source(self, stages: _Stages) -> _Side:
+    def _source(self, stages: _Stages) -> _RoleParts:
         ring, lag = self.ring.ring, self.ring.lag
         reader = _first(stages, ReaderValues)
         is_scanning = bool(_reporting(stages, ScannerValues))
@@ -135,8 +135,8 @@ class Composer:
             rpo_s=self._rpo_s,
             is_scanning=is_scanning,
         )
-        return _Side(
-            verdict=health.judge(facts),
+        return _RoleParts(
+            health=health.judge(facts),
             lag=lag,
             ring=ring,
             connection=ConnectionStatus(
@@ -155,24 +155,24 @@ class Composer:
             resync=_resync(ring, reader, is_scanning=is_scanning) if ring and reader else None,
         )
 
-    def _target(self, stages: _Stages, now_at: float) -> _Side:
+    def _target(self, stages: _Stages, now_at: float) -> _RoleParts:
         applier = _first(stages, ApplierValues)
         intake = _intake(applier, now_at)
-        is_fed = applier.is_fed if applier else None
-        states = {None: None, True: ConnectionState.FED, False: ConnectionState.WAITING}
+        has_source = applier.has_source if applier else None
+        states = {None: None, True: ConnectionState.CONNECTED, False: ConnectionState.WAITING}
         facts = TargetFacts(
             stages=stages,
-            is_fed=is_fed,
+            has_source=has_source,
             condition=applier.condition if applier else None,
             queued_s=intake.queued_age_s or 0.0,
             rpo_s=self._rpo_s,
         )
-        return _Side(
-            verdict=health.judge(facts),
+        return _RoleParts(
+            health=health.judge(facts),
             lag=None,
             ring=None,
             connection=ConnectionStatus(
-                state=states[is_fed], is_up=is_fed, losses=0, links=_links(stages)
+                state=states[has_source], is_up=has_source, losses=0, links=_links(stages)
             ),
             replica=_replica(
                 applier,
@@ -201,7 +201,7 @@ def _links(stages: _Stages) -> LinkCounts:
 
 
 def _replica(
-    told: ReaderValues | ApplierValues | None,
+    values: ReaderValues | ApplierValues | None,
     *,
     slot: int | None,
     stream: str | None,
@@ -209,9 +209,9 @@ def _replica(
     intake: IntakeStatus | None,
 ) -> ReplicaStatus:
     return ReplicaStatus(
-        condition=told.condition if told else None,
-        since_utc=_time(told.since_utc) if told else None,
-        of_utc=_time(told.at_utc) if told else None,
+        condition=values.condition if values else None,
+        since_utc=_time(values.since_utc) if values else None,
+        of_utc=_time(values.at_utc) if values else None,
         slot=slot,
         stream=stream,
         left_bytes=left_bytes,
@@ -220,9 +220,9 @@ def _replica(
 
 
 def _resync(ring: RingStatus, reader: ReaderValues, *, is_scanning: bool) -> ResyncStatus:
-    is_needed = bool(ring.dirty_regions) or reader.condition is Condition.INCONSISTENT
+    is_required = bool(ring.dirty_regions) or reader.condition is Condition.INCONSISTENT
     return ResyncStatus(
-        is_running=is_needed and is_scanning,
+        is_running=is_required and is_scanning,
         dirty_regions=ring.dirty_regions,
         compared_bytes=reader.scan_compared_bytes,
         repaired_bytes=reader.scan_repaired_bytes,

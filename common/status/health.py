@@ -62,7 +62,7 @@ class TargetFacts:
     """What a target's monitor knows."""
 
     stages: Sequence[StageStatus]
-    is_fed: bool | None
+    has_source: bool | None
     """A source's session is open; None if the applier does not report."""
     condition: Condition | None
     queued_s: float
@@ -71,20 +71,20 @@ class TargetFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Health:
     """The state, and why it is not a better one."""
 
     state: HealthState
     reasons: tuple[str, ...]
 
 
-def judge(facts: SourceFacts | TargetFacts) -> Verdict:
+def judge(facts: SourceFacts | TargetFacts) -> Health:
     """The worst that applies, with every reason from bad to good."""
     found = _judge_stages(facts.stages)
     found += _judge_source(facts) if isinstance(facts, SourceFacts) else _judge_target(facts)
     found.sort(key=lambda entry: _ORDER.index(entry[0]), reverse=True)
     state = found[0][0] if found else HealthState.HEALTHY
-    return Verdict(state, tuple(reason for _, reason in found))
+    return Health(state, tuple(reason for _, reason in found))
 
 
 _Found = list[tuple[HealthState, str]]
@@ -166,9 +166,9 @@ def _judge_target(facts: TargetFacts) -> _Found:
 
 
 def _judge_session(facts: TargetFacts) -> _Found:
-    if facts.is_fed is None:
+    if facts.has_source is None:
         return []
-    if not facts.is_fed:
+    if not facts.has_source:
         return [(HealthState.BROKEN, "no source is connected")]
     if _needs_scan(facts.condition):
         return [

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-LOOKS_MAX = 4096
+SAMPLES_MAX = 4096
 WINDOW_S = 10.0
 """Rates are over so long."""
 
@@ -40,39 +40,39 @@ class LagMeter:
     """Takes a few looks a second; costs O(1) each."""
 
     def __init__(self) -> None:
-        self._looks: deque[tuple[int, float]] = deque()
+        self._samples: deque[tuple[int, float]] = deque()
         """(end, time): slots below `end`, and not below an earlier one, were seen then."""
         self._history: deque[tuple[float, int, int]] = deque()
         self._unknown_below = -1
         self._tail = 0
         self._head = -1
-        self._now_s = 0.0
+        self._now_at = 0.0
 
-    def look(self, *, now_s: float, head: int, tail: int) -> None:
+    def sample(self, *, now_at: float, head: int, tail: int) -> None:
         """Slots below `head` are written, those below `tail` durable."""
         if head < self._head or tail < self._tail:
             # Another capture under the old name.
-            self._looks.clear()
+            self._samples.clear()
             self._history.clear()
             self._head = -1
         if self._head < 0:
             self._unknown_below = head if tail < head else -1
         if head > self._head and tail < head:
-            self._looks.append((head, now_s))
-        while self._looks and self._looks[0][0] <= tail:
-            self._looks.popleft()
-        if len(self._looks) > LOOKS_MAX:
+            self._samples.append((head, now_at))
+        while self._samples and self._samples[0][0] <= tail:
+            self._samples.popleft()
+        if len(self._samples) > SAMPLES_MAX:
             self._thin_out()
-        self._head, self._tail, self._now_s = head, tail, now_s
-        self._history.append((now_s, head, tail))
-        while now_s - self._history[0][0] > WINDOW_S and len(self._history) > 2:
+        self._head, self._tail, self._now_at = head, tail, now_at
+        self._history.append((now_at, head, tail))
+        while now_at - self._history[0][0] > WINDOW_S and len(self._history) > 2:
             self._history.popleft()
 
     @property
     def lag(self) -> Lag:
         """As of the last look."""
-        began_s, head, tail = self._history[0] if self._history else (self._now_s, 0, 0)
-        elapsed_s = self._now_s - began_s
+        began_at, head, tail = self._history[0] if self._history else (self._now_at, 0, 0)
+        elapsed_s = self._now_at - began_at
         written = (self._head - head) / elapsed_s if elapsed_s > 0 else 0.0
         acked = (self._tail - tail) / elapsed_s if elapsed_s > 0 else 0.0
         slots = max(0, self._head - self._tail)
@@ -81,7 +81,7 @@ class LagMeter:
             catch_up_s = slots / (acked - written) if acked > written else None
         return Lag(
             slots=slots,
-            seconds=self._now_s - self._looks[0][1] if self._looks else 0.0,
+            seconds=self._now_at - self._samples[0][1] if self._samples else 0.0,
             is_minimum=slots > 0 and self._tail < self._unknown_below,
             written_per_s=written,
             acked_per_s=acked,
@@ -90,10 +90,10 @@ class LagMeter:
 
     def _thin_out(self) -> None:
         """Merges neighbours; a write then counts as older than it is, never as younger."""
-        looks = list(self._looks)
+        looks = list(self._samples)
         merged = [
             (later[0], earlier[1]) for earlier, later in zip(looks[::2], looks[1::2], strict=False)
         ]
         if len(looks) % 2:
             merged.append(looks[-1])
-        self._looks = deque(merged)
+        self._samples = deque(merged)

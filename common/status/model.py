@@ -21,8 +21,8 @@ from bdr.common.status.codec import (
     Form,
     flat,
     flat_or_none,
+    nested,
     pack,
-    part,
     sequence,
     unpack,
     wrong,
@@ -236,10 +236,10 @@ _STATUS = Form(
     },
     types={
         "lag": flat_or_none(_LAG),
-        "connection": part(Form(ConnectionStatus, types={"links": flat(Form(LinkCounts))})),
-        "replica": part(_REPLICA),
+        "connection": nested(Form(ConnectionStatus, types={"links": flat(Form(LinkCounts))})),
+        "replica": nested(_REPLICA),
         "stages": sequence(
-            part(Form(StageStatus, keys={"age_s": "age_seconds"}, types={"values": VALUES}))
+            nested(Form(StageStatus, keys={"age_s": "age_seconds"}, types={"values": VALUES}))
         ),
     },
 )

@@ -86,11 +86,11 @@ class ScannerValues:
     """What a scanner reports."""
 
     is_connected: bool
-    tickets: int
+    leases: int
     compared_bytes: int
     repaired_bytes: int
     sent_bytes: int
-    abandoned_tickets: int
+    abandoned_leases: int
     links: LinkCounts
 
 
@@ -99,7 +99,7 @@ class ApplierValues:
     """What the applier reports."""
 
     condition: Condition
-    is_fed: bool
+    has_source: bool
     """A source's session is open."""
     stream: str
     slot: int

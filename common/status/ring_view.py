@@ -31,7 +31,7 @@ class RingView:
         """A look that succeeded."""
         self._seen, self.error = (info, status), None
         # Published is what the source's disk has; reserved slots are not written yet.
-        self._meter.look(now_s=now_at, head=status.unpublished, tail=status.tail)
+        self._meter.sample(now_at=now_at, head=status.unpublished, tail=status.tail)
         self.is_rpo_exceeded = self._meter.lag.seconds > self._rpo_s
 
     def lost(self, error: str) -> None:

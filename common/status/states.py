@@ -53,6 +53,6 @@ class ConnectionState(Enum):
     PAUSED = "PAUSED"
     STOPPED = "STOPPED"
     # On the target.
-    FED = "FED"
+    CONNECTED = "CONNECTED"
     """A session is open."""
     WAITING = "WAITING"

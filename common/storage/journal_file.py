@@ -10,7 +10,7 @@ import os
 import stat
 
 from bdr.common.errors import StateError
-from bdr.common.storage.locking import lock_alone, sync_directory
+from bdr.common.storage.locking import lock_exclusively, sync_directory
 from bdr.common.wire.codec import Buffer
 
 
@@ -54,7 +54,7 @@ class JournalFile:
 
     def _lock(self, is_read_only: bool) -> None:
         if not is_read_only:
-            if not lock_alone(self._fd):
+            if not lock_exclusively(self._fd):
                 raise StateError(
                     f"journal {self.path}: found it locked by another applier, or named as target "
                     "or state file too; wanted one of its own for each volume"
@@ -103,7 +103,7 @@ class JournalFile:
             os.ftruncate(self._fd, size_bytes)
             os.fsync(self._fd)
 
-    def settle(self) -> None:
+    def drop_page_cache(self) -> None:
         """Makes what a killed process left durable, and forgets what is cached of it.
 
         Without the sync, a power cut could take back what is about to be applied.

@@ -12,18 +12,18 @@ PATIENCE_S = 3.0
 _PAUSE_S = 0.05
 
 
-def lock_alone(fd: int) -> bool:
+def lock_exclusively(fd: int) -> bool:
     """Takes flock(2) on a descriptor for itself alone; whether it could.
 
     Waits a little: who only looks holds a shared lock for a moment, as udev does when
     a disk was closed, which is when a killed process is started again.
     """
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_at = time.monotonic() + PATIENCE_S
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() >= deadline_s:
+            if time.monotonic() >= deadline_at:
                 return False
             time.sleep(_PAUSE_S)
         else:

@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 from bdr.common.errors import StateError
-from bdr.common.storage.locking import lock_alone, sync_directory
+from bdr.common.storage.locking import lock_exclusively, sync_directory
 from bdr.common.target import record as format_
 from bdr.common.target.record import ReplicaRecord
 
@@ -31,7 +31,7 @@ class RecordFile:
                 f"replica state {path}: {error.strerror}; wanted a file in an existing, writable "
                 "directory"
             ) from error
-        if not lock_alone(self._fd):
+        if not lock_exclusively(self._fd):
             os.close(self._fd)
             raise StateError(
                 f"replica state {path}: found it locked by another applier; wanted one of its own "
@@ -42,19 +42,19 @@ class RecordFile:
         self._is_new = os.fstat(self._fd).st_size == 0
 
     def load(
-        self, *, volume: str, device_sectors: int, device: str = "", whatever: bool = False
+        self, *, volume: str, device_sectors: int, device: str = "", allow_foreign: bool = False
     ) -> ReplicaRecord:
         """What is remembered of this volume, or a blank record.
 
         Args:
             device: what the target calls itself, if it does; `save` remembers it.
-            whatever: also of a device that was promoted, or is another one.
+            allow_foreign: also of a device that was promoted, or is another one.
 
         Raises:
             StateError: damaged, of another volume, or of a bigger device; or of one that was
                 promoted, or is another one.
         """
-        self._settle()
+        self._drop_page_cache()
         try:
             data = os.pread(self._fd, format_.RECORD_BYTES, 0).ljust(format_.RECORD_BYTES, b"\0")
         except OSError as error:
@@ -74,13 +74,13 @@ class RecordFile:
                 f"replica state {self.path}: found that of volume {record.volume!r}, wanted that "
                 f"of {volume!r}; name another state file"
             )
-        if record.device not in ("", self._device) and not whatever:
+        if record.device not in ("", self._device) and not allow_foreign:
             raise StateError(
                 f"replica state {self.path}: found the target to be {device!r}, wanted "
                 f"{record.device!r}, which has the replica; name that as target, or, if the disk "
                 f"was replaced, `bdr demote {volume}` has everything compared"
             )
-        if record.promoted_s and not whatever:
+        if record.promoted_s and not allow_foreign:
             raise StateError(
                 f"replica state {self.path}: found its device promoted, on "
                 f"{utc(record.promoted_s)}; wanted a replica: `bdr demote {volume}` makes "
@@ -94,7 +94,7 @@ class RecordFile:
             )
         return replace(record, device_sectors=device_sectors, device=self._device)
 
-    def _settle(self) -> None:
+    def _drop_page_cache(self) -> None:
         """Makes what a killed process left durable, and forgets what is cached of it.
 
         Else a record could be believed that a power cut takes back, when others, such

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bdr.common.errors import DeviceError
 from bdr.common.ring.layout import SECTOR_BYTES, Op
-from bdr.common.storage.locking import lock_alone
+from bdr.common.storage.locking import lock_exclusively
 from bdr.common.target.extents import Extents
 from bdr.common.wire.codec import Buffer
 
@@ -82,7 +82,7 @@ class TargetDevice:
             self.sectors = os.lseek(self._fd, 0, os.SEEK_END) // SECTOR_BYTES
             if not self.sectors:
                 raise DeviceError(f"target {path}: found a size of 0; wanted the source's size")
-            self._settle()
+            self._drop_page_cache()
         except BaseException:
             os.close(self._fd)
             raise
@@ -148,7 +148,7 @@ class TargetDevice:
         """Gives the device free."""
         os.close(self._fd)
 
-    def _settle(self) -> None:
+    def _drop_page_cache(self) -> None:
         """Makes what a process of before left durable, and forgets what is cached.
 
         Pages that once failed to be written count as clean from then on. A scan that read
@@ -173,7 +173,7 @@ class TargetDevice:
                 )
 
     def _lock(self) -> None:
-        if not lock_alone(self._fd):
+        if not lock_exclusively(self._fd):
             raise DeviceError(
                 f"target {self.path}: found it locked by another applier; wanted it for this one "
                 "alone: stop the other"

@@ -43,7 +43,7 @@ class ChecksumQueue:
     def __init__(self, *, device_sectors: int) -> None:
         self._device_sectors = device_sectors
         self._waiting: deque[_Waiting] = deque()
-        self._in_work = 0
+        self._in_progress = 0
 
     def put(self, peer: Peer, request: Checksums, *, last_job: int) -> DigestsRefused:
         """Takes a request, or says why not.
@@ -53,7 +53,7 @@ class ChecksumQueue:
         """
         if not self._is_possible(request):
             return DigestsRefused.BAD_RANGES
-        if len(self._waiting) + self._in_work >= REQUESTS_MAX:
+        if len(self._waiting) + self._in_progress >= REQUESTS_MAX:
             return DigestsRefused.BUSY
         self._waiting.append(_Waiting(last_job, MakeDigests(peer, request)))
         return DigestsRefused.NONE
@@ -63,12 +63,12 @@ class ChecksumQueue:
         found = []
         while self._waiting and self._waiting[0].job <= durable_job:
             found.append(self._waiting.popleft().made)
-        self._in_work += len(found)
+        self._in_progress += len(found)
         return found
 
     def done(self) -> None:
         """One was answered."""
-        self._in_work -= 1
+        self._in_progress -= 1
 
     def _is_possible(self, request: Checksums) -> bool:
         """Whether its ranges lie within the device, and its answer fits a message."""

@@ -8,6 +8,7 @@ imperative, in their order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from bdr.common.facts import Facts
 from bdr.common.target.job import Job
@@ -15,14 +16,17 @@ from bdr.common.wire.batch import Batch
 from bdr.common.wire.control import Checksums, Digests, Message
 
 Peer = bytes
-"""Who sent a control message: the ROUTER's routing id."""
+"""Sender of a control message: the routing id of the ROUTER socket."""
+
+LogName = Literal["unknown-position", "welcome", "refused", "rewind", "condition"]
+"""Names of the log events of a target."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time is now `now_s`; comes before other events."""
+    """Time is now `now_at`; comes before other events."""
 
-    now_s: float
+    now_at: float
     utc_s: int = 0
     """Seconds since 1970, for people to read."""
 
@@ -100,11 +104,11 @@ class MakeDigests:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """Worth a line in the log."""
+class LogEvent:
+    """Write a line to the log."""
 
-    topic: str
+    name: LogName
     facts: Facts
 
 
-Action = Send | Apply | MakeDigests | Note
+Action = Send | Apply | MakeDigests | LogEvent

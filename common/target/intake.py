@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from bdr.common.errors import InvalidSlotsError
 from bdr.common.facts import Facts
-from bdr.common.target.events import Action, Apply, Note, Send
+from bdr.common.target.events import Action, Apply, LogEvent, Send
 from bdr.common.target.extents import plan
 from bdr.common.target.reorder import ReorderBuffer
 from bdr.common.target.replica import Replica
@@ -104,22 +104,22 @@ class Intake:
                 "condition": job.record.condition.name,
                 "slot": header.end,
             }
-            self._actions.append(Note("condition", facts))
+            self._actions.append(LogEvent("condition", facts))
         self._actions.append(Apply(job))
         self._session.fire(Accepted(job.number))
 
     def _rewind(self, reason: RewindReason, text: str) -> None:
         epoch = self._replica.record.epoch
-        self._actions.append(Note("rewind", {"epoch": epoch, "text": text}))
+        self._actions.append(LogEvent("rewind", {"epoch": epoch, "text": text}))
         self._break(Rewind(epoch, reason, text))
 
     def _refuse(self, text: str) -> None:
         reason = RefusedReason.SLOTS
         self._dropped[f"refused-{reason.name.lower()}"] += 1
-        self._actions.append(Note("refused", {"reason": reason.name, "text": text}))
+        self._actions.append(LogEvent("refused", {"reason": reason.name, "text": text}))
         self._break(Refused(self._session.attempt, reason, text))
 
-    def _break(self, farewell: Rewind | Refused) -> None:
-        self._session.fire(Broken(farewell))
+    def _break(self, close_reason: Rewind | Refused) -> None:
+        self._session.fire(Broken(close_reason))
         self.forget()
-        self._actions.append(Send(self._session.peer, farewell))
+        self._actions.append(Send(self._session.peer, close_reason))

@@ -42,10 +42,10 @@ class JobQueue:
         """Whether no more batches are to be read."""
         return self.queued_bytes > QUEUED_BYTES_MAX or self.waiting > QUEUED_JOBS_MAX
 
-    def put(self, size: int, *, now_s: float) -> int:
+    def put(self, size: int, *, now_at: float) -> int:
         """The next job, of so many bytes of payload; returns its number."""
         self.last += 1
-        self._queued[self.last] = _Queued(size, now_s)
+        self._queued[self.last] = _Queued(size, now_at)
         self.queued_bytes += size
         return self.last
 
@@ -57,7 +57,7 @@ class JobQueue:
             self.durable_bytes += size
         self.durable = job
 
-    def oldest_s(self, now_s: float) -> float:
+    def oldest_s(self, now_at: float) -> float:
         """For how long the oldest has waited; 0 if none does."""
         oldest = next(iter(self._queued.values()), None)
-        return now_s - oldest.put_at if oldest else 0.0
+        return now_at - oldest.put_at if oldest else 0.0

@@ -31,7 +31,7 @@ from bdr.common.facts import Facts
 from bdr.common.machine import Story
 from bdr.common.target import admission, events, session
 from bdr.common.target.checksums import REFUSED_TEXTS, ChecksumQueue
-from bdr.common.target.events import Action, Apply, Event, Note, Peer, Send
+from bdr.common.target.events import Action, Apply, Event, LogEvent, Peer, Send
 from bdr.common.target.intake import Intake
 from bdr.common.target.job_queue import JOBS_MAX, JobQueue
 from bdr.common.target.record import ReplicaRecord
@@ -97,7 +97,7 @@ class TargetNode:
         return self._replica.jobs
 
     @property
-    def is_settled(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether every job is durable."""
         return not self.jobs.waiting
 
@@ -107,18 +107,18 @@ class TargetNode:
         return not self.jobs.is_full
 
     @property
-    def is_fed(self) -> bool:
+    def has_source(self) -> bool:
         """Whether a source's session is open and its source was heard lately."""
         return self._session.is_open and self._silent_s < self.settings.source_silence_s
 
     @property
     def queued_s(self) -> float:
         """For how long the oldest job has waited for the disk."""
-        return self.jobs.oldest_s(self._replica.now_s)
+        return self.jobs.oldest_s(self._replica.now_at)
 
     @property
     def _silent_s(self) -> float:
-        return self._replica.now_s - self._heard_at
+        return self._replica.now_at - self._heard_at
 
     # The way in.
 
@@ -150,11 +150,11 @@ class TargetNode:
 
     def _on_tick(self, tick: events.Tick) -> None:
         # A suspended process must not count its own pause as source silence.
-        stood_still_s = tick.now_s - self._replica.now_s
+        stood_still_s = tick.now_at - self._replica.now_at
         if stood_still_s > STANDSTILL_S:
             self._heard_at += stood_still_s
-        self._replica.now_s, self._replica.utc_s = tick.now_s, tick.utc_s
-        self._heard_at = min(self._heard_at, tick.now_s)
+        self._replica.now_at, self._replica.utc_s = tick.now_at, tick.utc_s
+        self._heard_at = min(self._heard_at, tick.now_at)
 
     # Control.
 
@@ -193,14 +193,14 @@ class TargetNode:
             at.fire(session.Repeated(hello.attempt))
         else:
             self._open_session(peer, hello)
-        self._heard_at = self._replica.now_s
+        self._heard_at = self._replica.now_at
 
     def _open_session(self, peer: Peer, hello: Hello) -> None:
         record = self.record
         start = admission.start(hello, record)
         if not start.is_known:
             facts = admission.describe(hello, record, start)
-            self._actions.append(Note("unknown-position", facts))
+            self._actions.append(LogEvent("unknown-position", facts))
         self._intake.forget()
         job = self._replica.begin_session(hello.stream, start)
         self._actions.append(Apply(job))
@@ -214,11 +214,11 @@ class TargetNode:
         if not is_its or ping.epoch != self.record.epoch:
             text = "the target does not know this session: it was restarted or taken over"
             self._send(peer, Rewind(ping.epoch, RewindReason.NO_SESSION, text))
-        elif at.farewell is not None:
+        elif at.close_reason is not None:
             # It pings on, so that message was lost.
-            self._send(peer, at.farewell)
+            self._send(peer, at.close_reason)
         else:
-            self._heard_at = self._replica.now_s
+            self._heard_at = self._replica.now_at
             job = self._replica.remember_left(ping.left_bytes)
             if job is not None:
                 self._actions.append(Apply(job))
@@ -242,7 +242,7 @@ class TargetNode:
 
     def _refuse(self, peer: Peer, attempt: int, reason: RefusedReason, text: str) -> None:
         self.dropped[f"refused-{reason.name.lower()}"] += 1
-        self._actions.append(Note("refused", {"reason": reason.name, "text": text}))
+        self._actions.append(LogEvent("refused", {"reason": reason.name, "text": text}))
         self._send(peer, Refused(attempt, reason, text))
 
     def _acknowledge(self) -> None:
@@ -251,7 +251,7 @@ class TargetNode:
             record.epoch, at.accepted, at.durable, record.condition, record.since_s, record.at_s
         )
         self._send(at.peer, ack)
-        self.acked_at = self._replica.now_s
+        self.acked_at = self._replica.now_at
 
     # Batches and jobs.
 
@@ -259,7 +259,7 @@ class TargetNode:
         before = self._session.accepted
         self._actions += self._intake.take(arrived.batch)
         if self._session.accepted > before:
-            self._heard_at = self._replica.now_s
+            self._heard_at = self._replica.now_at
 
     def _on_durable(self, durable: events.Durable) -> None:
         at, jobs = self._session, self.jobs
@@ -282,7 +282,7 @@ class TargetNode:
         self._send(self._session.peer, welcome)
         facts: Facts = {"epoch": record.epoch, "slot": record.slot}
         facts["condition"] = record.condition.name
-        self._actions.append(Note("welcome", facts))
+        self._actions.append(LogEvent("welcome", facts))
 
     def _on_stopping(self, _: events.Stopping) -> None:
         self._session.fire(session.Closed())

@@ -26,7 +26,7 @@ class Replica:
         self.record = record.at_start()
         """The replica's place when every job so far is done."""
         self.jobs = JobQueue()
-        self.now_s = 0.0
+        self.now_at = 0.0
         self.utc_s = 0
 
     @property
@@ -81,5 +81,5 @@ class Replica:
         if not record.condition.needs_scan:
             record = replace(record, left_bytes=0)
         self.record = record
-        number = self.jobs.put(len(payload), now_s=self.now_s)
+        number = self.jobs.put(len(payload), now_at=self.now_at)
         return Job(number, extents, headers, payload, record)

@@ -5,7 +5,7 @@
 - OPENING: a HELLO was taken; its WELCOME goes when all that was accepted before, and the
   new epoch, are durable.
 - OPEN: batches are taken.
-- BROKEN: nothing more of it is taken; its source was sent `farewell`, and is again at each
+- BROKEN: nothing more of it is taken; its source was sent `close_reason`, and is again at each
   PING, since the message may have been lost.
 """
 
@@ -57,7 +57,7 @@ class Accepted:
 class Broken:
     """Nothing more of it can be taken, as its source is told."""
 
-    farewell: Rewind | Refused
+    close_reason: Rewind | Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Session(Machine[SessionState]):
         """Every batch up to this number has arrived."""
         self.durable = 0
         """Every batch up to this number is durable."""
-        self.farewell: Rewind | Refused | None = None
+        self.close_reason: Rewind | Refused | None = None
         self._opened_by = 0
         self._jobs: deque[tuple[int, int]] = deque()
         """(job, batch number) of those that are not durable yet."""
@@ -113,7 +113,7 @@ class Session(Machine[SessionState]):
             self.durable = self._jobs.popleft()[1]
 
     def _on_broken(self, broken: Broken) -> None:
-        self.farewell = broken.farewell
+        self.close_reason = broken.close_reason
         self.state = SessionState.BROKEN
 
     def _on_closed(self, _: Closed) -> None:

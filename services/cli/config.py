@@ -39,7 +39,7 @@ def check(config_path: str) -> None:
     )
 
 
-@main.command(params=[cli_options.config_path(), cli_options.volume(is_needed=False)])
+@main.command(params=[cli_options.config_path(), cli_options.volume(is_required=False)])
 def show(config_path: str, volume: str | None) -> None:
     """Prints every value in force, defaults included, of VOLUME or of everything."""
     found = config.load(config_path)

@@ -41,14 +41,14 @@ class Finding:
         subject: what was looked at.
         is_good: whether it will do.
         found: what was found.
-        mend: the command or step that mends it.
+        fix: the command or step that mends it.
         must: whether BDR cannot do without it here.
     """
 
     subject: str
     is_good: bool
     found: str
-    mend: str = ""
+    fix: str = ""
     must: bool = True
 
 
@@ -103,8 +103,8 @@ def _kernel(*, must: bool) -> Iterator[Finding]:
     is_loaded = Path(f"/sys/module/{MODULE}").exists()
     is_built = any(Path(f"/lib/modules/{release}").rglob(f"{MODULE}.ko*"))
     state = "loaded" if is_loaded else "installed, not loaded" if is_built else "not installed"
-    mend = f"modprobe {MODULE}" if is_built else "make module-install, in BDR's checkout"
-    yield Finding("kernel module", is_loaded, state, mend, must=must)
+    fix = f"modprobe {MODULE}" if is_built else "make module-install, in BDR's checkout"
+    yield Finding("kernel module", is_loaded, state, fix, must=must)
     lockdown = _read("/sys/kernel/security/lockdown")
     is_locked = "[integrity]" in lockdown or "[confidentiality]" in lockdown
     yield Finding(
@@ -177,9 +177,9 @@ def _volumes(found: Config) -> Iterator[Finding]:
                           f"chmod +x {on_event[0]}", must=False)  # fmt: skip
 
 
-def _exists(subject: str, path: str, mend: str) -> Finding:
+def _exists(subject: str, path: str, fix: str) -> Finding:
     there = os.path.exists(path)
-    return Finding(subject, there, f"{path}{'' if there else ' is not there'}", mend)
+    return Finding(subject, there, f"{path}{'' if there else ' is not there'}", fix)
 
 
 def _reachable(name: str, volume: Source) -> Finding:
@@ -239,8 +239,8 @@ def main(config_path: str) -> None:
         click.echo(f"{'ok' if finding.is_good else bad:<8} {finding.subject:<18} {finding.found}")
         if not finding.is_good:
             is_missing |= finding.must
-            if finding.mend:
-                click.echo(f"{'':<27} -> {finding.mend}")
+            if finding.fix:
+                click.echo(f"{'':<27} -> {finding.fix}")
     if note:
         click.echo(f"note     {'bdr.toml':<18} {note}")
     sys.exit(is_missing)

@@ -57,7 +57,7 @@ def _options(side: str, *own: click.Option) -> list[click.Option]:
     """Those of a side, and those of both."""
     return [
         *own,
-        options.KeyOption(VOLUME._replace(default=cli_options.SIDE_VOLUME)),
+        options.KeyOption(VOLUME._replace(default=cli_options.FOREGROUND_VOLUME)),
         click.Option(
             ["--run-dir"],
             type=click.Path(file_okay=False),
@@ -173,7 +173,9 @@ def _is_same(one: str, other: str) -> bool:
 def _run(found: Config, run_dir: str | None) -> None:
     """Runs the side until a signal, or until a process ends for good."""
     supervision = Supervision(found.host.run_dir)
-    if (supervision.run_dir / cli_options.SIDE_FILE).exists() and not supervision.is_running():
+    if (
+        supervision.run_dir / cli_options.FOREGROUND_FILE
+    ).exists() and not supervision.is_running():
         # A side that was killed could not take it away.
         shutil.rmtree(supervision.run_dir, ignore_errors=True)
     try:
@@ -192,7 +194,7 @@ def _run(found: Config, run_dir: str | None) -> None:
             found, python=sys.executable, programs_dir=str(supervision.programs_dir), counts={}
         )
         supervision.write(programs, log_dir=None)
-        _write_side(found, supervision.run_dir)
+        _write_config(found, supervision.run_dir)
         if found.host.log_level != "warning":
             shown = shlex.join(["bdr", "status", "--run-dir", str(supervision.run_dir)])
             click.echo(f"bdr: running in the foreground; in another terminal: {shown}", err=True)
@@ -201,11 +203,11 @@ def _run(found: Config, run_dir: str | None) -> None:
         shutil.rmtree(supervision.run_dir, ignore_errors=True)
 
 
-def _write_side(found: Config, run_dir: Path) -> None:
+def _write_config(found: Config, run_dir: Path) -> None:
     """Leaves what this side is for commands that get `--run-dir`."""
     tables = [as_toml("host", found.host)]
     tables += [as_toml(f"volume.{name}", volume) for name, volume in found.volume.items()]
-    (run_dir / cli_options.SIDE_FILE).write_text("\n".join(tables))
+    (run_dir / cli_options.FOREGROUND_FILE).write_text("\n".join(tables))
 
 
 class _Foreground:
@@ -265,9 +267,9 @@ class _Foreground:
         with contextlib.suppress(BdrError):
             self._supervision.stop_all()
         process.terminate()
-        deadline_s = time.monotonic() + APPLIER_STOP_WAIT_S + 3 * STOP_WAIT_S
+        deadline_at = time.monotonic() + APPLIER_STOP_WAIT_S + 3 * STOP_WAIT_S
         while process.poll() is None:
-            if time.monotonic() > deadline_s:
+            if time.monotonic() > deadline_at:
                 process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(1)

@@ -13,9 +13,9 @@ from bdr.common.errors import BdrError, UsageError
 from bdr.common.host import config
 from bdr.common.host.config import Config
 
-SIDE_VOLUME = "bdr"
+FOREGROUND_VOLUME = "bdr"
 """Name of the volume of a `bdr client` or `bdr server` that is not told one."""
-SIDE_FILE = "side.toml"
+FOREGROUND_FILE = "foreground.toml"
 """In the run directory of a `bdr client` or `bdr server`: its options, as a configuration."""
 
 
@@ -31,12 +31,12 @@ def config_path() -> click.Option:
     )
 
 
-def volume(*, is_needed: bool = True) -> click.Argument:
+def volume(*, is_required: bool = True) -> click.Argument:
     """VOLUME."""
-    return click.Argument(["volume"], required=is_needed, shell_complete=complete_volume)
+    return click.Argument(["volume"], required=is_required, shell_complete=complete_volume)
 
 
-def of_place() -> list[click.Parameter]:
+def location() -> list[click.Parameter]:
     """--config, --run-dir and VOLUME: those that are meant, or all."""
     return [
         config_path(),
@@ -45,7 +45,7 @@ def of_place() -> list[click.Parameter]:
             type=click.Path(file_okay=False),
             help="Instead of bdr.toml: the run directory of a `bdr client` or `bdr server`.",
         ),
-        volume(is_needed=False),
+        volume(is_required=False),
     ]
 
 
@@ -58,7 +58,7 @@ def load(config_path: str) -> Config:
     try:
         return config.load(config_path)
     except BdrError as error:
-        sides = sorted(Path("/run").glob(f"*/{SIDE_FILE}"))
+        sides = sorted(Path("/run").glob(f"*/{FOREGROUND_FILE}"))
         if os.path.exists(config_path) or not sides:
             raise
         raise UsageError(
@@ -67,17 +67,17 @@ def load(config_path: str) -> Config:
         ) from error
 
 
-def side_config(run_dir: str) -> Config:
+def foreground_config(run_dir: str) -> Config:
     """What a `bdr client` or `bdr server` was told, from its run directory.
 
     Raises:
         UsageError: none runs there.
     """
-    path = Path(run_dir) / SIDE_FILE
+    path = Path(run_dir) / FOREGROUND_FILE
     if not path.exists():
         raise UsageError(
-            f"run directory {run_dir}: found no {SIDE_FILE} there; wanted the directory that a "
-            "running `bdr client` or `bdr server` has named"
+            f"run directory {run_dir}: found no {FOREGROUND_FILE} there; wanted the directory "
+            "of a running `bdr client` or `bdr server`"
         )
     return config.load(path)
 

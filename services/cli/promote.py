@@ -137,7 +137,7 @@ def _record(
                 volume=volume,
                 device_sectors=device.sectors,
                 device=device.identity,
-                whatever=True,
+                allow_foreign=True,
             )
             yield file, record
         finally:

@@ -28,7 +28,7 @@ class NoPeerError(BdrError):
 
 
 @dataclass(frozen=True, slots=True)
-class SourcePlace:
+class SourceLocation:
     """Where a volume's source side is."""
 
     volume: str
@@ -39,7 +39,7 @@ class SourcePlace:
     run_dir: str
 
 
-def place_of(config: Config, name: str | None) -> SourcePlace:
+def location_of(config: Config, name: str | None) -> SourceLocation:
     """The source that is meant: the only one, without a name.
 
     Raises:
@@ -52,7 +52,7 @@ def place_of(config: Config, name: str | None) -> SourcePlace:
     volume = config.volume[name]
     if not isinstance(volume, Source):
         raise UsageError(f"volume {name}: found a target; run this on its source host")
-    return SourcePlace(
+    return SourceLocation(
         name,
         volume.chardev,
         volume.underdev,
@@ -65,11 +65,11 @@ def place_of(config: Config, name: str | None) -> SourcePlace:
 class ReaderClient:
     """One socket to the reader; for one thread."""
 
-    def __init__(self, place: SourcePlace) -> None:
-        self._place = place
+    def __init__(self, location: SourceLocation) -> None:
+        self._place = location
         self._context: zmq.Context[Socket] = zmq.Context()
         self._reader = sockets.request_client(self._context)
-        self._reader.connect(sockets.endpoint(place.run_dir, "requests"))
+        self._reader.connect(sockets.endpoint(location.run_dir, "requests"))
         self._number = 0
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class ReaderClient:
         Raises:
             NoPeerError: no reader runs.
         """
-        return self._ask(Query(self._next_number()))
+        return self._request(Query(self._next_number()))
 
     def mark(self, ranges: list[Chunk]) -> ResyncStatus:
         """Has these ranges repaired; none means everything. Returns how far it is then.
@@ -90,22 +90,22 @@ class ReaderClient:
         Raises:
             NoPeerError: no reader runs.
         """
-        self._ask(Resync(self._next_number(), ranges))
+        self._request(Resync(self._next_number(), ranges))
         return self.report()
 
     def _next_number(self) -> int:
         self._number += 1
         return self._number
 
-    def _ask(self, request: Query | Resync) -> ResyncStatus:
-        deadline_s = time.monotonic() + ANSWER_S
-        if not self._wait(zmq.POLLOUT, deadline_s):
+    def _request(self, request: Query | Resync) -> ResyncStatus:
+        deadline_at = time.monotonic() + ANSWER_S
+        if not self._wait(zmq.POLLOUT, deadline_at):
             raise NoPeerError(
                 f"volume {self._place.volume}: no reader answers in {self._place.run_dir}; "
                 "is the volume running? See `bdr status`"
             )
         self._reader.send(encode_request(request))
-        while self._wait(zmq.POLLIN, deadline_s):
+        while self._wait(zmq.POLLIN, deadline_at):
             answer = decode_answer(self._reader.recv())
             if isinstance(answer, ResyncStatus) and answer.request == request.request:
                 return answer
@@ -114,6 +114,6 @@ class ReaderClient:
             "`bdr status`"
         )
 
-    def _wait(self, events: int, deadline_s: float) -> bool:
-        left_ms = max(0, int((deadline_s - time.monotonic()) * 1000))
+    def _wait(self, events: int, deadline_at: float) -> bool:
+        left_ms = max(0, int((deadline_at - time.monotonic()) * 1000))
         return bool(self._reader.poll(left_ms, events))

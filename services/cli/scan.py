@@ -28,7 +28,7 @@ from bdr.common.scan.plan import Chunk
 from bdr.common.scan.verifier import Findings
 from bdr.common.wire.scan import ResyncStatus
 from bdr.services.cli import options as cli_options
-from bdr.services.cli.reader_client import NoPeerError, ReaderClient, SourcePlace, place_of
+from bdr.services.cli.reader_client import NoPeerError, ReaderClient, SourceLocation, location_of
 from bdr.services.cli.verifier import Verification
 from bdr.services.runtime import options
 
@@ -41,21 +41,23 @@ _RANGES_PER_MESSAGE = 1024
 
 def _options(*own: click.Option) -> list[click.Parameter]:
     """The volume, from bdr.toml or a run directory, or all of it from options."""
-    place = options.of(Source, "scanner", optional=["address", "chardev"])
-    return [*cli_options.of_place(), *place, *own]
+    location = options.of(Source, "scanner", optional=["address", "chardev"])
+    return [*cli_options.location(), *location, *own]
 
 
-def _place(
-    volume: str | None, *, config_path: str, run_dir: str | None, **place: Any
-) -> SourcePlace:
-    is_given = [place["address"] is not None, place["chardev"] is not None]
+def _location(
+    volume: str | None, *, config_path: str, run_dir: str | None, **location: Any
+) -> SourceLocation:
+    is_given = [location["address"] is not None, location["chardev"] is not None]
     if run_dir and all(is_given):
-        return SourcePlace(volume=volume or cli_options.SIDE_VOLUME, run_dir=run_dir, **place)
+        return SourceLocation(
+            volume=volume or cli_options.FOREGROUND_VOLUME, run_dir=run_dir, **location
+        )
     if any(is_given):
         raise click.UsageError("--chardev and --address belong together, and with --run-dir")
     if run_dir:
-        return place_of(cli_options.side_config(run_dir), volume)
-    return place_of(cli_options.load(config_path), volume)
+        return location_of(cli_options.foreground_config(run_dir), volume)
+    return location_of(cli_options.load(config_path), volume)
 
 
 class _Bar:
@@ -92,7 +94,7 @@ class _Bar:
         click.Option(["--full"], is_flag=True, help="Everything, not only what is marked."),
     )
 )
-def resync(volume: str | None, full: bool, **place_options: Any) -> None:
+def resync(volume: str | None, full: bool, **location_options: Any) -> None:
     """Has VOLUME's replica made equal, and waits for it.
 
     Scanners do so by themselves; this shows how far they are. With --full everything is
@@ -107,13 +109,13 @@ def resync(volume: str | None, full: bool, **place_options: Any) -> None:
       1  parts of the source could not be read: they are listed
       2  it could not be done
     """
-    place = _place(volume, **place_options)
-    client = ReaderClient(place)
+    location = _location(volume, **location_options)
+    client = ReaderClient(location)
     try:
-        before = report = _ready(client, place)
+        before = report = _ready(client, location)
         if full:
             report = client.mark([])
-        report = _wait_repaired(client, place, report)
+        report = _wait_repaired(client, location, report)
     except BdrError as error:
         click.echo(f"bdr: {error}", err=True)
         sys.exit(COULD_NOT)
@@ -123,9 +125,9 @@ def resync(volume: str | None, full: bool, **place_options: Any) -> None:
     repaired = report.repaired_bytes - before.repaired_bytes
     unreadable = report.unreadable
     for chunk in unreadable:
-        click.echo(f"{place.volume}: the source cannot be read: {_range(chunk)}")
+        click.echo(f"{location.volume}: the source cannot be read: {_range(chunk)}")
     click.echo(
-        f"{place.volume}: compared {show_size(compared)}, repaired {show_size(repaired)}; "
+        f"{location.volume}: compared {show_size(compared)}, repaired {show_size(repaired)}; "
         f"{report.condition}, {report.dirty_regions} regions marked"
     )
     sys.exit(bool(unreadable))
@@ -139,7 +141,7 @@ def resync(volume: str | None, full: bool, **place_options: Any) -> None:
         click.Option(["--json", "as_json"], is_flag=True, help="One JSON object."),
     )
 )
-def verify(volume: str | None, repair: bool, as_json: bool, **place_options: Any) -> None:
+def verify(volume: str | None, repair: bool, as_json: bool, **location_options: Any) -> None:
     """Compares VOLUME with its replica by checksums, while it is in use.
 
     Blocks that are written all the time, or await a resync, are not judged.
@@ -153,19 +155,19 @@ def verify(volume: str | None, repair: bool, as_json: bool, **place_options: Any
       1  they differ: the ranges are listed
       2  it could not be told
     """
-    place = _place(volume, **place_options)
-    client = ReaderClient(place)
+    location = _location(volume, **location_options)
+    client = ReaderClient(location)
     try:
-        _ready(client, place)
-        verifier = Verification(place)
+        _ready(client, location)
+        verifier = Verification(location)
         try:
-            began_s = time.monotonic()
+            began_at = time.monotonic()
             with _Bar("comparing", verifier.sectors * SECTOR_BYTES) as bar:
                 found = verifier.compare(progress=bar.advance)
-            took_s = time.monotonic() - began_s
+            took_s = time.monotonic() - began_at
             left = found.differing
             if repair and found.differing:
-                left = _repair(client, place, verifier, found)
+                left = _repair(client, location, verifier, found)
         finally:
             verifier.close()
         report = client.report()
@@ -178,29 +180,31 @@ def verify(volume: str | None, repair: bool, as_json: bool, **place_options: Any
     is_unknown = bool(found.unreadable or (found.busy and report.dirty_regions))
     is_equal = False if left else None if is_unknown else True
     if as_json:
-        click.echo(json.dumps({"is_equal": is_equal, **_facts(place, found, left, took_s)}))
+        click.echo(json.dumps({"is_equal": is_equal, **_facts(location, found, left, took_s)}))
     else:
-        _print(place, found, left, took_s, was_repaired=repair)
+        _print(location, found, left, took_s, was_repaired=repair)
     sys.exit({True: 0, False: 1, None: COULD_NOT}[is_equal])
 
 
-def _ready(client: ReaderClient, place: SourcePlace) -> ResyncStatus:
+def _ready(client: ReaderClient, location: SourceLocation) -> ResyncStatus:
     """Waits a moment for the pair to talk."""
-    deadline_s = time.monotonic() + SCANNER_S
+    deadline_at = time.monotonic() + SCANNER_S
     while (report := client.report()).phase != "STREAMING":
-        if time.monotonic() > deadline_s:
+        if time.monotonic() > deadline_at:
             raise NoPeerError(
-                f"volume {place.volume}: the reader is {report.phase}: the target does not answer; "
-                "see `bdr status`"
+                f"volume {location.volume}: the reader is {report.phase}: the target does not "
+                "answer; see `bdr status`"
             )
         time.sleep(POLL_S)
     return report
 
 
-def _wait_repaired(client: ReaderClient, place: SourcePlace, report: ResyncStatus) -> ResyncStatus:
+def _wait_repaired(
+    client: ReaderClient, location: SourceLocation, report: ResyncStatus
+) -> ResyncStatus:
     """Until nothing is marked and the target is consistent; or only what cannot be read is."""
     total = max(1, report.dirty_regions)
-    deadline_s = time.monotonic() + SCANNER_S
+    deadline_at = time.monotonic() + SCANNER_S
     size = report.region_bytes
     with _Bar("resync", total * size) as bar:
         while report.dirty_regions or report.condition != "CONSISTENT":
@@ -209,11 +213,11 @@ def _wait_repaired(client: ReaderClient, place: SourcePlace, report: ResyncStatu
             if report.dirty_regions and report.dirty_regions <= report.unreadable_regions:
                 return report
             if report.scanners or report.phase != "STREAMING":
-                deadline_s = time.monotonic() + SCANNER_S
-            elif report.dirty_regions and time.monotonic() > deadline_s:
+                deadline_at = time.monotonic() + SCANNER_S
+            elif report.dirty_regions and time.monotonic() > deadline_at:
                 raise NoPeerError(
-                    f"volume {place.volume}: {report.dirty_regions} regions await a resync, but no "
-                    "scanner is at work; see `bdr status`"
+                    f"volume {location.volume}: {report.dirty_regions} regions await a resync, but "
+                    "no scanner is running; see `bdr status`"
                 )
             time.sleep(POLL_S)
             report = client.report()
@@ -222,19 +226,21 @@ def _wait_repaired(client: ReaderClient, place: SourcePlace, report: ResyncStatu
 
 
 def _repair(
-    client: ReaderClient, place: SourcePlace, verifier: Verification, found: Findings
+    client: ReaderClient, location: SourceLocation, verifier: Verification, found: Findings
 ) -> list[Chunk]:
     """Has the ranges repaired; returns what differs still."""
     report = client.report()
     for at in range(0, len(found.differing), _RANGES_PER_MESSAGE):
         report = client.mark(found.differing[at : at + _RANGES_PER_MESSAGE])
-    _wait_repaired(client, place, report)
+    _wait_repaired(client, location, report)
     return verifier.compare(found.differing).differing
 
 
-def _facts(place: SourcePlace, found: Findings, left: list[Chunk], took_s: float) -> dict[str, Any]:
+def _facts(
+    location: SourceLocation, found: Findings, left: list[Chunk], took_s: float
+) -> dict[str, Any]:
     return {
-        "volume": place.volume,
+        "volume": location.volume,
         "differing": found.differing,
         "still_differing": left,
         "unreadable": found.unreadable,
@@ -245,14 +251,19 @@ def _facts(place: SourcePlace, found: Findings, left: list[Chunk], took_s: float
 
 
 def _print(
-    place: SourcePlace, found: Findings, left: list[Chunk], took_s: float, *, was_repaired: bool
+    location: SourceLocation,
+    found: Findings,
+    left: list[Chunk],
+    took_s: float,
+    *,
+    was_repaired: bool,
 ) -> None:
     for chunk in found.differing:
-        click.echo(f"{place.volume}: differs: {_range(chunk)}")
+        click.echo(f"{location.volume}: differs: {_range(chunk)}")
     for chunk in found.unreadable:
-        click.echo(f"{place.volume}: cannot be read: {_range(chunk)}")
+        click.echo(f"{location.volume}: cannot be read: {_range(chunk)}")
     for reason in sorted(found.reasons):
-        click.echo(f"{place.volume}: {reason}")
+        click.echo(f"{location.volume}: {reason}")
     rate = found.compared_bytes / max(took_s, 1e-3)
     words = [f"compared {show_size(found.compared_bytes)} in {took_s:.1f} s, {show_size(rate)}/s"]
     if found.busy:
@@ -263,7 +274,7 @@ def _print(
         words.append(f"{_blocks(found.differing)} blocks of 4 KiB differ")
     if found.differing and was_repaired:
         words.append(f"{_blocks(left)} after the repair")
-    click.echo(f"{place.volume}: {'; '.join(words)}")
+    click.echo(f"{location.volume}: {'; '.join(words)}")
 
 
 def _blocks(ranges: list[Chunk]) -> int:

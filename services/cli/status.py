@@ -39,7 +39,7 @@ _EXIT_CODE_WORST = HealthState.BROKEN.exit_code
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class MonitorLocation:
     """Where to ask for a volume."""
 
     volume: str
@@ -69,7 +69,9 @@ class Answer:
         }
 
 
-def places(*, config_path: str, run_dir: str | None, volume: str | None) -> list[Place]:
+def locations(
+    *, config_path: str, run_dir: str | None, volume: str | None
+) -> list[MonitorLocation]:
     """The volumes to be asked for, from a run directory or from bdr.toml.
 
     Raises:
@@ -77,36 +79,36 @@ def places(*, config_path: str, run_dir: str | None, volume: str | None) -> list
     """
     if run_dir is not None:
         found = [
-            Place(path.parent.name, str(path.parent))
+            MonitorLocation(path.parent.name, str(path.parent))
             for path in sorted(Path(run_dir).glob("*/monitor.lock"))
         ]
         if volume is not None:
-            found = [place for place in found if place.volume == volume]
+            found = [location for location in found if location.volume == volume]
         if not found:
             what = "no volume" if volume is None else f"no volume {volume!r}"
             raise UsageError(
-                f"run directory {run_dir}: found {what} there; wanted the directory that a "
-                "running `bdr client` or `bdr server` has named"
+                f"run directory {run_dir}: found {what} there; wanted the directory "
+                "of a running `bdr client` or `bdr server`"
             )
         return found
     configuration = cli_options.load(config_path)
     if not configuration.volume:
         raise UsageError(f"{config_path}: found no volume in it; wanted one at least")
     names = [cli_options.chosen(configuration, volume)] if volume else list(configuration.volume)
-    return [Place(name, configuration.run_dir_of(name)) for name in names]
+    return [MonitorLocation(name, configuration.run_dir_of(name)) for name in names]
 
 
-def ask(place: Place, timeout_s: float = TIMEOUT_S) -> Answer:
+def query(location: MonitorLocation, timeout_s: float = TIMEOUT_S) -> Answer:
     """What a volume's monitor says at present; without an answer, that nothing is known."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        with Subscriber(context, place.run_dir) as subscriber:
+        with Subscriber(context, location.run_dir) as subscriber:
             status = subscriber.status(timeout_s)
     except NoAnswerError as error:
-        return Answer(place.volume, HealthState.UNKNOWN, (str(error),), None)
+        return Answer(location.volume, HealthState.UNKNOWN, (str(error),), None)
     finally:
         context.destroy(linger=0)
-    return Answer(place.volume, status.health, status.reasons, status)
+    return Answer(location.volume, status.health, status.reasons, status)
 
 
 def processes(run_dir: str) -> tuple[dict[str, str], str | None]:
@@ -125,7 +127,7 @@ def _state(process: Mapping[str, Any]) -> str:
     return state
 
 
-@click.command(params=cli_options.of_place())
+@click.command(params=cli_options.location())
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each volume.")
 @click.option(
     "--timeout", default=TIMEOUT_S, show_default=True, help="Seconds to wait for a monitor."
@@ -142,14 +144,14 @@ def main(
       2  broken or unknown; also if nothing could be asked
     """
     try:
-        found = places(config_path=config_path, run_dir=run_dir, volume=volume)
+        found = locations(config_path=config_path, run_dir=run_dir, volume=volume)
         host_dir = run_dir or cli_options.load(config_path).host.run_dir
     except BdrError as error:
         for line in str(error).splitlines():
             click.echo(f"bdr: {line}", err=True)
         sys.exit(_EXIT_CODE_WORST)
     states, silence = processes(host_dir)
-    answers = [_with_supervisor(ask(place, timeout), states, silence) for place in found]
+    answers = [_with_supervisor(query(location, timeout), states, silence) for location in found]
     for answer in answers:
         click.echo(json.dumps(answer.to_map()) if as_json else "\n".join(lines(answer)))
     sys.exit(max(answer.health.exit_code for answer in answers))
@@ -191,7 +193,7 @@ def lines(answer: Answer) -> list[str]:
     else:
         shown.append(f"  source      {_link(status.connection)}")
     shown.append(f"  replica     {replica(status.replica)}")
-    shown += [f"              {line}" for line in standing(status.replica)]
+    shown += [f"              {line}" for line in replica_details(status.replica)]
     for stage in status.stages:
         shown.append(f"  {stage.name:<20}{stage_line(stage, answer.supervisor or {})}")
     return shown
@@ -232,7 +234,7 @@ def ring(found: RingStatus) -> str:
 
 
 def replica(found: ReplicaStatus) -> str:
-    """Condition, and on the target its place."""
+    """Condition, and on the target its location."""
     if found.condition is None:
         return "not known"
     text = found.condition.name.lower().replace("_", " ")
@@ -247,7 +249,7 @@ def replica(found: ReplicaStatus) -> str:
     return text
 
 
-def standing(found: ReplicaStatus) -> list[str]:
+def replica_details(found: ReplicaStatus) -> list[str]:
     """Since when; while a scan is needed how much of it is left, else of when the replica is."""
     since = f"since {moment(found.since_utc)}" if found.since_utc else ""
     if found.condition is not None and found.condition.needs_scan:
@@ -258,8 +260,8 @@ def standing(found: ReplicaStatus) -> list[str]:
         return [", ".join(words)] if words else []
     if not since or not found.of_utc:
         return []
-    place = f"slot {found.slot} of stream {str(found.stream)[:8]}"
-    return [f"{since}; {place}, of {moment(found.of_utc)}"]
+    location = f"slot {found.slot} of stream {str(found.stream)[:8]}"
+    return [f"{since}; {location}, of {moment(found.of_utc)}"]
 
 
 def moment(time: datetime) -> str:

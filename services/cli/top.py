@@ -32,7 +32,7 @@ from bdr.common.status.reports import ApplierValues, SenderValues
 from bdr.common.status.states import HealthState, StageState, VolumeRole
 from bdr.services.cli import options as cli_options
 from bdr.services.cli import status as cli_status
-from bdr.services.cli.status import Place
+from bdr.services.cli.status import MonitorLocation
 from bdr.services.monitoring.client import NoAnswerError, Subscriber
 
 HISTORY = 40
@@ -67,7 +67,7 @@ def gauge(share: float, width: int = 24) -> str:
 class View:
     """What is known of one volume."""
 
-    place: Place
+    location: MonitorLocation
     subscriber: Subscriber | None = None
     status: VolumeStatus | None = None
     seen_at: float = 0.0
@@ -113,7 +113,7 @@ def screen(views: list[View], now_at: float) -> RenderableType:
 
 
 def _volume(view: View, now_at: float) -> Iterator[RenderableType]:
-    status, name = view.status, view.place.volume
+    status, name = view.status, view.location.volume
     silent_s = now_at - view.seen_at
     if status is None or silent_s > SILENT_AFTER_S:
         title = Text(f"{name}: ")
@@ -188,11 +188,11 @@ def _keys() -> Iterator[int | None]:
         termios.tcsetattr(number, termios.TCSADRAIN, before)
 
 
-@click.command(params=cli_options.of_place())
+@click.command(params=cli_options.location())
 def main(config_path: str, run_dir: str | None, volume: str | None) -> None:
     """Shows VOLUME, or every volume of this host, live. q or Ctrl-C quits."""
-    found = cli_status.places(config_path=config_path, run_dir=run_dir, volume=volume)
-    views = [View(place) for place in found]
+    found = cli_status.locations(config_path=config_path, run_dir=run_dir, volume=volume)
+    views = [View(location) for location in found]
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         with (
@@ -212,7 +212,7 @@ def _show(
     if keys is not None:
         poller.register(keys, zmq.POLLIN)
     for view in views:
-        view.subscriber = Subscriber(context, view.place.run_dir)
+        view.subscriber = Subscriber(context, view.location.run_dir)
         poller.register(view.subscriber.socket, zmq.POLLIN)
     while True:
         live.update(screen(views, time.monotonic()), refresh=True)

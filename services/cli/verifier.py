@@ -12,7 +12,7 @@ from bdr.common.scan import events
 from bdr.common.scan.plan import Chunk
 from bdr.common.scan.verifier import Findings, Verifier
 from bdr.common.storage.source_device import SourceDevice
-from bdr.services.cli.reader_client import NoPeerError, SourcePlace
+from bdr.services.cli.reader_client import NoPeerError, SourceLocation
 from bdr.services.runtime import log, options, sockets
 from bdr.services.source.comparison import TICK_MS, Comparison
 
@@ -21,16 +21,16 @@ class Verification:
     """The source's device, compared as often as one likes.
 
     Args:
-        place: of the source side.
+        location: of the source side.
     """
 
-    def __init__(self, place: SourcePlace) -> None:
-        self._place = place
+    def __init__(self, location: SourceLocation) -> None:
+        self._place = location
         self._log = log.logger()
-        capture = open_capture(place.chardev, Role.OBSERVER)
+        capture = open_capture(location.chardev, Role.OBSERVER)
         self.sectors = capture.info.device_sectors
         self._stream = capture.info.stream
-        self._source = SourceDevice(place.underdev, chardev=place.chardev, info=capture.info)
+        self._source = SourceDevice(location.underdev, chardev=location.chardev, info=capture.info)
         capture.close()
         self._is_interrupted = False
         self._progress: Callable[[int], None] = _ignore
@@ -55,15 +55,15 @@ class Verification:
         """
         self._progress = progress or _ignore
         self._is_interrupted = False
-        place = self._place
+        location = self._place
         verifier = Verifier(
             stream=self._stream, ranges=[(0, self.sectors)] if ranges is None else ranges
         )
         self._comparison = Comparison(
             comparer=verifier,
             source=self._source,
-            control=options.tcp(place.address, place.port + 1),
-            reader=sockets.endpoint(place.run_dir, "requests"),
+            control=options.tcp(location.address, location.port + 1),
+            reader=sockets.endpoint(location.run_dir, "requests"),
             more={},
             perform=self._perform,
         )
@@ -74,13 +74,13 @@ class Verification:
             self._comparison.close()
         if self._is_interrupted:
             raise NoPeerError(
-                f"volume {place.volume}: nothing could be compared for a while: reader or target "
-                "do not answer; see `bdr status`"
+                f"volume {location.volume}: nothing could be compared for a while: the reader or "
+                "the target does not answer; see `bdr status`"
             )
         return verifier.findings
 
-    def _on_tick(self, now_s: float) -> None:
-        self._comparison.handle(events.Tick(now_s))
+    def _on_tick(self, now_at: float) -> None:
+        self._comparison.handle(events.Tick(now_at))
 
     def _end_round(self) -> None:
         self._comparison.handle(events.RoomSeen(0))
@@ -96,8 +96,8 @@ class Verification:
             case events.Interrupted():
                 self._is_interrupted = True
                 self._comparison.loop.stop()
-            case events.Note(topic, facts):
-                self._log.debug(topic, **facts)
+            case events.LogEvent(name, facts):
+                self._log.debug(name, **facts)
             case _:
                 pass  # nothing is sent
 

@@ -14,11 +14,11 @@ from bdr.common.status.model import VolumeStatus
 from bdr.common.wire.condition import Condition
 from bdr.services.cli import options as cli_options
 from bdr.services.cli import status as cli_status
-from bdr.services.cli.status import Place
+from bdr.services.cli.status import MonitorLocation
 from bdr.services.monitoring.client import NoAnswerError, Subscriber
 
 
-@click.command(params=cli_options.of_place())
+@click.command(params=cli_options.location())
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait at most.")
 def main(config_path: str, run_dir: str | None, timeout: float, volume: str | None) -> None:
     """Waits until every write of VOLUME, or of every source, is durable on its target.
@@ -28,14 +28,14 @@ def main(config_path: str, run_dir: str | None, timeout: float, volume: str | No
     replica is consistent, with 1 if the time has passed.
     """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    deadline_s = time.monotonic() + timeout
+    deadline_at = time.monotonic() + timeout
     try:
-        found = cli_status.places(config_path=config_path, run_dir=run_dir, volume=volume)
+        found = cli_status.locations(config_path=config_path, run_dir=run_dir, volume=volume)
         is_named = bool(volume or run_dir)
         late = [
             text
-            for place in found
-            if (text := _wait(context, place, deadline_s, is_named=is_named)) is not None
+            for location in found
+            if (text := _wait(context, location, deadline_at, is_named=is_named)) is not None
         ]
     finally:
         context.destroy(linger=0)
@@ -45,7 +45,11 @@ def main(config_path: str, run_dir: str | None, timeout: float, volume: str | No
 
 
 def _wait(
-    context: zmq.Context[zmq.Socket[bytes]], place: Place, deadline_s: float, *, is_named: bool
+    context: zmq.Context[zmq.Socket[bytes]],
+    location: MonitorLocation,
+    deadline_at: float,
+    *,
+    is_named: bool,
 ) -> str | None:
     """None once the volume is level; what is missing if the time has passed.
 
@@ -53,17 +57,17 @@ def _wait(
         UsageError: it was named, and is a target: only its source knows what is missing.
     """
     missing = None
-    with Subscriber(context, place.run_dir) as subscriber:
+    with Subscriber(context, location.run_dir) as subscriber:
         while True:
-            left_s = deadline_s - time.monotonic()
+            left_s = deadline_at - time.monotonic()
             try:
                 status = subscriber.status(max(0.1, left_s))
             except NoAnswerError as error:
-                return f"{place.volume}: {missing or error}"
+                return f"{location.volume}: {missing or error}"
             if status.lag is None:  # a target
                 if is_named:
                     raise UsageError(
-                        f"volume {place.volume}: found a target; wanted a source, which alone "
+                        f"volume {location.volume}: found a target; wanted a source, which alone "
                         "knows what its target lacks: run `bdr wait` there"
                     )
                 return None
@@ -71,7 +75,7 @@ def _wait(
                 return None
             missing = "; ".join([cli_status.behind(status.lag), *status.reasons])
             if left_s <= 0:
-                return f"{place.volume}: {missing}"
+                return f"{location.volume}: {missing}"
 
 
 def _is_level(status: VolumeStatus) -> bool:

@@ -37,7 +37,7 @@ _AWAY = (StageState.SILENT, StageState.STOPPED)
 class Event:
     """One thing that happened."""
 
-    topic: str
+    name: str
     facts: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -83,13 +83,13 @@ class Detector:
         if resync is None or resync.is_running == self._is_resyncing:
             return []
         self._is_resyncing = resync.is_running
-        topic = "resync-start" if self._is_resyncing else "resync-end"
+        name = "resync-start" if self._is_resyncing else "resync-end"
         facts = {
             "dirty_regions": resync.dirty_regions,
             "compared_bytes": resync.compared_bytes,
             "repaired_bytes": resync.repaired_bytes,
         }
-        return [Event(topic, facts)]
+        return [Event(name, facts)]
 
     def _content(self, now: VolumeStatus) -> list[Event]:
         condition = now.replica.condition

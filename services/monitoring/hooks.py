@@ -26,7 +26,7 @@ def environment(event: Event, status: VolumeStatus) -> dict[str, str]:
     """What a hook finds in its environment."""
     lag, condition = status.lag, status.replica.condition
     facts = {
-        "EVENT": event.topic,
+        "EVENT": event.name,
         "VOLUME": status.volume,
         "ROLE": status.role.value,
         "TIME": status.time_utc.isoformat(timespec="milliseconds"),

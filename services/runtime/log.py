@@ -47,13 +47,13 @@ class RateLimit(logging.Filter):
         self._seen: dict[str, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        now_s = self._clock()
-        began_s, count = self._seen.get(record.msg, (now_s, 0))
-        if now_s - began_s >= self._window_s:
+        now_at = self._clock()
+        began_at, count = self._seen.get(record.msg, (now_at, 0))
+        if now_at - began_at >= self._window_s:
             if count > self._burst:
                 record.facts |= {"suppressed": count - self._burst}  # type: ignore[attr-defined]
-            began_s, count = now_s, 0
-        self._seen[record.msg] = (began_s, count + 1)
+            began_at, count = now_at, 0
+        self._seen[record.msg] = (began_at, count + 1)
         return count < self._burst
 
 

@@ -26,19 +26,19 @@ CRASH_PAUSE_S = 1.0
 class KeyOption(click.Option):
     """The option of a declared key; its value stays text until all are checked together."""
 
-    def __init__(self, declared: Key, *, is_needed: bool | None = None) -> None:
+    def __init__(self, declared: Key, *, is_required: bool | None = None) -> None:
         kind = declared.kind
-        needed = declared.is_needed if is_needed is None else is_needed
+        required = declared.is_required if is_required is None else is_required
         default: Any = None
         if kind.is_switch:
             default = declared.default
-        elif not declared.is_needed and declared.default is not None:
+        elif not declared.is_required and declared.default is not None:
             default = kind.to_text(declared.default)
         super().__init__(
             [*declared.aliases, declared.flag, declared.name],
-            required=needed,
+            required=required,
             default=default,
-            show_default=False if needed else _shown_default(declared),
+            show_default=False if required else _shown_default(declared),
             is_flag=kind.is_switch,
             type=click.Path() if kind.is_path else None,
             metavar=None if kind.is_switch else kind.metavar,
@@ -50,28 +50,29 @@ class KeyOption(click.Option):
 
 
 def of(
-    table: type, taker: str, *, needed: Collection[str] = (), optional: Collection[str] = ()
+    table: type, program: str, *, required: Collection[str] = (), optional: Collection[str] = ()
 ) -> list[click.Option]:
     """The options that a process or command takes from a table.
 
     Args:
-        needed: keys that must be given, though they need not be set in bdr.toml.
+        required: keys that must be given, though they need not be set in bdr.toml.
         optional: the reverse.
     """
     return [
         KeyOption(
-            each, is_needed=each.name in needed or (each.is_needed and each.name not in optional)
+            each,
+            is_required=each.name in required or (each.is_required and each.name not in optional),
         )
         for each in keys_of(table).values()
-        if taker in each.takers
+        if program in each.accepted_by
     ]
 
 
-def run_dir(*, is_needed: bool = True) -> click.Option:
+def run_dir(*, is_required: bool = True) -> click.Option:
     """--run-dir of a process."""
     return click.Option(
         ["--run-dir"],
-        required=is_needed,
+        required=is_required,
         type=click.Path(file_okay=False),
         help="Directory of this volume's sockets on this host.",
     )
@@ -150,7 +151,7 @@ def _text(key: Key, given: dict[str, Any]) -> object:
 
 def _shown_default(key: Key) -> str | bool:
     if key.default is None:
-        return key.otherwise if key.otherwise != "none" else False
+        return key.fallback if key.fallback != "none" else False
     return not key.kind.is_switch
 
 

@@ -81,11 +81,11 @@ class Comparison:
         """Has the comparer take an event, and does what follows from it."""
         for action in self.comparer.handle(event):
             match action:
-                case events.AskReader(request):
+                case events.SendToReader(request):
                     # Not connected: it is told of the lost connection, and all begins anew.
                     with contextlib.suppress(zmq.Again):
                         self.sockets["reader"].send(encode_request(request), zmq.NOBLOCK)
-                case events.AskTarget(message):
+                case events.SendToTarget(message):
                     with contextlib.suppress(zmq.Again):
                         self.sockets["control"].send(encode_message(message), zmq.NOBLOCK)
                 case events.Read() | events.HashBlocks():

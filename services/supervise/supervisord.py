@@ -134,7 +134,7 @@ class Supervision:
         Raises:
             NotRunningError: no supervisord answers.
         """
-        found = self._ask("supervisor.getAllProcessInfo", timeout_s=ANSWER_S)
+        found = self._call("supervisor.getAllProcessInfo", timeout_s=ANSWER_S)
         return cast("list[dict[str, Any]]", found)
 
     def update(self) -> dict[str, list[str]]:
@@ -147,7 +147,7 @@ class Supervision:
             NotRunningError: no supervisord answers.
             SupervisordError: it refused.
         """
-        return cast("dict[str, list[str]]", self._ask("bdr.update"))
+        return cast("dict[str, list[str]]", self._call("bdr.update"))
 
     def stop_all(self) -> None:
         """Stops every process, all at once, and waits for it.
@@ -155,7 +155,7 @@ class Supervision:
         Raises:
             NotRunningError: no supervisord answers.
         """
-        self._ask("supervisor.stopAllProcesses")
+        self._call("supervisor.stopAllProcesses")
 
     def stop(self, name: str) -> bool:
         """Stops one process, and waits for it; returns whether it ran.
@@ -167,7 +167,7 @@ class Supervision:
             state["name"] == name and state["statename"] not in _DOWN for state in self.processes()
         )
         if ran:
-            self._ask("supervisor.stopProcess", name)
+            self._call("supervisor.stopProcess", name)
         return ran
 
     def start(self, name: str) -> None:
@@ -176,9 +176,9 @@ class Supervision:
         Raises:
             NotRunningError: no supervisord answers.
         """
-        self._ask("supervisor.startProcess", name, False)
+        self._call("supervisor.startProcess", name, False)
 
-    def _ask(self, method: str, *words: object, timeout_s: float | None = None) -> object:
+    def _call(self, method: str, *words: object, timeout_s: float | None = None) -> object:
         if not self.is_running():
             found = "a stale socket" if self.socket.exists() else "none"
             raise NotRunningError(

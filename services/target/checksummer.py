@@ -60,7 +60,7 @@ class Checksummer:
         buffer = memoryview(mmap.mmap(-1, SLICE_BYTES))
         for peer, request in requests:
             try:
-                self._worker.settle()
+                self._worker.wait_applied()
                 digests = b"".join(
                     self._digests(buffer, chunk, request.block_sectors) for chunk in request.ranges
                 )

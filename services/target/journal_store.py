@@ -59,7 +59,7 @@ class JournalStore:
         self._on_failure: Callable[[BdrError], None] = lambda _: None
         self._changed = threading.Condition()
         self._is_room_wanted = False
-        self._settling = 0
+        self._waiters = 0
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
@@ -95,7 +95,7 @@ class JournalStore:
             self._fail(error)
             raise
 
-    def settle(self) -> None:
+    def wait_applied(self) -> None:
         """Waits for the device's thread.
 
         Raises:
@@ -103,10 +103,10 @@ class JournalStore:
         """
         with self._changed:
             wanted = self._engine.durable_position
-            self._settling += 1
+            self._waiters += 1
             while self._error is None and self._engine.applied_position < wanted:
                 self._changed.wait()
-            self._settling -= 1
+            self._waiters -= 1
             if self._engine.applied_position < wanted and self._error is not None:
                 raise self._error
 
@@ -166,7 +166,7 @@ class JournalStore:
                     self._checkpoint()
                 elif engine.unapplied_bytes:
                     engine.apply_next()
-                    if self._settling:
+                    if self._waiters:
                         self._notify()
                 elif not self._rest():
                     return
@@ -228,12 +228,12 @@ def open_journal(
     remembered = record_file.load(
         volume=volume, device_sectors=device.sectors, device=device.identity
     )
-    with contextlib.ExitStack() as unless_all_is_well:
+    with contextlib.ExitStack() as on_failure:
         file = JournalFile(path)
-        unless_all_is_well.callback(file.close)
+        on_failure.callback(file.close)
         twin = file.twin()
-        unless_all_is_well.callback(twin.close)
-        file.settle()
+        on_failure.callback(twin.close)
+        file.drop_page_cache()
         found = journal_recovery.recover(
             file.read,
             where=path,
@@ -244,7 +244,7 @@ def open_journal(
         superblock, record = _open(file, found, remembered, size_bytes, device, record_file)
         if found is not None and found.superblock.log_bytes > superblock.log_bytes:
             file.cut(LOG_OFFSET + superblock.log_bytes)
-        unless_all_is_well.pop_all()
+        on_failure.pop_all()
     engine = JournalEngine(disk=file, checkpoint_disk=twin, device=device, superblock=superblock)
     store = JournalStore(engine=engine, files=(file, twin), device=device, record_file=record_file)
     return store, record

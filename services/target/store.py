@@ -44,7 +44,7 @@ class Store(Protocol):
         """Makes every job so far durable, and `record` with them."""
         ...
 
-    def settle(self) -> None:
+    def wait_applied(self) -> None:
         """Waits until every job that `sync` has made durable is on the device; any thread.
 
         Raises:
@@ -85,7 +85,7 @@ class DirectStore:
         self._record_file.save(record)
         self._condition = record.condition
 
-    def settle(self) -> None:
+    def wait_applied(self) -> None:
         pass  # durable is applied
 
     def close(self) -> None:
@@ -126,9 +126,9 @@ class StoreWorker:
         """Queues a job behind all earlier ones; never blocks."""
         self._workers.put(job)
 
-    def settle(self) -> None:
+    def wait_applied(self) -> None:
         """Waits until every durable job is on the device; any thread may."""
-        self._store.settle()
+        self._store.wait_applied()
 
     def close(self) -> None:
         """Finishes what is queued, then ends the thread and closes the store."""

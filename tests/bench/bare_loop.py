@@ -49,11 +49,11 @@ def measure(path: str, *, file_bytes: int, total_bytes: int) -> float:
         )
         receiver.start()
         with socket.create_connection(listener.getsockname()) as connection:
-            began_s = time.perf_counter()
+            began_at = time.perf_counter()
             for at in range(0, total_bytes, CHUNK_BYTES):
                 place = at % len(source)
                 connection.sendall(view[place : place + CHUNK_BYTES])
             assert connection.recv(1) == b"!"
-            took_s = time.perf_counter() - began_s
+            took_s = time.perf_counter() - began_at
         receiver.join()
     return total_bytes / took_s

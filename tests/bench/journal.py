@@ -66,9 +66,9 @@ def main() -> int:
         for name, rig in rigs.items():
             for place in range(LATENCY_WRITES):
                 time.sleep(0.002)  # an idle pipeline is what is measured
-                began_s = time.perf_counter()
+                began_at = time.perf_counter()
                 rig.write_one(place)
-                latencies_s[name].append(time.perf_counter() - began_s)
+                latencies_s[name].append(time.perf_counter() - began_at)
         memory = {name: resident_bytes(rig.applier.pid)["VmHWM"] for name, rig in rigs.items()}
         cpu = {name: cpu_seconds(rig.applier.pid) for name, rig in rigs.items()}
 
@@ -100,7 +100,7 @@ def recovery_seconds() -> float:
         with target.open("wb") as file:
             file.truncate(RECOVERY_BYTES)
         _fill(directory, target)
-        began_s = time.perf_counter()
+        began_at = time.perf_counter()
         device = TargetDevice(str(target))
         store, record = open_journal(
             path=f"{directory}/journal",
@@ -109,7 +109,7 @@ def recovery_seconds() -> float:
             record_file=RecordFile(f"{directory}/state"),
             volume="bench",
         )
-        seconds = time.perf_counter() - began_s
+        seconds = time.perf_counter() - began_at
         assert record.slot == RECOVERY_BYTES // layout.PAYLOAD_BYTES
         store.close()
         return seconds
@@ -155,7 +155,7 @@ def _fill(directory: str, target: Path) -> None:
 
 def _seconds(call: Callable[[], None], rig: Rig) -> float:
     """Until the target itself has what `call` wrote."""
-    began_s = time.perf_counter()
+    began_at = time.perf_counter()
     call()
     marker = os.urandom(layout.PAYLOAD_BYTES)
     offset = DEVICE_BYTES - layout.PAYLOAD_BYTES
@@ -165,7 +165,7 @@ def _seconds(call: Callable[[], None], rig: Rig) -> float:
     with rig.target.open("rb") as file:
         while os.pread(file.fileno(), len(marker), offset) != marker:
             time.sleep(0.001)
-    return time.perf_counter() - began_s
+    return time.perf_counter() - began_at
 
 
 if __name__ == "__main__":

@@ -63,9 +63,9 @@ def main() -> None:
             for is_watched in (False, True) if at % 2 else (True, False):
                 places = [str(rig.directory / "run"), target_dir] if is_watched else []
                 monitors = [_monitor(place) for place in places]
-                began_s, began_cpu_s = time.perf_counter(), sum(map(cpu_seconds, pids))
+                began_at, began_cpu_s = time.perf_counter(), sum(map(cpu_seconds, pids))
                 rig.write_sequential(BYTES)
-                rates[is_watched].append(BYTES / (time.perf_counter() - began_s) / 1e6)
+                rates[is_watched].append(BYTES / (time.perf_counter() - began_at) / 1e6)
                 used[is_watched].append(sum(map(cpu_seconds, pids)) - began_cpu_s)
                 for monitor in monitors:
                     monitor.terminate()
@@ -106,10 +106,10 @@ def _drain(pull: zmq.Socket[bytes], stop: threading.Event) -> None:
 
 
 def _us(call: Callable[[], None], count: int = 20000) -> float:
-    began_s = time.perf_counter()
+    began_at = time.perf_counter()
     for _ in range(count):
         call()
-    return (time.perf_counter() - began_s) / count * 1e6
+    return (time.perf_counter() - began_at) / count * 1e6
 
 
 if __name__ == "__main__":

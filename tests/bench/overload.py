@@ -27,13 +27,13 @@ LOOK_S = 0.05
 
 def look_on(pair: ScannedPair, seconds: float) -> tuple[list[float], float]:
     """Times of the overflows that begin, and the share of the time in OVERFLOW."""
-    began_s = time.monotonic()
+    began_at = time.monotonic()
     overflows, began = pair.status().overflows, []
     looks = over = 0
-    while (now_s := time.monotonic()) < began_s + seconds:
+    while (now_at := time.monotonic()) < began_at + seconds:
         status = pair.status()
         if status.overflows > overflows:
-            began.append(now_s - began_s)
+            began.append(now_at - began_at)
             overflows = status.overflows
         looks += 1
         over += status.mode is Mode.OVERFLOW
@@ -64,15 +64,15 @@ def main() -> None:
                 for part in (0.75, 0.5):
                     load.rate = part * link
                     before = pair.status().overflows
-                    began_s = time.monotonic()
+                    began_at = time.monotonic()
                     while pair.condition() != "CONSISTENT" or pair.status().resync_regions:
-                        if time.monotonic() > began_s + 120:
+                        if time.monotonic() > began_at + 120:
                             break
                         time.sleep(LOOK_S)
                     else:
                         print(
                             f"writes at {part:.0%} of the link: consistent after "
-                            f"{time.monotonic() - began_s:.1f} s, "
+                            f"{time.monotonic() - began_at:.1f} s, "
                             f"{pair.status().overflows - before} overflows more"
                         )
                         break

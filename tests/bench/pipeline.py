@@ -110,7 +110,7 @@ def _streaming(capture: MemoryCapture) -> SourceNode:
         volume="bench", info=capture.info, status=capture.status(), ring=RingView(capture)
     )
     node.handle(events.Tick(0.0))
-    node.handle(events.CaptureSeen(capture.status()))
+    node.handle(events.StatusArrived(capture.status()))
     (hello,) = node.handle(events.LinkUp())
     assert isinstance(hello, events.Send)
     assert isinstance(hello.message, Hello)
@@ -143,9 +143,9 @@ def _instructions(call: Callable[[], None]) -> int:
 
 
 def _seconds(call: Callable[[], None]) -> float:
-    began_s = time.perf_counter()
+    began_at = time.perf_counter()
     call()
-    return time.perf_counter() - began_s
+    return time.perf_counter() - began_at
 
 
 def _row(values: list[float], unit: float = _MB) -> str:

@@ -30,12 +30,12 @@ GIB = 1 << 30
 def scan(client: ReaderClient) -> tuple[float, ResyncStatus, ResyncStatus]:
     """A full scan: seconds, and the reports before and after."""
     before = client.report()
-    began_s = time.monotonic()
+    began_at = time.monotonic()
     report = client.mark([])
     while report.dirty_regions or report.condition != "CONSISTENT":
         time.sleep(0.005)
         report = client.report()
-    return time.monotonic() - began_s, before, report
+    return time.monotonic() - began_at, before, report
 
 
 def fill(pair: ScannedPair) -> None:
@@ -64,11 +64,11 @@ def main() -> None:
             fill(pair)
             pair.start()
             pair.wait_consistent(120)
-            client = ReaderClient(pair.place)
+            client = ReaderClient(pair.location)
             for number in range(options.rounds):
-                began_s = time.monotonic()
+                began_at = time.monotonic()
                 subprocess.run(["cmp", str(pair.source), str(pair.target)], check=True)
-                cmp_s = time.monotonic() - began_s
+                cmp_s = time.monotonic() - began_at
                 took_s, before, report = scan(client)
                 sent = report.repaired_bytes - before.repaired_bytes
                 compared = report.compared_bytes - before.compared_bytes
@@ -96,9 +96,9 @@ def overflow(pair: ScannedPair, client: ReaderClient, *, full_s: float) -> None:
         for region in regions:
             pair.client.write(region * before.region_bytes, rng.randbytes(BLOCK_BYTES))
     wait_for(lambda: pair.status().mode.name == "STREAM", what="STREAM", timeout_s=60)
-    began_s = time.monotonic()
+    began_at = time.monotonic()
     pair.wait_consistent(60)
-    took_s = time.monotonic() - began_s
+    took_s = time.monotonic() - began_at
     report = client.report()
     print(
         f"overflow, {len(regions)} of {before.regions} regions dirty: compared "

@@ -234,7 +234,7 @@ def test_mapping_only_whole_read_only_and_at_zero(
 def test_mapping_outlives_the_file_and_dontneed_brings_pages_back(ring: Bdr) -> None:
     capture = DmCapture(ring.device, Role.OBSERVER)
     assert bytes(capture.payload(1, 1)) == b"B" * 4096
-    capture.forget(0, 64)
+    capture.drop_pages(0, 64)
     assert bytes(capture.payload(1, 1)) == b"B" * 4096
     # The second appearance of the payload is the same memory.
     assert bytes(capture.payload(63, 3))[4096:] == b"A" * 4096 + b"B" * 4096

@@ -31,11 +31,11 @@ def build_plugin(out: Path | None = None, *settings: str) -> Path:
     return (out / "bdr.so") if out is not None else PLUGIN
 
 
-def wait_until(fact: Callable[[], object], *, deadline_s: float = DEADLINE_S) -> None:
+def wait_until(fact: Callable[[], object], *, deadline_at: float = DEADLINE_S) -> None:
     """Waits for a fact, and fails when it does not come true in time."""
-    end = time.monotonic() + deadline_s
+    end = time.monotonic() + deadline_at
     while not fact():
-        assert time.monotonic() < end, f"not true within {deadline_s} s: {fact}"
+        assert time.monotonic() < end, f"not true within {deadline_at} s: {fact}"
         time.sleep(0.002)
 
 

@@ -23,7 +23,7 @@ import tomli_w
 from bdr.common.capture.api import Capture, Role
 from bdr.common.capture.opening import open_capture
 from bdr.common.errors import BdrError
-from bdr.services.cli.status import Place, ask
+from bdr.services.cli.status import MonitorLocation, query
 from bdr.services.runtime.process import end_with_parent
 from bdr.services.supervise.supervisord import Supervision
 from deploy.command import end, wait_for
@@ -156,7 +156,7 @@ class Host:
 
     def status(self, volume: str, timeout_s: float = 10.0) -> Mapping[str, Any]:
         """What `bdr status --json` prints, without what supervisord says."""
-        return ask(Place(volume, str(self.run_dir / volume)), timeout_s).to_map()
+        return query(MonitorLocation(volume, str(self.run_dir / volume)), timeout_s).to_map()
 
     def wait_health(self, volume: str, word: str) -> None:
         """Waits until the volume's health is `word`."""

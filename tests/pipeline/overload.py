@@ -46,10 +46,10 @@ class Load:
         while not self._done.wait(max(0.0, due_s - time.monotonic())):
             place = rng.randrange((self._pair.size - self.WRITE_BYTES) // BLOCK_BYTES)
             data = rng.randbytes(self.WRITE_BYTES)
-            began_s = time.monotonic()
+            began_at = time.monotonic()
             self._pair.client.write(place * BLOCK_BYTES, data)
             ended_s = time.monotonic()
-            self.slowest_s = max(self.slowest_s, ended_s - began_s)
+            self.slowest_s = max(self.slowest_s, ended_s - began_at)
             self.written_bytes += self.WRITE_BYTES
             # A pause that was missed is not made up for.
             due_s = max(due_s + self.WRITE_BYTES / self.rate, ended_s - 0.1)

@@ -119,11 +119,11 @@ class BadLink:
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)
             if self.rate:
-                now_s = self._loop.time()
+                now_at = self._loop.time()
                 # What was not used is kept for a moment: this thread may be late.
-                free_at_s = max(now_s - _BURST_S, self._free_at_s)
+                free_at_s = max(now_at - _BURST_S, self._free_at_s)
                 self._free_at_s = free_at_s + len(data) / self.rate
-                await asyncio.sleep(max(0.0, self._free_at_s - now_s))
+                await asyncio.sleep(max(0.0, self._free_at_s - now_at))
             writer.write(data)
             await writer.drain()
         writer.transport.abort()

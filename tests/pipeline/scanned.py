@@ -17,7 +17,7 @@ from pathlib import Path
 from bdr.common.host.programs import Program
 from bdr.common.ring.layout import Mode
 from bdr.common.wire.scan import ResyncStatus
-from bdr.services.cli.reader_client import ReaderClient, SourcePlace
+from bdr.services.cli.reader_client import ReaderClient, SourceLocation
 from deploy.command import wait_for
 from deploy.stack import source_programs
 from tests.pipeline.pair import DEADLINE_S, MIB, VOLUME, Pair
@@ -74,14 +74,14 @@ class ScannedPair(Pair):
         wait_for(is_consistent, what="a consistent replica", timeout_s=timeout_s)
 
     @property
-    def place(self) -> SourcePlace:
+    def location(self) -> SourceLocation:
         """Where its source side is asked."""
         sockets = str(self.directory / "sockets")
-        return SourcePlace(VOLUME, self.ring, None, "127.0.0.1", self.port, sockets)
+        return SourceLocation(VOLUME, self.ring, None, "127.0.0.1", self.port, sockets)
 
     def scan_report(self) -> ResyncStatus:
         """How far the scan is, by its reader."""
-        client = ReaderClient(self.place)
+        client = ReaderClient(self.location)
         try:
             return client.report()
         finally:
@@ -102,7 +102,7 @@ class ScannedPair(Pair):
 
     def bdr_words(self, command: str, *options: str) -> list[str]:
         """The command line of `bdr verify` or `bdr resync`, behind `bdr`."""
-        place = self.place
+        place = self.location
         return [
             *(command, "--run-dir", place.run_dir, "--chardev", place.chardev),
             *("--address", place.address, "--port", str(place.port)),

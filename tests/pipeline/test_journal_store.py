@@ -263,7 +263,7 @@ def test_settling_waits_for_the_device_and_says_when_it_failed(host: Host) -> No
     worker.put(host.session())
     worker.put(host.write(0, os.urandom(MIB)))
     wait_durable(worker, 2)
-    worker.settle()
+    worker.wait_applied()
     assert host.is_applied()
     host.device.gate.clear()
     worker.put(host.write(0, os.urandom(MIB)))
@@ -271,7 +271,7 @@ def test_settling_waits_for_the_device_and_says_when_it_failed(host: Host) -> No
     host.device.failure = DeviceError("target: EIO")
     threading.Timer(0.05, host.device.gate.set).start()
     with pytest.raises(DeviceError):
-        worker.settle()
+        worker.wait_applied()
     worker.close()
 
 

@@ -71,19 +71,19 @@ class Witness:
 
     def look(self, *, may_be: set[str]) -> None:
         """One comparison; `may_be` names the words that are true at this time."""
-        began_s = time.monotonic()
+        began_at = time.monotonic()
         try:
             with Subscriber(self._context, str(self._host.run_dir / self._volume.name)) as asked:
                 status: VolumeStatus | None = asked.status(2.0)
         except NoAnswerError:
             status = None
-        took_s = time.monotonic() - began_s
+        took_s = time.monotonic() - began_at
         ring = self._volume.capture.status()
-        now_s = time.monotonic()
-        self._written.append((ring.head, now_s))
+        now_at = time.monotonic()
+        self._written.append((ring.head, now_at))
         while self._written and self._written[0][0] <= ring.tail:
             self._written.pop(0)
-        age_s = now_s - self._written[0][1] if self._written else 0.0
+        age_s = now_at - self._written[0][1] if self._written else 0.0
         self.polls += 1
         word = status.health.value if status else "unknown"
         if word not in may_be:
@@ -97,10 +97,10 @@ class Witness:
     def look_for(self, seconds: float, *, may_be: set[str]) -> None:
         """Compares every 200 ms for a while."""
         end_s = time.monotonic() + seconds
-        while (began_s := time.monotonic()) < end_s:
+        while (began_at := time.monotonic()) < end_s:
             self.look(may_be=may_be)
             # The pace of the polling, not a wait for something to happen.
-            time.sleep(max(0.0, POLL_S - (time.monotonic() - began_s)))
+            time.sleep(max(0.0, POLL_S - (time.monotonic() - began_at)))
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -250,9 +250,9 @@ def test_a_hook_that_hangs_or_fails_holds_nothing_up(make_hosts: MakeHosts) -> N
     hosts.source.supervisorctl("restart", "v1-sender:*")
     hosts.source.wait_health("v1", "healthy")
     assert hosts.target.status("v1")["hooks"]["failed"] > 0
-    began_s = time.monotonic()
+    began_at = time.monotonic()
     hosts.source.supervisorctl("stop", "v1-monitor")
-    assert time.monotonic() - began_s < 14, "ended by SIGKILL"
+    assert time.monotonic() - began_at < 14, "ended by SIGKILL"
 
 
 def test_status_is_plain_where_nothing_runs(make_hosts: MakeHosts) -> None:

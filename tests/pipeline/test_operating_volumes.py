@@ -68,12 +68,12 @@ def costs(host: Host, volume: str) -> dict[str, Cost]:
         for name, pid in host.pids().items()
         if (stage := stage_of(name, volume=volume)) is not None
     }
-    began_s = time.monotonic()
+    began_at = time.monotonic()
     began = {stage: cpu_seconds(pid) for stage, pid in pids.items()}
     # The length of a measurement, not a wait for something to happen.
     time.sleep(IDLE_S)
     used = {stage: cpu_seconds(pid) - began[stage] for stage, pid in pids.items()}
-    elapsed_s = time.monotonic() - began_s
+    elapsed_s = time.monotonic() - began_at
     return {
         stage: Cost(*resident_bytes(pid), used[stage] / elapsed_s) for stage, pid in pids.items()
     }

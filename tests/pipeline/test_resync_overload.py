@@ -25,13 +25,13 @@ def test_overload_does_not_flap_and_heals_when_the_load_falls_below_the_link_rat
         load = Load(pair, rate=32 * MIB)
         try:
             wait_for(lambda: pair.status().overflows > 0, what="overflow", timeout_s=DEADLINE_S)
-            began_s = time.monotonic()
+            began_at = time.monotonic()
             wait_for(
                 lambda: pair.status().overflows >= OVERFLOWS,
                 what=f"{OVERFLOWS} overflows",
                 timeout_s=DEADLINE_S,
             )
-            assert time.monotonic() - began_s > PAUSES_S - 1
+            assert time.monotonic() - began_at > PAUSES_S - 1
             # Under load still, but less than the link takes.
             load.rate = MIB / 2
             pair.wait_logged("v-reader", "event=condition condition=INCONSISTENT")

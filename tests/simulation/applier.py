@@ -110,8 +110,8 @@ class Applier(Process):
         self._tick()
 
     def _tick(self) -> None:
-        now_s = self.clock.now_s
-        self._perform(self.node.handle(events.Tick(now_s, UTC_S + int(now_s))))
+        now_at = self.clock.now_at
+        self._perform(self.node.handle(events.Tick(now_at, UTC_S + int(now_at))))
 
     def _handle(self, event: events.Event) -> None:
         self._tick()
@@ -134,7 +134,7 @@ class Applier(Process):
                         link.down.send(encode_message(message))
                 case events.MakeDigests():
                     self._digest(_Digesting(action, self.store.durable_position))
-                case events.Note():
+                case events.LogEvent():
                     pass
 
     # The store's worker, and what a journal does behind it.

@@ -11,7 +11,7 @@ from bdr.common.ring.layout import Mode
 from bdr.common.scan.comparer import Comparer
 from bdr.common.scan.job import Closed, Job
 from bdr.common.source import events
-from bdr.common.source.consistency import Consistency, Looked
+from bdr.common.source.consistency import Consistency, StatusSeen
 from bdr.common.source.hold import Hold
 from bdr.common.source.node import SourceNode
 from bdr.common.source.order import Order
@@ -81,7 +81,7 @@ def ring_not_looked_at_after_resume() -> Patch:
     def make(mark: Any) -> Any:
         def broken(self: SourceNode, actions: Any) -> None:
             mark(self, actions)
-            self._is_looking = not any(isinstance(each, events.Resume) for each in actions)
+            self._awaits_status = not any(isinstance(each, events.Resume) for each in actions)
 
         return broken
 
@@ -191,14 +191,14 @@ def leases_before_a_gap() -> Patch:
     faults={},
 )
 def leases_before_the_target_has_the_slots_before_a_gap() -> Patch:
-    def make(look: Any) -> Any:
+    def make(update: Any) -> Any:
         def broken(self: Hold) -> None:
-            look(self)
+            update(self)
             self._batch = None if self._batch is None else 0
 
         return broken
 
-    return wrapped(Hold, "look", make)
+    return wrapped(Hold, "update", make)
 
 
 @bug(**_SCAN)
@@ -230,11 +230,11 @@ def marks_of_resume_not_noticed() -> Patch:
     faults={"user_resync": 0.1},
 )
 def consistent_at_once() -> Patch:
-    def at_once(self: Consistency, looked: Looked) -> None:
+    def at_once(self: Consistency, looked: StatusSeen) -> None:
         if self._consistent_at is not None:
             self._consistent_at = looked.cursor
 
-    return followed(Consistency, Condition.INCONSISTENT, Looked, at_once)
+    return followed(Consistency, Condition.INCONSISTENT, StatusSeen, at_once)
 
 
 @bug(faults={"cut_control": 0.3, "cut_data": 0.3}, **_SCAN)

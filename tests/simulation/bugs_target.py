@@ -225,7 +225,7 @@ def record_in_one_copy() -> Patch:
 
 @bug(store="journal", faults={"power_cut": 0.2, "stop_applier": 0.2, "sync_failure": 0.1})
 def record_believed_before_it_is_synced() -> Patch:
-    return mock.patch.object(stores.RecordFile, "_settle", nothing)
+    return mock.patch.object(stores.RecordFile, "_drop_page_cache", nothing)
 
 
 # The journal.

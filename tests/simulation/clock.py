@@ -13,7 +13,7 @@ class Clock:
     """Runs things in the order of their time; of one time, in the order of their planning."""
 
     def __init__(self) -> None:
-        self.now_s = 0.0
+        self.now_at = 0.0
         self.steps = 0
         self._heap: list[tuple[float, int, Thing]] = []
         self._planned = 0
@@ -21,11 +21,11 @@ class Clock:
     def after(self, delay_s: float, thing: Thing) -> None:
         """Plans `thing` for `delay_s` from now."""
         self._planned += 1
-        heapq.heappush(self._heap, (self.now_s + delay_s, self._planned, thing))
+        heapq.heappush(self._heap, (self.now_at + delay_s, self._planned, thing))
 
     def step(self) -> None:
         """Moves on to the next thing and does it."""
-        self.now_s, _, thing = heapq.heappop(self._heap)
+        self.now_at, _, thing = heapq.heappop(self._heap)
         self.steps += 1
         thing()
 

@@ -153,13 +153,13 @@ class Comparison(Process):
             self._tell(events.DigestsArrived(message))
 
     def _tell(self, event: events.Event) -> None:
-        self._handle(events.Tick(self.clock.now_s))
+        self._handle(events.Tick(self.clock.now_at))
         self._handle(event)
         self._round()
 
     def _round(self) -> None:
         if self.alive:
-            self._handle(events.Tick(self.clock.now_s))
+            self._handle(events.Tick(self.clock.now_at))
             self._handle(events.RoomSeen(self._outgoing_batches()))
 
     def _outgoing_batches(self) -> int:
@@ -168,16 +168,16 @@ class Comparison(Process):
     def _handle(self, event: events.Event) -> None:
         world = self.world
         for action in self.comparer.handle(event):
-            if world.trace is not None and not isinstance(action, events.AskTarget):
+            if world.trace is not None and not isinstance(action, events.SendToTarget):
                 world.note(f"{self._kind} {type(event).__name__} -> {action}")
             match action:
-                case events.AskReader(request):
+                case events.SendToReader(request):
                     if self.reads_before_begin:
                         number = getattr(request, "request", 0)
                         self._snapshots[number] = bytes(world.source_disk.content)
                     if self._to_reader is not None:
                         self._to_reader.up.send(encode_request(request))
-                case events.AskTarget(message):
+                case events.SendToTarget(message):
                     if self._to_target is not None:
                         self._to_target.up.send(encode_message(message))
                 case events.Read(chunks=chunks) | events.HashBlocks(chunks=chunks):
@@ -189,7 +189,7 @@ class Comparison(Process):
                         raise BrokenRuleError(f"a comparer stopped: {error}")
                     self._restart()
                     return
-                case events.Note():
+                case events.LogEvent():
                     pass
                 case _:
                     self._perform(action)

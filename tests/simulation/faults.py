@@ -79,7 +79,7 @@ class Faults:
         world = self._world
         sender = world.rng.choice(world.senders)
         if sender is not None:
-            sender.paused_until_s = world.clock.now_s + world.rng.choice((0.05, 0.5, 3.0))
+            sender.paused_until_s = world.clock.now_at + world.rng.choice((0.05, 0.5, 3.0))
 
     # Power and roles.
 

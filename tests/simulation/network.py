@@ -52,7 +52,7 @@ class Channel(Generic[M]):
         weather, rng = self._weather, self._rng
         if not self.is_open or (weather.drops and rng.random() < weather.drops):
             return
-        self._waiting.append((self._clock.now_s + rng.uniform(*weather.delay_s), message))
+        self._waiting.append((self._clock.now_at + rng.uniform(*weather.delay_s), message))
         if weather.duplicates and rng.random() < weather.duplicates:
             self._clock.after(rng.expovariate(2.0), lambda: self._deliver(message))
         self._plan()
@@ -76,7 +76,7 @@ class Channel(Generic[M]):
     def _plan(self) -> None:
         if self._waiting and not self._is_planned and not self.is_held:
             self._is_planned = True
-            self._clock.after(max(0.0, self._waiting[0][0] - self._clock.now_s), self._arrive)
+            self._clock.after(max(0.0, self._waiting[0][0] - self._clock.now_at), self._arrive)
 
     def _arrive(self) -> None:
         self._is_planned = False

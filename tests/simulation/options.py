@@ -9,7 +9,7 @@ from random import Random
 from bdr.common.scan.settings import ComparerSettings
 from bdr.common.source.overflow import OverflowSettings
 from bdr.common.source.quota import QuotaSettings
-from bdr.common.source.rate_limit import PaceSettings
+from bdr.common.source.rate_limit import ScanRateSettings
 from bdr.common.source.session import SessionSettings
 from bdr.common.source.settings import SchedulerSettings, SourceSettings
 from bdr.common.source.window import WindowSettings
@@ -157,9 +157,9 @@ class Options:
             comparer=ComparerSettings(
                 buffers=2,
                 outgoing_batches=8,
-                ask_again_s=1.0,
+                repeat_s=1.0,
                 job_s=rng.choice((1.0, 15.0)),
-                rest_s=0.1,
+                backoff_s=0.1,
                 batch_blocks=rng.choice((2, 4, 256)) if batches > 2 else 256,
                 digests=rng.choice((4, 16)),
             ),
@@ -194,6 +194,6 @@ def _source(rng: Random, batches: int) -> SourceSettings:
             lease_sectors=rng.choice((1, 3)) * CHUNK_SECTORS,
             lease_s=rng.choice((1.0, 2.0, 20.0)),
             unreadable_s=1.0,
-            pace=PaceSettings(rate=rng.choice((None, None, 200e3))),
+            rate_limit=ScanRateSettings(rate=rng.choice((None, None, 200e3))),
         ),
     )

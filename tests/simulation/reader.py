@@ -140,13 +140,13 @@ class Reader(Process):
 
     def on_event(self, event: events.Event) -> None:
         """A round that began with this event."""
-        self._waiting += [events.Tick(self.clock.now_s), event]
+        self._waiting += [events.Tick(self.clock.now_at), event]
         self._round()
 
     def _round(self) -> None:
         if not self.alive:
             return
-        self._waiting.append(events.Tick(self.clock.now_s))
+        self._waiting.append(events.Tick(self.clock.now_at))
         self._run()
         while not self._is_blocked:
             ready = [sender for sender in self.senders if sender.has_room]
@@ -189,8 +189,8 @@ class Reader(Process):
             case events.Reply(peer, answer):
                 if peer in self.peers:
                     self.peers[peer].down.send(encode_answer(answer))
-            case events.Look():
-                self._waiting.appendleft(events.CaptureSeen(self.gate.status()))
+            case events.QueryStatus():
+                self._waiting.appendleft(events.StatusArrived(self.gate.status()))
             case events.Stop(error):
                 self._stop(error)
             case events.Announce():

@@ -54,7 +54,7 @@ class Scanner(Comparison):
                 buffer = self.buffer(action.buffer)
                 header, headers, payload = action.build(buffer, self.gate.stream)
                 self._outgoing.append([encode_batch(header, headers, payload), headers, payload])
-            case events.Forget():
+            case events.DropUnsent():
                 self._outgoing.clear()
 
     def _send(self) -> None:

@@ -59,7 +59,7 @@ def _failure(world: World) -> str | None:
 def tally(seeds: range) -> Tally:
     """Runs these seeds."""
     found = Tally()
-    begun_s = time.process_time()
+    begun_at = time.process_time()
     with recorded(found.transitions):
         for seed in seeds:
             world = World(seed)
@@ -67,7 +67,7 @@ def tally(seeds: range) -> Tally:
             if failure is not None:
                 found.failures[seed] = failure
             found.faults += world.faults.counts
-    found.cpu_s = time.process_time() - begun_s
+    found.cpu_s = time.process_time() - begun_at
     return found
 
 

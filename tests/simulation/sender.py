@@ -95,7 +95,7 @@ class Sender(Process):
             if incarnation == self._incarnation:
                 thing()
 
-        pause_s = self.paused_until_s - self.clock.now_s if is_paused else 0.0
+        pause_s = self.paused_until_s - self.clock.now_at if is_paused else 0.0
         self.after(max(delay_s, pause_s), due)
 
     def _pump(self) -> None:

@@ -144,7 +144,7 @@ class RecordFile:
         self._generation = 0
 
     def load(self, device_sectors: int) -> ReplicaRecord:
-        self._settle()
+        self._drop_page_cache()
         copies = [
             self._disk.read(at * format_.COPY_BYTES, format_.COPY_BYTES)
             for at in range(format_.COPIES)
@@ -155,7 +155,7 @@ class RecordFile:
         self._generation, record = found
         return record
 
-    def _settle(self) -> None:
+    def _drop_page_cache(self) -> None:
         self._disk.sync()
         self._disk.drop_cache()
 

@@ -122,20 +122,20 @@ class World:
         self.clock.after(self.options.faults_s, self._heal)
         while self.is_faulty or not self.application.is_done:
             self.clock.step()
-            if self.clock.now_s > self.options.faults_s + HEAL_S:
+            if self.clock.now_at > self.options.faults_s + HEAL_S:
                 raise BrokenRuleError(f"the application's writes do not complete: {self._state()}")
-        begun_s = self.clock.now_s
+        begun_at = self.clock.now_at
         while not self._is_identical():
             self.clock.step()
-            if self.clock.now_s > begun_s + HEAL_S:
+            if self.clock.now_at > begun_at + HEAL_S:
                 raise BrokenRuleError(f"P5: not identical after {HEAL_S} s: {self._state()}")
-        self.healed_s = self.clock.now_s - begun_s
+        self.healed_s = self.clock.now_at - begun_at
         self._check_end()
 
     def note(self, text: str) -> None:
         """A line for the trace; callers test `trace` first, to save the formatting."""
         if self.trace is not None:
-            self.trace.append(f"{self.clock.now_s:10.5f} {text}")
+            self.trace.append(f"{self.clock.now_at:10.5f} {text}")
 
     def next_connection(self) -> int:
         """Another one each time."""
@@ -176,7 +176,7 @@ class World:
             and gate.tail == gate.head
             and not (gate.active or gate.resync)
             and applier.is_idle
-            and applier.node.is_settled
+            and applier.node.is_idle
             and applier.node.record.condition is Condition.CONSISTENT
             and reader.node.order.condition is Condition.CONSISTENT
         )

@@ -29,7 +29,7 @@ def scanning(
 ) -> SourceRig:
     """A session with an empty ring and these regions to be repaired."""
     status = replace(STATUS, head=STATUS.tail, device_sectors=info.device_sectors)
-    settings = SourceSettings(scheduler=SchedulerSettings(**limits), look_s=0.0)
+    settings = SourceSettings(scheduler=SchedulerSettings(**limits), status_interval_s=0.0)
     rig = streaming(status, condition=condition, info=info, dirty=dirty, settings=settings)
     rig.look()
     return rig
@@ -56,7 +56,7 @@ def pass_time(rig: SourceRig, seconds: int, *, durable: int, accepted: int) -> l
     """While the target is alive, and says no more than this."""
     found = []
     for _ in range(seconds):
-        found += answers(rig.tick(rig.now_s + 1))
+        found += answers(rig.tick(rig.now_at + 1))
         found += answers(rig.ack(durable, accepted))
     return found
 

@@ -2,7 +2,7 @@
 """A source's node, its capture in memory, and a target and scanners that are the test.
 
 The rig does what a reader does: it performs the node's actions on the capture, and answers
-each `Look` at once. Everything else is up to the test.
+each `QueryStatus` at once. Everything else is up to the test.
 """
 
 from __future__ import annotations
@@ -151,9 +151,9 @@ class SourceRig:
             status=self.capture.status(),
             ring=RingView(cast(Capture, self.capture)),
             assume_clean=assume_clean,
-            settings=settings or SourceSettings(look_s=0.0),
+            settings=settings or SourceSettings(status_interval_s=0.0),
         )
-        self.now_s = 0.0
+        self.now_at = 0.0
 
     @property
     def dirty(self) -> set[int]:
@@ -168,10 +168,10 @@ class SourceRig:
         waiting = [event]
         while waiting:
             actions = self.node.handle(waiting.pop())
-            assert events.Look() not in actions[:-1]
+            assert events.QueryStatus() not in actions[:-1]
             for action in actions:
-                if isinstance(action, events.Look):
-                    waiting.append(events.CaptureSeen(self.capture.status()))
+                if isinstance(action, events.QueryStatus):
+                    waiting.append(events.StatusArrived(self.capture.status()))
                 else:
                     self._perform(action)
                     done.append(action)
@@ -189,10 +189,10 @@ class SourceRig:
             case events.ClearRegions(first, count):
                 capture.bits[Bitmap.RESYNC] -= set(range(first, first + count))
 
-    def tick(self, now_s: float | None = None) -> list[Action]:
+    def tick(self, now_at: float | None = None) -> list[Action]:
         """Time passes."""
-        self.now_s = self.now_s if now_s is None else now_s
-        return self.handle(events.Tick(self.now_s))
+        self.now_at = self.now_at if now_at is None else now_at
+        return self.handle(events.Tick(self.now_at))
 
     def look(self, status: CaptureStatus | None = None, **changes: Any) -> list[Action]:
         """The node looks, and finds this; without, what is so."""
@@ -294,4 +294,4 @@ def answers(actions: list[Action]) -> list[Answer]:
 
 def topics(actions: list[Action]) -> list[str]:
     """Of what is announced."""
-    return [action.topic for action in of(events.Announce, actions)]
+    return [action.name for action in of(events.Announce, actions)]

@@ -85,11 +85,11 @@ SOURCE_MAP: dict[str, Any] = {
             "pid": 7,
             "values": {
                 "is_connected": True,
-                "tickets": 0,
+                "leases": 0,
                 "compared_bytes": 8192,
                 "repaired_bytes": 4096,
                 "sent_bytes": 4200,
-                "abandoned_tickets": 0,
+                "abandoned_leases": 0,
                 **LINKS,
                 "connects": 3,
             },
@@ -129,7 +129,8 @@ TARGET_MAP: dict[str, Any] = {
     "bytes_behind": None,
     "ring": None,
     "connection": {
-        "state": "FED", "is_up": True, "losses": 0, **LINKS, "connects": 4, "handshakes_failed": 1,
+        "state": "CONNECTED", "is_up": True, "losses": 0, **LINKS, "connects": 4,
+        "handshakes_failed": 1,
     },
     "replica": {
         "condition": "CONSISTENT",
@@ -155,7 +156,7 @@ TARGET_MAP: dict[str, Any] = {
             "pid": 7,
             "values": {
                 "condition": "CONSISTENT",
-                "is_fed": True,
+                "has_source": True,
                 "stream": STREAM,
                 "slot": 90,
                 "epoch": 1,

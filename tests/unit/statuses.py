@@ -53,16 +53,16 @@ SENDER = SenderValues(
 )
 SCANNER = ScannerValues(
     is_connected=True,
-    tickets=0,
+    leases=0,
     compared_bytes=8192,
     repaired_bytes=4096,
     sent_bytes=4200,
-    abandoned_tickets=0,
+    abandoned_leases=0,
     links=LinkCounts(connects=3),
 )
 APPLIER = ApplierValues(
     condition=Condition.CONSISTENT,
-    is_fed=True,
+    has_source=True,
     stream=STREAM.hex(),
     slot=90,
     epoch=1,
@@ -163,7 +163,7 @@ TARGET = VolumeStatus(
     lag=None,
     ring=None,
     connection=ConnectionStatus(
-        state=ConnectionState.FED, is_up=True, losses=0, links=APPLIER.links
+        state=ConnectionState.CONNECTED, is_up=True, losses=0, links=APPLIER.links
     ),
     replica=ReplicaStatus(
         condition=Condition.CONSISTENT,

@@ -17,7 +17,7 @@ from bdr.common.status.model import encode_status
 from bdr.common.status.states import HealthState, StageState
 from bdr.common.wire.condition import Condition
 from bdr.services.cli import status as cli_status
-from bdr.services.cli.status import Answer, Place
+from bdr.services.cli.status import Answer, MonitorLocation
 from bdr.services.monitoring.client import STATUS_TOPIC
 from tests.unit.statuses import SOURCE, TARGET, stage
 
@@ -89,7 +89,7 @@ def test_both_sides_are_shown_with_what_they_have() -> None:
     assert cli_status.lines(Answer("v", HealthState.BROKEN, ("why",), status))[:4] == [
         "v: broken (target)",
         "  why",
-        "  source      fed, 4 connects, 0 disconnects, 1 refused",
+        "  source      connected, 4 connects, 0 disconnects, 1 refused",
         "  replica     consistent, at slot 90, last acknowledged 0.2 s ago, "
         "journal 1.0 MiB of 16.0 MiB",
     ]
@@ -118,7 +118,7 @@ def test_what_is_unknown_is_not_shown_as_a_number() -> None:
 def test_replica_that_needs_a_scan_is_shown_with_what_is_left() -> None:
     assert SOURCE.ring
     bad = replace(SOURCE.replica, condition=Condition.INCONSISTENT, left_bytes=3 << 20)
-    assert cli_status.standing(bad) == [
+    assert cli_status.replica_details(bad) == [
         "resync under way since 2026-01-02 03:04:05 UTC, 3.0 MiB left to compare"
     ]
     full = replace(SOURCE.ring, mode=Mode.OVERFLOW, dirty_regions=7)
@@ -142,11 +142,11 @@ def publisher(tmp_path: Path) -> Iterator[zmq.Socket[bytes]]:
 def test_status_that_cannot_be_read_is_unknown_and_its_reason_says_so(
     tmp_path: Path, publisher: zmq.Socket[bytes], change: dict[str, object]
 ) -> None:
-    place = Place("v", str(tmp_path))
+    place = MonitorLocation("v", str(tmp_path))
     with ThreadPoolExecutor(1) as pool:
 
         def answer(data: bytes) -> Answer:
-            asked = pool.submit(cli_status.ask, place, DEADLINE_S)
+            asked = pool.submit(cli_status.query, place, DEADLINE_S)
             while publisher.recv() != b"\x01" + STATUS_TOPIC:
                 pass  # the end of the subscription before
             publisher.send_multipart([STATUS_TOPIC, data])

@@ -30,8 +30,8 @@ class Desk:
     def __init__(self, settings: ComparerSettings | None = None, *, buffers: int = 1) -> None:
         settings = settings or ComparerSettings(buffers=buffers)
         self.machine = Repairer(stream=STREAM, settings=settings)
-        self.now_s = 100.0
-        self.machine.handle(c.Tick(self.now_s))
+        self.now_at = 100.0
+        self.machine.handle(c.Tick(self.now_at))
         self.machine.handle(c.LinksUp())
 
     def ask(self) -> list[int]:
@@ -39,7 +39,7 @@ class Desk:
         return [
             action.request.request
             for action in self.machine.handle(c.RoomSeen(0))
-            if isinstance(action, c.AskReader) and isinstance(action.request, Acquire)
+            if isinstance(action, c.SendToReader) and isinstance(action.request, Acquire)
         ]
 
     def begin(self, chunks: list[Chunk] = CHUNKS) -> tuple[c.Read, Checksums]:
@@ -50,7 +50,7 @@ class Desk:
     def grant(self, request: int, chunks: list[Chunk] = CHUNKS) -> tuple[c.Read, Checksums]:
         read, asked = self.machine.handle(c.Answered(Grant(request, 5, STREAM, 7, chunks)))
         assert isinstance(read, c.Read)
-        assert isinstance(asked, c.AskTarget)
+        assert isinstance(asked, c.SendToTarget)
         return read, asked.message
 
     def read(self, read: c.Read, bad: dict[int, list[int]] | None = None) -> list[c.Action]:
@@ -64,7 +64,7 @@ class Desk:
         """Both sides' blocks of every chunk that is asked for."""
         hashing, asked = actions
         assert isinstance(hashing, c.HashBlocks)
-        assert isinstance(asked, c.AskTarget)
+        assert isinstance(asked, c.SendToTarget)
         both = []
         for content in (SOURCE, theirs):
             both.append(
@@ -91,7 +91,7 @@ def commits(actions: list[c.Action]) -> list[Commit]:
     return [
         action.request
         for action in actions
-        if isinstance(action, c.AskReader) and isinstance(action.request, Commit)
+        if isinstance(action, c.SendToReader) and isinstance(action.request, Commit)
     ]
 
 
@@ -103,8 +103,8 @@ def test_asks_once_for_each_buffer_and_again_when_nobody_answers() -> None:
     asks = desk.ask()
     assert len(asks) == 3
     assert desk.ask() == []
-    again = desk.machine.handle(c.Tick(desk.now_s + 2.1))
-    assert again == [c.AskReader(Acquire(request)) for request in asks]
+    again = desk.machine.handle(c.Tick(desk.now_at + 2.1))
+    assert again == [c.SendToReader(Acquire(request)) for request in asks]
 
 
 @pytest.mark.parametrize("batches", [0, 32])
@@ -168,8 +168,8 @@ def test_requests_for_blocks_are_split_where_an_answer_would_not_fit() -> None:
     desk.read(read)
     theirs = bytes(len(SOURCE))
     _, first, second = desk.target_has(asked, theirs)
-    assert isinstance(first, c.AskTarget)
-    assert isinstance(second, c.AskTarget)
+    assert isinstance(first, c.SendToTarget)
+    assert isinstance(second, c.SendToTarget)
     assert first.message.ranges == [CHUNKS[0]]
     assert second.message.ranges == [CHUNKS[1]]
     blocks = [block_digests(SOURCE[: 16 * 512]), block_digests(SOURCE[16 * 512 :])]
@@ -194,7 +194,7 @@ def test_blocks_that_cannot_be_read_are_named_and_not_sent() -> None:
     actions = desk.compare_blocks(actions, theirs)
     # Chunk 1 is equal; of chunk 0 block 0 differs, and block 1 cannot be read.
     assert commits(actions) == [Commit(5, 1, 1, [], [(8, 8)])]
-    assert c.Note("unreadable", {"sectors": "[(8, 8)]"}) in actions
+    assert c.LogEvent("unreadable", {"sectors": "[(8, 8)]"}) in actions
     (batch,) = desk.machine.handle(c.Answered(Committed(5, 7, 9, 40, b"")))
     assert isinstance(batch, c.SendBatch)
     assert [part.blocks.tolist() for part in batch.parts] == [[True, False]]
@@ -222,14 +222,14 @@ def test_lease_goes_back_when_the_target_refuses_or_answers_nonsense(
     assert commits(actions) == [GIVEN_BACK]
     assert desk.machine.abandoned == 1
     assert desk.ask() == []  # it rests
-    desk.machine.handle(c.Tick(desk.now_s + 0.3))
+    desk.machine.handle(c.Tick(desk.now_at + 0.3))
     assert len(desk.ask()) == 1
 
 
 def test_lease_goes_back_when_it_takes_too_long() -> None:
     desk = Desk()
     desk.begin()
-    actions = desk.machine.handle(c.Tick(desk.now_s + 25.1))
+    actions = desk.machine.handle(c.Tick(desk.now_at + 25.1))
     assert commits(actions) == [GIVEN_BACK]
 
 
@@ -244,7 +244,7 @@ def test_grant_for_a_question_asked_twice_is_given_back() -> None:
 
 @pytest.mark.parametrize(
     ("loss", "forgotten"),
-    [(c.LinkLost(), [c.Forget()]), (c.Answered(Revoked(5)), [])],
+    [(c.LinkLost(), [c.DropUnsent()]), (c.Answered(Revoked(5)), [])],
     ids=["link lost", "revoked"],
 )
 def test_buffer_of_a_forgotten_job_is_not_used_while_a_thread_reads_into_it(
@@ -305,16 +305,16 @@ def test_any_order_of_events_keeps_every_buffer_and_ends_every_lease(seed: int) 
     def take(actions: list[c.Action]) -> None:
         for action in actions:
             match action:
-                case c.AskReader(Commit(lease=lease)):
+                case c.SendToReader(Commit(lease=lease)):
                     assert lease in open_leases
                     open_leases.discard(lease)
                     waiting.append(action)
-                case c.AskReader() | c.AskTarget() | c.Read() | c.HashBlocks():
+                case c.SendToReader() | c.SendToTarget() | c.Read() | c.HashBlocks():
                     waiting.append(action)
 
     for _ in range(600):
-        desk.now_s += rng.choice((0.01, 0.5))
-        take(desk.machine.handle(c.Tick(desk.now_s)))
+        desk.now_at += rng.choice((0.01, 0.5))
+        take(desk.machine.handle(c.Tick(desk.now_at)))
         if rng.random() < 0.03:
             threads = [w for w in waiting if isinstance(w, c.Read | c.HashBlocks)]
             waiting[:] = threads  # what was on its way is lost
@@ -325,14 +325,14 @@ def test_any_order_of_events_keeps_every_buffer_and_ends_every_lease(seed: int) 
         if not waiting:
             continue
         match waiting.pop(rng.randrange(len(waiting))):
-            case c.AskReader(Acquire(request)):
+            case c.SendToReader(Acquire(request)):
                 given += 1
                 open_leases.add(given)
                 take(desk.machine.handle(c.Answered(Grant(request, given, STREAM, 7, CHUNKS))))
-            case c.AskReader(Commit(lease=lease)):
+            case c.SendToReader(Commit(lease=lease)):
                 answer = rng.choice((Committed(lease, 7, 1, 1, b""), Revoked(lease)))
                 take(desk.machine.handle(c.Answered(answer)))
-            case c.AskTarget(asked):
+            case c.SendToTarget(asked):
                 count = digests_wanted(asked.ranges, asked.block_sectors)
                 digests = Digests(asked.request, rng.randbytes(16 * count), DigestsRefused.NONE, "")
                 if rng.random() < 0.2:

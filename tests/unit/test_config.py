@@ -254,7 +254,7 @@ def test_the_example_shows_the_defaults() -> None:
         (tree["volume"]["web"], Target),
     ):
         for key, declared in keys_of(model).items():
-            if not declared.is_needed and key in table and key not in shown:
+            if not declared.is_required and key in table and key not in shown:
                 assert table[key] == declared.default, key
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdr.common.status.health import SourceFacts, TargetFacts, judge
-from bdr.common.status.lag import LOOKS_MAX, LagMeter
+from bdr.common.status.lag import SAMPLES_MAX, LagMeter
 from bdr.common.status.model import StageStatus
 from bdr.common.status.states import ConnectionState, HealthState, StageState
 from bdr.common.wire.condition import Condition
@@ -182,8 +182,8 @@ def test_nothing_but_the_good_case_is_ever_healthy() -> None:
 
 
 def look(meter: LagMeter, *looks: tuple[float, int, int]) -> None:
-    for now_s, head, tail in looks:
-        meter.look(now_s=now_s, head=head, tail=tail)
+    for now_at, head, tail in looks:
+        meter.sample(now_at=now_at, head=head, tail=tail)
 
 
 def test_age_is_that_of_the_oldest_write_not_durable() -> None:
@@ -228,23 +228,23 @@ def test_age_equals_that_of_a_meter_that_remembers_everything(
     steps: Sequence[tuple[int, int]],
 ) -> None:
     meter, head, tail, seen = LagMeter(), 0, 0, {}
-    meter.look(now_s=0, head=0, tail=0)
-    for now_s, (written, acked) in enumerate(steps, 1):
+    meter.sample(now_at=0, head=0, tail=0)
+    for now_at, (written, acked) in enumerate(steps, 1):
         for slot in range(head, head + written):
-            seen[slot] = now_s
+            seen[slot] = now_at
         head += written
         tail = min(head, tail + acked)
-        meter.look(now_s=now_s, head=head, tail=tail)
-        assert meter.lag.seconds == (now_s - seen[tail] if tail < head else 0)
+        meter.sample(now_at=now_at, head=head, tail=tail)
+        assert meter.lag.seconds == (now_at - seen[tail] if tail < head else 0)
 
 
 def test_a_long_outage_takes_bounded_memory_and_is_never_called_younger() -> None:
     meter = LagMeter()
-    for at in range(4 * LOOKS_MAX):
-        meter.look(now_s=at, head=at, tail=0)
-    assert len(meter._looks) <= LOOKS_MAX
-    assert meter.lag.seconds == 4 * LOOKS_MAX - 2
-    last = 4 * LOOKS_MAX - 1
+    for at in range(4 * SAMPLES_MAX):
+        meter.sample(now_at=at, head=at, tail=0)
+    assert len(meter._samples) <= SAMPLES_MAX
+    assert meter.lag.seconds == 4 * SAMPLES_MAX - 2
+    last = 4 * SAMPLES_MAX - 1
     for tail in range(0, last, 997):
-        meter.look(now_s=last, head=last, tail=tail)
+        meter.sample(now_at=last, head=last, tail=tail)
         assert meter.lag.seconds >= last - tail - 1

@@ -385,7 +385,7 @@ def test_journal_failing_its_sync_keeps_what_was_acknowledged(seed: int) -> None
     target.journal.disk.fails_sync = "EIO"
     with pytest.raises(StateError):
         target.engine.commit()
-    target.cut_power(Random(seed))  # or what `JournalFile.settle` sees
+    target.cut_power(Random(seed))  # or what `JournalFile.drop_page_cache` sees
     assert target.restart().record in (acknowledged, later)
     assert target.content == bytes(target.jobs.content)
 

@@ -102,7 +102,7 @@ def test_story_is_bounded() -> None:
 
 # The machines.
 
-S, C, L, J = session.Phase, Condition, lease.LeaseState, job.Stage
+S, C, L, J = session.Phase, Condition, lease.LeaseState, job.JobState
 T = target_session.SessionState
 
 SESSION_EVENTS: set[type] = {
@@ -119,9 +119,9 @@ SESSION_EVENTS: set[type] = {
 LEASE_EVENTS: set[type] = {
     lease.Granted,
     Commit,
-    lease.EndAsked,
+    lease.EndRequested,
     lease.Numbered,
-    lease.Settled,
+    lease.Completed,
     lease.Expired,
     lease.Lost,
 }
@@ -138,32 +138,32 @@ MACHINES: dict[type[Machine[Any]], tuple[set[type], set[Any], dict[Any, set[type
         },
     ),
     consistency.Consistency: (
-        {consistency.Looked, consistency.ScanWanted, consistency.Declared},
+        {consistency.StatusSeen, consistency.ScanRequested, consistency.Declared},
         {*C},
-        {C.INCONSISTENT: {consistency.ScanWanted}},
+        {C.INCONSISTENT: {consistency.ScanRequested}},
     ),
-    overflow.OverflowPacing: ({overflow.Looked, overflow.Resumed}, {*Mode}, {}),
+    overflow.OverflowPacing: ({overflow.StatusSeen, overflow.Resumed}, {*Mode}, {}),
     lease.Lease: (
         LEASE_EVENTS,
         {L.WAITING, L.GRANTED},
         {
-            L.WAITING: {Commit, lease.EndAsked, lease.Numbered, lease.Settled},
-            L.GRANTED: {lease.Granted, lease.Numbered, lease.Settled},
+            L.WAITING: {Commit, lease.EndRequested, lease.Numbered, lease.Completed},
+            L.GRANTED: {lease.Granted, lease.Numbered, lease.Completed},
             L.COMMITTING: LEASE_EVENTS - {lease.Numbered, lease.Lost},
-            L.COMMITTED: LEASE_EVENTS - {lease.Settled, lease.Lost},
-            L.ENDING: {lease.Granted, lease.Numbered, Commit, lease.EndAsked},
+            L.COMMITTED: LEASE_EVENTS - {lease.Completed, lease.Lost},
+            L.ENDING: {lease.Granted, lease.Numbered, Commit, lease.EndRequested},
             L.CLOSED: LEASE_EVENTS,
         },
     ),
     job.Job: (
         {Grant, job.Suspected, job.Compared, job.Closed},
-        {J.ASKING},
+        {J.ACQUIRING},
         {
-            J.ASKING: {job.Suspected, job.Compared},
+            J.ACQUIRING: {job.Suspected, job.Compared},
             J.COMPARING: {Grant},
-            J.BLOCKS: {Grant, job.Suspected},
+            J.COMPARING_BLOCKS: {Grant, job.Suspected},
             J.FINISHING: {Grant, job.Suspected, job.Compared},
-            J.OVER: {Grant, job.Suspected, job.Compared, job.Closed},
+            J.CLOSED: {Grant, job.Suspected, job.Compared, job.Closed},
         },
     ),
     target_session.Session: (
@@ -204,7 +204,7 @@ def make(kind: type[Machine[Any]]) -> Machine[Any]:
             number=1, peer=b"p", request=1, chunks=[], opened_at=0.0, barrier=None, story=story
         )
     if kind is job.Job:
-        return job.Job(number=1, question=Acquire(1), buffer=0, asked_at=0.0, story=story)
+        return job.Job(number=1, request=Acquire(1), buffer=0, requested_at=0.0, story=story)
     return target_session.Session(story)
 
 
@@ -276,5 +276,5 @@ def test_ignored_event_has_no_effect_in_any_state(kind: type[Machine[Any]]) -> N
 
 @pytest.mark.parametrize("kind", MACHINES)
 def test_states_of_the_end_lead_nowhere(kind: type[Machine[Any]]) -> None:
-    for end in (S.STOPPED, L.CLOSED, J.OVER):
+    for end in (S.STOPPED, L.CLOSED, J.CLOSED):
         assert not any(edge.to or edge.handler for edge in kind.TABLE.get(end, {}).values())

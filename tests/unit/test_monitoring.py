@@ -28,7 +28,7 @@ from tests.unit.statuses import LAG, RESYNC, RING, SOURCE, stage
 
 def topics(*statuses: VolumeStatus) -> list[list[str]]:
     detector = Detector()
-    return [[event.topic for event in detector.update(entry)] for entry in statuses]
+    return [[event.name for event in detector.update(entry)] for entry in statuses]
 
 
 UNKNOWN_LINK = replace(SOURCE.connection, state=None, is_up=None)
@@ -102,10 +102,10 @@ def test_a_hook_gets_facts_and_nothing_else(
 
 
 def run_all(hooks: Hooks, *, until: int) -> None:
-    deadline_s = time.monotonic() + 20
+    deadline_at = time.monotonic() + 20
     while hooks.run + hooks.failed < until:
         hooks.tick()
-        assert time.monotonic() < deadline_s
+        assert time.monotonic() < deadline_at
         os.sched_yield()
 
 
@@ -204,12 +204,12 @@ def test_what_is_logged_is_what_was_asked_for(
 
 
 def test_a_repeated_line_says_how_many_were_left_out(logged: Logged) -> None:
-    now_s = [0.0]
-    logger = configure(RateLimit(burst=2, window_s=10.0, clock=lambda: now_s[0]))
+    now_at = [0.0]
+    logger = configure(RateLimit(burst=2, window_s=10.0, clock=lambda: now_at[0]))
     for _ in range(5):
         logger.info("again")
     logger.info("another")
-    now_s[0] = 10.0
+    now_at[0] = 10.0
     logger.info("again")
     logger.info("again")
     said = [line.partition("event=")[2] for line in logged()]

@@ -56,11 +56,11 @@ def test_a_command_has_the_options_of_the_keys_that_name_it(name: str) -> None:
         key.name: key
         for table in (Host, Source, Target)
         for key in keys_of(table).values()
-        if name in key.takers
+        if name in key.accepted_by
     }
     assert set(keys_in(COMMANDS[name])) - {"volume"} == set(declared)
-    takers = {taker for key in declared.values() for taker in key.takers}
-    assert takers <= set(COMMANDS)
+    accepted_by = {taker for key in declared.values() for taker in key.accepted_by}
+    assert accepted_by <= set(COMMANDS)
 
 
 def test_a_foreground_source_has_every_key_but_those_of_attaching() -> None:
@@ -92,20 +92,20 @@ def test_what_a_process_is_started_with_is_what_the_configuration_says(
     found = config.check(tree, where="here")
     made = programs.from_config(found, python="/py", programs_dir="/p", counts={})
     for program in made:
-        volume = found.in_force(program.volume)
+        volume = found.effective(program.volume)
         words = list(program.command)
         assert words[:3] == ["/py", "-m", f"bdr.services.{program.stage}"]
         got = parsed(STAGES[program.stage], words[3:])
         assert got["volume"] == program.volume
         assert got["run_dir"] == found.run_dir_of(program.volume)
         for name, key in keys_of(type(volume)).items():
-            if program.stage in key.takers:
+            if program.stage in key.accepted_by:
                 assert got[name] == getattr(volume, name), (program.name, name)
 
 
 def test_what_the_host_says_holds_for_a_volume_that_says_nothing() -> None:
     found = config.check(FULL, where="here")
-    own, other = found.in_force("db"), found.in_force("web")
+    own, other = found.effective("db"), found.effective("web")
     assert isinstance(other, Target)
     assert own.on_event == ["/own", 'a "b" c']
     assert other.on_event == ["/h", "it's"]
@@ -114,7 +114,7 @@ def test_what_the_host_says_holds_for_a_volume_that_says_nothing() -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_default_is_allowed_and_survives_as_an_option(key: Key) -> None:
-    if key.is_needed or key.default is None:
+    if key.is_required or key.default is None:
         return
     assert key.kind.check(key.default) == key.default
     if not key.kind.is_switch:
@@ -125,8 +125,8 @@ def test_a_default_is_allowed_and_survives_as_an_option(key: Key) -> None:
 def test_a_table_s_defaults_are_those_that_are_declared(table: type) -> None:
     for field in fields(table):
         key = keys_of(table)[field.name]
-        assert (field.default is MISSING) == key.is_needed
-        assert key.is_needed or field.default == key.default
+        assert (field.default is MISSING) == key.is_required
+        assert key.is_required or field.default == key.default
 
 
 def test_log_formats_are_those_of_the_log() -> None:
@@ -234,10 +234,10 @@ def test_help_begins_with_the_volume_and_ends_with_the_log(stage: str) -> None:
 
 def row(key: Key) -> str:
     """A line of a table in docs/configuration.md."""
-    if key.is_needed:
+    if key.is_required:
         default = "needed"
     elif key.default is None:
-        default = key.otherwise
+        default = key.fallback
     elif isinstance(key.default, str):
         default = f'"{key.default}"'
     else:

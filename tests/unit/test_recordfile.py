@@ -103,10 +103,12 @@ def save_and_load(path: Path) -> None:
 def test_device_that_is_another_one_is_refused_and_one_that_does_not_say_is_not(
     tmp_path: Path,
 ) -> None:
-    def load_for(device: str, *, whatever: bool = False) -> ReplicaRecord:
+    def load_for(device: str, *, allow_foreign: bool = False) -> ReplicaRecord:
         file = RecordFile(str(tmp_path / "state"))
         try:
-            record = file.load(volume="v", device_sectors=64, device=device, whatever=whatever)
+            record = file.load(
+                volume="v", device_sectors=64, device=device, allow_foreign=allow_foreign
+            )
             # As of a store whose journal knows nothing of the device.
             file.save(replace(record, device=""))
             return record
@@ -118,7 +120,7 @@ def test_device_that_is_another_one_is_refused_and_one_that_does_not_say_is_not(
     assert load_for("serial 1").device == "serial 1"
     with pytest.raises(StateError, match="found the target to be 'serial 2', wanted 'serial 1'"):
         load_for("serial 2")
-    assert load_for("serial 2", whatever=True).device == "serial 2"
+    assert load_for("serial 2", allow_foreign=True).device == "serial 2"
     assert load_for("serial 2").device == "serial 2"
 
 
@@ -128,7 +130,7 @@ def test_promoted_device_is_refused(tmp_path: Path) -> None:
     file.save(replace(record, promoted_s=1))
     with pytest.raises(StateError, match="promoted, on 1970-01-01 00:00:01 UTC"):
         file.load(volume="v", device_sectors=64)
-    assert file.load(volume="v", device_sectors=64, whatever=True).promoted_s == 1
+    assert file.load(volume="v", device_sectors=64, allow_foreign=True).promoted_s == 1
     file.close()
 
 

@@ -14,7 +14,7 @@ from bdr.common.scan.digests import block_digests, differing
 from bdr.common.scan.plan import CHUNK_SECTORS, plan_chunks
 from bdr.common.scan.repair import BATCH_BLOCKS_MAX, Repair, build_batch, group_blocks
 from bdr.common.source.exclusions import Covered, Exclusions
-from bdr.common.source.rate_limit import Pace, PaceSettings
+from bdr.common.source.rate_limit import ScanRateLimit, ScanRateSettings
 from bdr.common.target.extents import plan
 
 FLAGS = st.lists(st.booleans(), min_size=1, max_size=80)
@@ -143,7 +143,7 @@ def test_exclusions_are_what_a_loop_over_sectors_finds(data: st.DataObject) -> N
     )
     payload = b"".join((3 * n).to_bytes(8, "little").ljust(4096, b"\0") for _, _, n in slots)
     exclusions = Exclusions(chunks)
-    exclusions.note(Covered.of(headers, payload))
+    exclusions.exclude(Covered.of(headers, payload))
     touched = set()
     for op, sector, count in slots:
         if op is Op.WRITE:
@@ -166,46 +166,48 @@ def test_nop_excludes_nothing_from_a_repair(sector: int, sectors: int) -> None:
     """What it excluded would be brought by no live batch, and its region cleared."""
     header = encode(op=Op.NOP, sector=np.array([sector], np.uint64), sectors=sectors)
     exclusions = Exclusions([(0, 64)])
-    exclusions.note(Covered.of(header, bytes(4096)))
+    exclusions.exclude(Covered.of(header, bytes(4096)))
     assert not exclusions.flags.any()
 
 
 def test_range_to_the_end_of_all_numbers_is_cut() -> None:
     exclusions = Exclusions([(8, 8)])
-    exclusions.note_range(12, (1 << 64) - 1)
+    exclusions.exclude_range(12, (1 << 64) - 1)
     assert exclusions.flags.tolist() == [False] * 4 + [True] * 4
 
 
-# Pace.
+# The rate of a scan.
 
 
-def taken_in(pace: Pace, seconds: float, *, behind: int = 0, size: int = 1 << 20) -> int:
+def taken_in(
+    rate_limit: ScanRateLimit, seconds: float, *, behind: int = 0, size: int = 1 << 20
+) -> int:
     total = 0
     for tick in range(int(seconds * 20)):
-        while total < 1 << 40 and pace.may_take(now_s=tick / 20, behind_slots=behind):
-            pace.take(size)
+        while total < 1 << 40 and rate_limit.may_take(now_at=tick / 20, behind_slots=behind):
+            rate_limit.take(size)
             total += size
-            if pace.rate(behind_slots=behind) is None:
+            if rate_limit.rate(behind_slots=behind) is None:
                 break
     return total
 
 
 def test_rate_is_kept_over_time() -> None:
-    pace = Pace(PaceSettings(rate=100 << 20))
-    assert 0.9 < taken_in(pace, 10) / (1000 << 20) < 1.1
+    rate_limit = ScanRateLimit(ScanRateSettings(rate=100 << 20))
+    assert 0.9 < taken_in(rate_limit, 10) / (1000 << 20) < 1.1
 
 
 def test_behind_it_falls_to_the_floor_and_not_below() -> None:
-    pace = Pace(PaceSettings(rate=None, floor=16 << 20))
-    assert 0.9 < taken_in(pace, 10, behind=5000) / (160 << 20) < 1.2
-    assert pace.rate(behind_slots=0) is None
-    assert Pace(PaceSettings(rate=1 << 20)).rate(behind_slots=5000) == 1 << 20
+    rate_limit = ScanRateLimit(ScanRateSettings(rate=None, floor=16 << 20))
+    assert 0.9 < taken_in(rate_limit, 10, behind=5000) / (160 << 20) < 1.2
+    assert rate_limit.rate(behind_slots=0) is None
+    assert ScanRateLimit(ScanRateSettings(rate=1 << 20)).rate(behind_slots=5000) == 1 << 20
 
 
 def test_nothing_is_owed_after_a_time_without_limit() -> None:
-    pace = Pace(PaceSettings(rate=None, floor=16 << 20))
-    taken_in(pace, 1)
-    assert pace.may_take(now_s=1.0, behind_slots=0)
-    pace.take(1 << 30)
-    assert pace.may_take(now_s=1.1, behind_slots=0)
-    assert pace.may_take(now_s=1.2, behind_slots=9999)
+    rate_limit = ScanRateLimit(ScanRateSettings(rate=None, floor=16 << 20))
+    taken_in(rate_limit, 1)
+    assert rate_limit.may_take(now_at=1.0, behind_slots=0)
+    rate_limit.take(1 << 30)
+    assert rate_limit.may_take(now_at=1.1, behind_slots=0)
+    assert rate_limit.may_take(now_at=1.2, behind_slots=9999)

@@ -11,7 +11,7 @@ from bdr.common.capture.view import RingView
 from bdr.common.errors import PERMANENT_EXIT_CODES, InternalError, RefusedError, StaleCaptureError
 from bdr.common.ring.layout import WRITE_SLOTS_MAX, Mode
 from bdr.common.source import events
-from bdr.common.source.events import CaptureSeen, LinkUp, Look, RingWoken, Stop, Tick
+from bdr.common.source.events import LinkUp, QueryStatus, RingWoken, StatusArrived, Stop, Tick
 from bdr.common.source.order import Waits
 from bdr.common.source.quota import QuotaSettings
 from bdr.common.source.session import Phase
@@ -34,7 +34,7 @@ from tests.support.source_rig import (
 def with_window(**limits: int) -> SourceSettings:
     window = WindowSettings(**limits)
     quota = QuotaSettings(batches=min(window.batches, QuotaSettings().batches))
-    return SourceSettings(window=window, quota=quota, look_s=0.0)
+    return SourceSettings(window=window, quota=quota, status_interval_s=0.0)
 
 
 # Batches.
@@ -267,13 +267,13 @@ def test_what_the_next_batch_waits_for() -> None:
 
 
 def test_capture_is_looked_at_as_often_as_the_settings_say() -> None:
-    node = SourceRig(settings=SourceSettings(look_s=0.25)).node
+    node = SourceRig(settings=SourceSettings(status_interval_s=0.25)).node
 
-    def looks(now_s: float) -> bool:
-        actions = node.handle(Tick(now_s))
-        if Look() in actions:
-            node.handle(CaptureSeen(STATUS))
-        return Look() in actions
+    def looks(now_at: float) -> bool:
+        actions = node.handle(Tick(now_at))
+        if QueryStatus() in actions:
+            node.handle(StatusArrived(STATUS))
+        return QueryStatus() in actions
 
     at_s = [quarter / 20 for quarter in range(21) if looks(quarter / 20)]
     assert at_s == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
@@ -281,7 +281,7 @@ def test_capture_is_looked_at_as_often_as_the_settings_say() -> None:
 
 def test_wakeup_without_a_slot_is_another_mode_and_is_looked_at() -> None:
     rig = streaming()
-    assert Look() in rig.node.handle(RingWoken())
+    assert QueryStatus() in rig.node.handle(RingWoken())
 
 
 def test_wakeup_with_a_slot_needs_no_look() -> None:
@@ -294,20 +294,20 @@ def test_what_changes_the_regions_or_the_mode_is_followed_by_a_look() -> None:
     """And nothing comes between: what is decided must be of the capture as it is then."""
     full = replace(STATUS, mode=Mode.OVERFLOW, active_regions=1)
     node = streaming().node
-    assert node.handle(Tick(0.0)) == [Look()]
-    assert node.handle(CaptureSeen(full)) == [events.Resume(), Look()]
+    assert node.handle(Tick(0.0)) == [QueryStatus()]
+    assert node.handle(StatusArrived(full)) == [events.Resume(), QueryStatus()]
     rig = SourceRig()
     rig.handle(LinkUp())
     actions = rig.node.handle(
         events.MessageArrived(Welcome(1, EPOCH, 1, 40, Condition.UNKNOWN)),
     )
     assert actions[0] == events.MarkRegions(0, INFO.regions)
-    assert actions[-1] == Look()
+    assert actions[-1] == QueryStatus()
     node = streaming().node
-    assert node.handle(events.RequestArrived(b"c", Resync(1, [(0, 8)]))) == [Look()]
-    actions = node.handle(CaptureSeen(STATUS))
+    assert node.handle(events.RequestArrived(b"c", Resync(1, [(0, 8)]))) == [QueryStatus()]
+    actions = node.handle(StatusArrived(STATUS))
     assert actions[0] == events.MarkRegions(0, 1)
-    assert actions[-1] == Look()
+    assert actions[-1] == QueryStatus()
 
 
 def test_nothing_is_decided_before_the_answer_to_a_look() -> None:

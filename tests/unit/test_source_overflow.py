@@ -18,7 +18,7 @@ FULL = replace(STATUS, mode=Mode.OVERFLOW, gap=100)
 
 
 def with_waits(**waits_s: float) -> SourceSettings:
-    return SourceSettings(overflow=OverflowSettings(**waits_s), look_s=0.0)
+    return SourceSettings(overflow=OverflowSettings(**waits_s), status_interval_s=0.0)
 
 
 def resumes(rig: SourceRig, status: CaptureStatus) -> bool:
@@ -79,12 +79,12 @@ def test_failed_writes_do_not_wait_for_a_scan_that_does_not_end() -> None:
     assert of(Resume, rig.tick(4.0))
 
 
-def merges(rig: SourceRig, status: CaptureStatus, *, last_s: int) -> list[int]:
+def merges(rig: SourceRig, status: CaptureStatus, *, last_at: int) -> list[int]:
     """When the capture resumes, if every look in the 25 s before finds this."""
     found = []
-    for now_s in range(last_s - 25, last_s):
-        rig.now_s = float(now_s)
-        found += [now_s for _ in range(3) if resumes(rig, status)]
+    for now_at in range(last_at - 25, last_at):
+        rig.now_at = float(now_at)
+        found += [now_at for _ in range(3) if resumes(rig, status)]
         rig.ack(0)
     return found
 
@@ -93,9 +93,9 @@ def test_failed_writes_that_go_on_let_a_scan_have_ever_longer() -> None:
     """Each RESUME makes it begin anew: at one a minute a slow link would never end it."""
     rig = streaming(settings=with_waits(failed_wait_s=1.0, failed_wait_max_s=5.0))
     rig.look(replace(BOTH, active_regions=0))
-    assert merges(rig, BOTH, last_s=26) == [1, 3, 7, 12, 17, 22]
+    assert merges(rig, BOTH, last_at=26) == [1, 3, 7, 12, 17, 22]
     rig.look(STATUS)
-    assert merges(rig, BOTH, last_s=51)[:2] == [26, 28]
+    assert merges(rig, BOTH, last_at=51)[:2] == [26, 28]
 
 
 def test_overflow_in_the_middle_of_a_scan_lets_it_have_longer_too() -> None:
@@ -103,40 +103,40 @@ def test_overflow_in_the_middle_of_a_scan_lets_it_have_longer_too() -> None:
     rig = streaming(settings=with_waits(failed_wait_s=1.0, failed_wait_max_s=5.0))
     rig.look(replace(BOTH, active_regions=0))
     assert resumes(rig, replace(BOTH, mode=Mode.OVERFLOW))
-    assert merges(rig, BOTH, last_s=26) == [2, 6, 11, 16, 21]
+    assert merges(rig, BOTH, last_at=26) == [2, 6, 11, 16, 21]
 
 
 # Overflows that come again.
 
 
-def overflow_lasts_s(rig: SourceRig, now_s: float) -> float:
+def overflow_lasts_s(rig: SourceRig, now_at: float) -> float:
     """An overflow begins now and its ring has drained; until when is it left?"""
-    began_s = rig.now_s = now_s
+    began_at = rig.now_at = now_at
     full = replace(FULL, overflows=rig.node.order.status.overflows + 1)
     while not resumes(rig, full):
-        rig.now_s += 0.25
+        rig.now_at += 0.25
         rig.ack(0)  # the target is alive
-        assert rig.now_s < began_s + 60
+        assert rig.now_at < began_at + 60
     rig.look(replace(STATUS, overflows=full.overflows))
-    return rig.now_s - began_s
+    return rig.now_at - began_at
 
 
 def test_overload_that_lasts_makes_pauses_longer_up_to_a_limit() -> None:
     rig = streaming()
-    now_s, found = 1.0, []
+    now_at, found = 1.0, []
     for _ in range(8):
-        found.append(round(overflow_lasts_s(rig, now_s)))
-        now_s += found[-1] + 0.1
+        found.append(round(overflow_lasts_s(rig, now_at)))
+        now_at += found[-1] + 0.1
     assert found == [0, 1, 2, 4, 8, 16, 16, 16]
 
 
 def test_load_that_falls_is_forgiven() -> None:
     rig = streaming()
-    now_s = 1.0
+    now_at = 1.0
     for _ in range(4):
-        now_s += overflow_lasts_s(rig, now_s) + 0.1
+        now_at += overflow_lasts_s(rig, now_at) + 0.1
     for _ in range(60):
-        now_s += 1
-        rig.tick(now_s)
+        now_at += 1
+        rig.tick(now_at)
         rig.ack(0)
-    assert overflow_lasts_s(rig, now_s) == 0
+    assert overflow_lasts_s(rig, now_at) == 0

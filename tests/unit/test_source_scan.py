@@ -263,7 +263,7 @@ def test_lease_of_a_frozen_scanner_is_granted_to_another() -> None:
     rig = scanning({0})
     grant = acquire(rig, 1)
     assert pass_time(rig, 30, durable=0, accepted=0) == []
-    assert answers(rig.tick(rig.now_s + 0.1)) == [Revoked(grant.lease)]
+    assert answers(rig.tick(rig.now_at + 0.1)) == [Revoked(grant.lease)]
     assert acquire(rig, 2).ranges == grant.ranges
     assert commit(rig, grant, batches=1) == [Revoked(grant.lease)]
 

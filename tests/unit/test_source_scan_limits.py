@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How much of a scan goes at a time: leases, resync batches, pace, and the hold."""
+"""How much of a scan goes at a time: leases, resync batches, rate, and the hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bdr.common.errors import InternalError
 from bdr.common.ring.layout import Mode
 from bdr.common.scan.plan import CHUNK_SECTORS
 from bdr.common.source.lease import Lease, LeaseState
-from bdr.common.source.rate_limit import PaceSettings
+from bdr.common.source.rate_limit import ScanRateSettings
 from bdr.common.wire.scan import Acquire, Committed, Grant
 from tests.support.scan_rig import REGIONS, SCANNED, acquire, commit, pass_time, scanning, write
 from tests.support.source_rig import STATUS, answers
@@ -99,8 +99,8 @@ def test_more_resync_batches_than_there_is_room_for_is_an_internal_error() -> No
 
 
 def test_pace_is_kept() -> None:
-    pace = PaceSettings(rate=128 * 512)
-    rig = scanning(set(range(0, REGIONS, 2)), lease_chunks=1, pace=pace)
+    rate_limit = ScanRateSettings(rate=128 * 512)
+    rig = scanning(set(range(0, REGIONS, 2)), lease_chunks=1, rate_limit=rate_limit)
     granted = 0
     for number in range(10):
         granted += len(pass_time(rig, 1, durable=0, accepted=0))

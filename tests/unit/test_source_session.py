@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A source's conversation with its target: greeting, setbacks, silence, pings."""
+"""A source's conversation with its target: greeting, losses, silence, pings."""
 
 from __future__ import annotations
 
@@ -188,10 +188,10 @@ def test_refused_for_now_again_and_again_pauses_longer_up_to_a_limit() -> None:
     rig = SourceRig()
     rig.handle(LinkUp())
     pauses_ms = []
-    for now_s in range(1000, 1200, 20):
+    for now_at in range(1000, 1200, 20):
         (pause,) = of(Announce, refused(rig, RefusedReason.BUSY))
         pauses_ms.append(pause.facts["pause_ms"])
-        rig.tick(float(now_s))
+        rig.tick(float(now_at))
     assert pauses_ms == [250, 500, 1000, 2000, 4000, 8000, 10000, 10000, 10000, 10000]
 
 
@@ -319,8 +319,8 @@ def test_ping_is_sent_while_streaming() -> None:
 
 
 def keep_talking(rig: SourceRig, *, until_s: float, durable: int, accepted: int) -> None:
-    while rig.now_s < until_s:
-        rig.tick(rig.now_s + 1.0)
+    while rig.now_at < until_s:
+        rig.tick(rig.now_at + 1.0)
         rig.ack(durable, accepted)
 
 
@@ -370,12 +370,12 @@ def test_target_is_told_what_is_left_to_compare() -> None:
 
 def test_what_the_target_remembers_is_as_of_its_last_acknowledgement() -> None:
     rig = streaming(condition=Condition.INCONSISTENT)
-    assert rig.node.standing is None
+    assert rig.node.last_ack is None
     ack = Ack(EPOCH, 0, 0, Condition.INCONSISTENT, 1000, 1060)
     rig.hear(replace(ack, epoch=EPOCH - 1))
-    assert rig.node.standing is None
+    assert rig.node.last_ack is None
     rig.hear(ack)
-    assert rig.node.standing == ack
+    assert rig.node.last_ack == ack
 
 
 def test_what_the_target_remembers_is_known_while_the_target_is_away() -> None:
@@ -384,9 +384,9 @@ def test_what_the_target_remembers_is_known_while_the_target_is_away() -> None:
     ack = Ack(EPOCH, 0, 0, Condition.CONSISTENT, 1000, 1060)
     rig.hear(ack)
     rig.handle(LinkDown())
-    assert rig.node.standing == ack
+    assert rig.node.last_ack == ack
     rig.handle(LinkUp())
-    assert rig.node.standing == ack
+    assert rig.node.last_ack == ack
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_what_became_of_the_word_that_both_are_equal_is_announced_once(
         found += [
             action.facts["assumption"]
             for action in of(Announce, rig.welcome(slot, condition))
-            if action.topic == "assume-clean"
+            if action.name == "assume-clean"
         ]
         rig.handle(LinkDown())
     assert found == ([wanted.value] if wanted else [])

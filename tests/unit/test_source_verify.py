@@ -199,7 +199,7 @@ def test_verification_of_a_command_that_is_gone_ends_by_itself() -> None:
     rig = scanning(set(), condition=Condition.CONSISTENT)
     grant = begin(rig)
     assert pass_time(rig, 30, durable=0, accepted=0) == []
-    assert answers(rig.tick(rig.now_s + 0.1)) == [Revoked(grant.lease)]
+    assert answers(rig.tick(rig.now_at + 0.1)) == [Revoked(grant.lease)]
     assert not rig.node.scheduler.has_open_leases
 
 
@@ -239,7 +239,7 @@ def test_command_has_ranges_repaired(ranges: list[tuple[int, int]], marked: set[
 
 def test_answer_to_a_command_is_about_the_present() -> None:
     """Not as of the last look."""
-    rig = streaming(settings=SourceSettings(look_s=1000.0))
+    rig = streaming(settings=SourceSettings(status_interval_s=1000.0))
     rig.tick(1.0)
     rig.capture.show(replace(STATUS, resync_regions=5, mode=Mode.OVERFLOW, head=4000))
     status = query(rig)

@@ -109,9 +109,9 @@ def test_target_with_everything_reported_is_healthy_and_known() -> None:
     found = target().status()
     assert (found.health, found.reasons) == (HealthState.HEALTHY, ())
     assert (found.lag, found.ring, found.resync) == (None, None, None)
-    assert (found.connection.state, found.connection.is_up) == (ConnectionState.FED, True)
+    assert (found.connection.state, found.connection.is_up) == (ConnectionState.CONNECTED, True)
     assert found.replica.intake == IntakeStatus(0.25, 0, 0.0, None, None)
-    waiting = target(replace(APPLIER, is_fed=False)).status()
+    waiting = target(replace(APPLIER, has_source=False)).status()
     assert (waiting.connection.state, waiting.connection.is_up) == (ConnectionState.WAITING, False)
     assert waiting.health is HealthState.BROKEN
 

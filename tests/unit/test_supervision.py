@@ -66,8 +66,8 @@ def test_of_a_monitor_that_hangs_only_unknown_is_told(monkeypatch: pytest.Monkey
     served = Exporter("127.0.0.1", 0)
     try:
         served.put(SOURCE)
-        now_s = time.monotonic()
-        monkeypatch.setattr(time, "monotonic", lambda: now_s + exporter.STALE_AFTER_S + 1)
+        now_at = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now_at + exporter.STALE_AFTER_S + 1)
         words = {
             sample.labels["health"]: sample.value
             for family in served.collect()

@@ -13,7 +13,7 @@ import pytest
 from bdr.common.errors import InternalError
 from bdr.common.ring.layout import Op
 from bdr.common.ring.slots import encode
-from bdr.common.target.events import Action, Note, Stopping
+from bdr.common.target.events import Action, LogEvent, Stopping
 from bdr.common.target.intake import IntakeSettings
 from bdr.common.target.job import Job
 from bdr.common.target.job_queue import JOBS_MAX, QUEUED_BYTES_MAX, QUEUED_JOBS_MAX
@@ -211,7 +211,9 @@ def test_markers_change_the_condition_in_their_place() -> None:
     actions = rig.bring(make_marker(1, 50, Marker.INCONSISTENT))
     (job,) = jobs(actions)
     assert (job.record.slot, job.record.condition) == (50, Condition.INCONSISTENT)
-    assert of(Note, actions) == [Note("condition", {"condition": "INCONSISTENT", "slot": 50})]
+    assert of(LogEvent, actions) == [
+        LogEvent("condition", {"condition": "INCONSISTENT", "slot": 50})
+    ]
     bring(rig, make_batch(2, 50))
     (job,) = bring(rig, make_marker(3, 51, Marker.CONSISTENT))
     assert (job.record.slot, job.record.condition) == (51, Condition.CONSISTENT)
@@ -279,9 +281,9 @@ def test_no_batches_are_read_while_too_many_bytes_wait_for_the_disk() -> None:
     assert number == QUEUED_BYTES_MAX // (4 << 20) + 1
     rig.durable(rig.node.jobs.last - number + 1)
     assert rig.node.accepts_batches
-    assert (rig.node.jobs.durable_bytes, rig.node.is_settled) == (4 << 20, False)
+    assert (rig.node.jobs.durable_bytes, rig.node.is_idle) == (4 << 20, False)
     rig.durable()
-    assert (rig.node.jobs.queued_bytes, rig.node.is_settled) == (0, True)
+    assert (rig.node.jobs.queued_bytes, rig.node.is_idle) == (0, True)
 
 
 def test_no_batches_are_read_while_too_many_jobs_wait_for_the_disk() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from bdr.common.errors import InternalError
 from bdr.common.target.admission import Assumption
-from bdr.common.target.events import Action, Note, OtherProtocolArrived, Stopping
+from bdr.common.target.events import Action, LogEvent, OtherProtocolArrived, Stopping
 from bdr.common.target.job_queue import JOBS_MAX
 from bdr.common.target.record import ReplicaRecord
 from bdr.common.wire.batch import PROTOCOL
@@ -120,9 +120,9 @@ def test_hello_of_another_stream_does_not_win_the_race_after_a_restart() -> None
 
 def test_stranger_that_greets_again_and_again_does_not_keep_the_source_alive() -> None:
     rig = open_session()
-    for now_s in range(100, 115):
-        rig.pass_time(now_s, now_s + 1)
-        if now_s < 114:
+    for now_at in range(100, 115):
+        rig.pass_time(now_at, now_at + 1)
+        if now_at < 114:
             assert refused(rig.say(OTHER_HELLO, STRANGER)) is RefusedReason.BUSY
     assert jobs(rig.say(OTHER_HELLO, STRANGER))
 
@@ -136,7 +136,7 @@ def test_source_that_is_heard_keeps_others_out_by_pings_and_by_batches(is_pingin
             rig.say(Ping(EPOCH, 0))
         else:
             rig.bring(make_batch(number, 49 + number))
-    assert rig.node.is_fed
+    assert rig.node.has_source
     assert refused(rig.say(OTHER_HELLO, STRANGER)) is RefusedReason.BUSY
 
 
@@ -156,7 +156,7 @@ def test_source_is_not_silent_while_the_target_itself_stands_still() -> None:
     rig.pass_time(100, 105)
     rig.tick(1000.0)
     assert refused(rig.say(OTHER_HELLO, STRANGER)) is RefusedReason.BUSY
-    assert rig.node.is_fed
+    assert rig.node.has_source
 
 
 def test_greetings_without_end_queue_up_no_jobs_without_end() -> None:
@@ -297,10 +297,10 @@ def test_source_that_did_not_hear_the_rewind_is_told_again() -> None:
 def test_source_of_a_session_that_is_broken_is_not_heard_by_its_pings() -> None:
     rig = open_session()
     rig.bring(damaged(make_batch(1, 50)))
-    for now_s in range(100, 116):
-        rig.pass_time(now_s, now_s + 1)
+    for now_at in range(100, 116):
+        rig.pass_time(now_at, now_at + 1)
         rig.say(Ping(EPOCH, 0))
-    assert not rig.node.is_fed
+    assert not rig.node.has_source
     assert jobs(rig.say(OTHER_HELLO, STRANGER))
 
 
@@ -328,8 +328,8 @@ def test_messages_that_only_a_target_sends_are_ignored(message: Message) -> None
 
 def assumption(actions: list[Action]) -> Assumption:
     """What was noted of it."""
-    (note,) = of(Note, actions)
-    assert note.topic == "unknown-position"
+    (note,) = of(LogEvent, actions)
+    assert note.name == "unknown-position"
     return Assumption(note.facts["assume_clean"])
 
 
@@ -372,7 +372,7 @@ def test_hello_whose_ring_has_lost_the_position_needs_a_scan() -> None:
 
 
 def test_known_source_needs_no_note_of_its_position() -> None:
-    assert of(Note, TargetRig().say(HELLO)) == []
+    assert of(LogEvent, TargetRig().say(HELLO)) == []
 
 
 # Restarts.

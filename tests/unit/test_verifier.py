@@ -70,10 +70,10 @@ class Desk:
         """Leases, as the verifier ended them."""
         self.shown = 0
         """Bytes of progress."""
-        self.now_s = 100.0
+        self.now_at = 100.0
         self.last: list[e.Action] = []
         self._chunks: dict[int, list[Chunk]] = {}
-        self.handle(e.Tick(self.now_s))
+        self.handle(e.Tick(self.now_at))
         self.handle(e.LinksUp())
 
     # Content: zeros, at the target ones where it differs.
@@ -101,12 +101,12 @@ class Desk:
 
     def _perform(self, action: e.Action) -> Iterator[e.Event]:
         match action:
-            case e.AskReader(VerifyBegin(request, ranges)):
+            case e.SendToReader(VerifyBegin(request, ranges)):
                 self.grants.append(ranges)
                 lease = len(self.grants)
                 self._chunks[lease] = ranges
                 yield e.Answered(Grant(request, lease, STREAM, 7, ranges))
-            case e.AskReader(VerifyEnd(lease)):
+            case e.SendToReader(VerifyEnd(lease)):
                 self.ended.append(lease)
                 flags = [
                     at in self.busy
@@ -114,7 +114,7 @@ class Desk:
                     for at in range(sector, sector + sectors)
                 ]
                 yield e.Answered(Verified(lease, pack_bits(np.array(flags)) if any(flags) else b""))
-            case e.AskTarget(asked):
+            case e.SendToTarget(asked):
                 yield e.DigestsArrived(self.answer(asked))
             case e.Read(job, _, chunks):
                 own = b"".join(digest(self.content(*chunk, of_target=False)) for chunk in chunks)
@@ -141,8 +141,8 @@ class Desk:
             if self.machine.is_finished or stop():
                 break
             self.handle(e.RoomSeen(0))
-            self.now_s += 0.05
-            self.handle(e.Tick(self.now_s))
+            self.now_at += 0.05
+            self.handle(e.Tick(self.now_at))
         return self.machine.findings
 
 
@@ -151,7 +151,7 @@ def finished(desk: Desk) -> Findings:
     found = desk.run()
     assert desk.last == [e.Finished()]
     assert desk.machine.handle(e.RoomSeen(0)) == []
-    assert desk.machine.handle(e.Tick(desk.now_s + 100)) == []
+    assert desk.machine.handle(e.Tick(desk.now_at + 100)) == []
     return found
 
 
@@ -249,7 +249,7 @@ def unreadable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Answe
     path.write_bytes(bytes(SECTOR_BYTES * MIB))
     device = TargetDevice(str(path))
     os.truncate(path, SECTOR_BYTES * MIB // 2)
-    worker = SimpleNamespace(settle=_nothing)
+    worker = SimpleNamespace(wait_applied=_nothing)
     checksummer = Checksummer(device, cast(StoreWorker, worker))
 
     def answer(asked: Checksums) -> Digests:
@@ -345,8 +345,8 @@ def test_target_that_cannot_answer_for_long_interrupts(reason: DigestsRefused) -
     desk.run()
     assert desk.last == [e.Interrupted()]
     assert desk.machine.is_finished
-    assert 119.9 < desk.now_s < 120.2
-    assert desk.machine.handle(e.Tick(desk.now_s + 100)) == []
+    assert 119.9 < desk.now_at < 120.2
+    assert desk.machine.handle(e.Tick(desk.now_at + 100)) == []
 
 
 # Losses.
@@ -367,12 +367,12 @@ def test_question_is_repeated_until_it_is_answered() -> None:
 
 def test_second_lease_for_one_question_is_ended() -> None:
     machine, (asked,) = begun([(0, 64)])
-    assert isinstance(asked, e.AskReader)
+    assert isinstance(asked, e.SendToReader)
     assert isinstance(asked.request, VerifyBegin)
     grant = Grant(asked.request.request, 5, STREAM, 7, [(0, 64)])
     machine.handle(e.Answered(grant))
     second = Grant(asked.request.request, 6, STREAM, 7, [(0, 64)])
-    assert machine.handle(e.Answered(second)) == [e.AskReader(VerifyEnd(6))]
+    assert machine.handle(e.Answered(second)) == [e.SendToReader(VerifyEnd(6))]
 
 
 def test_lease_below_another_capture_ends_the_process_to_be_started_anew() -> None:
@@ -386,7 +386,7 @@ def test_lease_below_another_capture_ends_the_process_to_be_started_anew() -> No
 def test_answer_that_only_a_scanner_gets_is_noted() -> None:
     machine, _ = begun([(0, 64)])
     (note,) = machine.handle(e.Answered(Committed(1, 1, 1, 1, b"")))
-    assert isinstance(note, e.Note)
+    assert isinstance(note, e.LogEvent)
 
 
 @pytest.mark.parametrize("loss", [e.LinkLost(), e.Answered(Revoked(5))], ids=["link", "revoked"])
@@ -407,7 +407,7 @@ def test_chunks_of_a_lease_that_is_lost_are_verified_in_another(
     if not is_read:
         machine.handle(result)
     (again,) = machine.handle(e.RoomSeen(0))
-    assert isinstance(again, e.AskReader)
+    assert isinstance(again, e.SendToReader)
     assert isinstance(again.request, VerifyBegin)
     assert again.request.ranges == ranges
     assert again.request.request != request
@@ -416,7 +416,7 @@ def test_chunks_of_a_lease_that_is_lost_are_verified_in_another(
 
 def test_question_that_is_lost_is_asked_anew() -> None:
     machine, (asked,) = begun([(0, 64)])
-    assert machine.handle(e.LinkLost()) == [e.Forget()]
+    assert machine.handle(e.LinkLost()) == [e.DropUnsent()]
     machine.handle(e.LinksUp())
     (again,) = machine.handle(e.RoomSeen(0))
     assert again.request.ranges == asked.request.ranges  # type: ignore[union-attr]

@@ -137,7 +137,7 @@ class Store:
         self.syncing.set()
         self.gate.wait(DEADLINE_S)
 
-    def settle(self) -> None:
+    def wait_applied(self) -> None:
         if self.failure:
             raise self.failure
 

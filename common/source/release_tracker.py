@@ -7,7 +7,7 @@ from bdr.common.source.events import Action, Release
 from bdr.common.source.order import Order, Waits
 
 
-class Freeing:
+class ReleaseTracker:
     """Tells the capture once for a round, and only what is news.
 
     Args:
