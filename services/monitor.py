@@ -194,7 +194,7 @@ class Monitor:
     def _emit(self, event: Event, *, hook: bool) -> None:
         self._event_counts[event.name] = self._event_counts.get(event.name, 0) + 1
         message = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "time_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "volume": self._volume,
             "event": event.name,
             "facts": dict(event.facts),

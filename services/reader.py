@@ -136,7 +136,7 @@ class Reader:
             # Before the first WELCOME it is not known.
             condition=order.condition if order.epoch else None,
             since_utc=last_ack.since_utc if last_ack else 0,
-            at_utc=last_ack.accepted_utc if last_ack else 0,
+            accepted_utc=last_ack.accepted_utc if last_ack else 0,
             epoch=order.epoch,
             tail=order.tail,
             cursor=order.cursor,

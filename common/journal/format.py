@@ -164,8 +164,8 @@ class EntryHeader:
             slot=self.slot,
             epoch=self.epoch,
             condition=self.condition,
-            since_s=self.since_s,
-            at_s=self.at_s,
+            since_utc=self.since_s,
+            accepted_utc=self.at_s,
             left_bytes=self.left_bytes,
         )
 
@@ -254,8 +254,8 @@ def encode_superblock(superblock: Superblock) -> bytes:
         int(superblock.is_closed),
         len(volume),
         volume,
-        record.since_s,
-        record.at_s,
+        record.since_utc,
+        record.accepted_utc,
         record.left_bytes,
     )
     block[_SUPERBLOCK_CHECKSUM] = _checksum(block)
@@ -339,8 +339,8 @@ def _unpack_superblock(block: bytes) -> Superblock | None:
             epoch=epoch,
             condition=known_condition,
             clean=True,
-            since_s=since_s,
-            at_s=at_s,
+            since_utc=since_s,
+            accepted_utc=at_s,
             left_bytes=left_bytes,
         ),
     )
@@ -386,8 +386,8 @@ def encode_entry(
             epoch=record.epoch,
             condition=record.condition,
             body_checksum=b"",
-            since_s=record.since_s,
-            at_s=record.at_s,
+            since_s=record.since_utc,
+            at_s=record.accepted_utc,
             left_bytes=record.left_bytes,
         ),
     )

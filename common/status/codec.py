@@ -2,7 +2,7 @@
 """Dataclasses as maps of plain values, which become JSON or msgpack. No I/O here.
 
     LINKS = Form(LinkCounts)
-    READER = Form(ReaderValues, keys={"since_utc": "since_s"}, types={"links": flat(LINKS)})
+    READER = Form(ReaderValues, keys={"tail": "tail_slot"}, types={"links": flat(LINKS)})
 
 A form follows from the annotations of its dataclass; `keys` names the attributes that have
 another key, `types` those whose annotation does not say how they cross. An enumeration of

@@ -211,7 +211,7 @@ def _replica(
     return ReplicaStatus(
         condition=values.condition if values else None,
         since_utc=_time(values.since_utc) if values else None,
-        of_utc=_time(values.at_utc) if values else None,
+        accepted_utc=_time(values.accepted_utc) if values else None,
         slot=slot,
         stream=stream,
         left_bytes=left_bytes,

@@ -119,7 +119,7 @@ class ReplicaStatus:
     condition: Condition | None
     since_utc: datetime | None
     """Since when the condition holds."""
-    of_utc: datetime | None
+    accepted_utc: datetime | None
     """When its last change was accepted."""
     slot: int | None
     """Every slot below it is durable on the target."""
@@ -185,7 +185,7 @@ class VolumeStatus:
         return {
             "version": STATUS_VERSION,
             **_STATUS.encode(self),
-            "time": self.time_utc.isoformat(timespec="milliseconds"),
+            "time_utc": self.time_utc.isoformat(timespec="milliseconds"),
             "exit_code": self.health.exit_code,
             "seconds_behind": self.lag.seconds if self.lag else None,
             "bytes_behind": self.lag.bytes if self.lag else None,
@@ -224,13 +224,11 @@ _INTAKE = Form(
 )
 _REPLICA = Form(
     ReplicaStatus,
-    keys={"since_utc": "since", "of_utc": "of"},
     types={"intake": flat_or_none(_INTAKE)},
 )
 _STATUS = Form(
     VolumeStatus,
     keys={
-        "time_utc": "time",
         "rpo_s": "rpo_seconds",
         "monitor_uptime_s": "monitor_uptime_seconds",
     },

@@ -8,7 +8,7 @@ version   1
 stage     reader, sender, ...
 name      the process's own name, such as db-sender-2
 pid       its process id
-sent_s    CLOCK_MONOTONIC of its sending: comparable within a host
+sent_at   CLOCK_MONOTONIC when it was sent, in seconds: comparable within a host
 is_last   true: the process is ending in an orderly way
 values    the stage's own, below
 ========= =======================================================================
@@ -56,7 +56,7 @@ class ReaderValues:
     """None before the first WELCOME."""
     since_utc: int
     """Since when the condition holds: seconds since 1970; 0 if that is not known."""
-    at_utc: int
+    accepted_utc: int
     """When the last batch was accepted, in the same way."""
     epoch: int
     tail: int
@@ -106,7 +106,7 @@ class ApplierValues:
     epoch: int
     since_utc: int
     """Since when the condition holds: seconds since 1970; 0 if that is not known."""
-    at_utc: int
+    accepted_utc: int
     """When the last batch was accepted, in the same way."""
     left_bytes: int
     """What its source has left to compare."""
@@ -148,14 +148,12 @@ class Report:
 
 
 _LINKS = flat(Form(LinkCounts))
-_TIMES = {"since_utc": "since_s", "at_utc": "at_s"}
 _FORMS: Mapping[str, Form[Any]] = {
-    "reader": Form(ReaderValues, keys=_TIMES, types={"links": _LINKS}),
+    "reader": Form(ReaderValues, types={"links": _LINKS}),
     "sender": Form(SenderValues, types={"links": _LINKS}),
     "scanner": Form(ScannerValues, types={"links": _LINKS}),
     "applier": Form(
         ApplierValues,
-        keys=_TIMES | {"acked_at": "acked_s"},
         types={"links": _LINKS, "dropped": prefixed("dropped_")},
     ),
 }
@@ -178,7 +176,7 @@ def _encode_values(values: StageValues | None) -> dict[str, Any]:
 VALUES = FieldType(_decode_values, _encode_values, is_flat=True)
 """What the process of the map around it reported, under `values`; `{}` for None."""
 
-_REPORT = Form(Report, keys={"sent_at": "sent_s"}, types={"values": VALUES})
+_REPORT = Form(Report, types={"values": VALUES})
 
 
 def encode_report(report: Report) -> bytes:

@@ -80,10 +80,10 @@ class RecordFile:
                 f"{record.device!r}, which has the replica; name that as target, or, if the disk "
                 f"was replaced, `bdr demote {volume}` has everything compared"
             )
-        if record.promoted_s and not allow_foreign:
+        if record.promoted_utc and not allow_foreign:
             raise StateError(
                 f"replica state {self.path}: found its device promoted, on "
-                f"{utc(record.promoted_s)}; wanted a replica: `bdr demote {volume}` makes "
+                f"{utc(record.promoted_utc)}; wanted a replica: `bdr demote {volume}` makes "
                 "it one again, and gives up what was written to it"
             )
         if record.device_sectors > device_sectors:

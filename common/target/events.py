@@ -27,7 +27,7 @@ class Tick:
     """Time is now `now_at`; comes before other events."""
 
     now_at: float
-    utc_s: int = 0
+    now_utc: int = 0
     """Seconds since 1970, for people to read."""
 
 

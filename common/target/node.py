@@ -153,7 +153,7 @@ class TargetNode:
         stood_still_s = tick.now_at - self._replica.now_at
         if stood_still_s > STANDSTILL_S:
             self._heard_at += stood_still_s
-        self._replica.now_at, self._replica.utc_s = tick.now_at, tick.utc_s
+        self._replica.now_at, self._replica.now_utc = tick.now_at, tick.now_utc
         self._heard_at = min(self._heard_at, tick.now_at)
 
     # Control.
@@ -248,7 +248,12 @@ class TargetNode:
     def _acknowledge(self) -> None:
         at, record = self._session, self.record
         ack = Ack(
-            record.epoch, at.accepted, at.durable, record.condition, record.since_s, record.at_s
+            record.epoch,
+            at.accepted,
+            at.durable,
+            record.condition,
+            record.since_utc,
+            record.accepted_utc,
         )
         self._send(at.peer, ack)
         self.acked_at = self._replica.now_at

@@ -13,6 +13,7 @@ they are not known. Little-endian.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import msgpack
@@ -30,7 +31,24 @@ NO_STREAM = bytes(STREAM_BYTES)
 JOURNAL_ID_BYTES = 16
 NO_JOURNAL = bytes(JOURNAL_ID_BYTES)
 
-_LATER = ("since_s", "at_s", "left_bytes", "promoted_s", "device")
+_KEYS: Mapping[str, str] = {
+    "volume": "volume",
+    "device_sectors": "device_sectors",
+    "stream": "stream",
+    "slot": "slot",
+    "epoch": "epoch",
+    "condition": "condition",
+    "clean": "clean",
+    "journal": "journal",
+    "since_s": "since_utc",
+    "at_s": "accepted_utc",
+    "left_bytes": "left_bytes",
+    "promoted_s": "promoted_utc",
+    "device": "device",
+}
+"""Keys on disk, in their order, to the attributes of a record. They are never renamed."""
+_OPTIONAL_KEYS = ("since_s", "at_s", "left_bytes", "promoted_s", "device")
+"""Left out where the value is not known, so the bytes are those of an older version."""
 _HEAD = struct.Struct("<8sQI16s")
 
 
@@ -51,13 +69,13 @@ class ReplicaRecord:
     """The device holds nothing beyond `slot`: set by a clean stop, or by a journal's replay."""
     journal: bytes = NO_JOURNAL
     """Id of the journal that is in use, and so has what is newer than the state file."""
-    since_s: int = 0
+    since_utc: int = 0
     """Since when the condition holds: seconds since 1970, UTC; 0 if that is not known."""
-    at_s: int = 0
+    accepted_utc: int = 0
     """When the last batch was accepted, in the same way: how old the replica is."""
     left_bytes: int = 0
     """What its source had left to compare, as it last said, while a scan is needed."""
-    promoted_s: int = 0
+    promoted_utc: int = 0
     """When the device was taken for use, in the same way; 0: it is a replica."""
     device: str = ""
     """What the device calls itself, if it does: see `common.storage.target_device`."""
@@ -69,16 +87,16 @@ class ReplicaRecord:
         content is a prefix again only when the source has sent all it had.
         """
         if self.condition is Condition.CONSISTENT and not self.clean:
-            return replace(self, condition=Condition.CATCHING_UP, since_s=0)
+            return replace(self, condition=Condition.CATCHING_UP, since_utc=0)
         return self
 
 
-def demoted(record: ReplicaRecord, *, stream: bytes, utc_s: int) -> ReplicaRecord:
+def demoted(record: ReplicaRecord, *, stream: bytes, now_utc: int) -> ReplicaRecord:
     """The record of a device that becomes a replica again: all of it is to be compared.
 
     Args:
         stream: one that no source has, so that none may go on where it was.
-        utc_s: now, seconds since 1970.
+        now_utc: now, seconds since 1970.
     """
     return replace(
         record,
@@ -87,16 +105,19 @@ def demoted(record: ReplicaRecord, *, stream: bytes, utc_s: int) -> ReplicaRecor
         slot=0,
         condition=Condition.INCONSISTENT,
         clean=True,
-        since_s=utc_s,
-        promoted_s=0,
+        since_utc=now_utc,
+        promoted_utc=0,
     )
 
 
 def encode_copy(record: ReplicaRecord, generation: int) -> bytes:
     """One copy, padded to `COPY_BYTES`."""
-    fields = asdict(record) | {"condition": int(record.condition)}
-    # Came later: where they are not known, the bytes are those of before.
-    fields = {name: value for name, value in fields.items() if value or name not in _LATER}
+    values = asdict(record) | {"condition": int(record.condition)}
+    fields = {
+        key: values[attribute]
+        for key, attribute in _KEYS.items()
+        if values[attribute] or key not in _OPTIONAL_KEYS
+    }
     body: bytes = msgpack.packb(fields, use_bin_type=True)
     head = _HEAD.pack(MAGIC, generation, len(body), _digest(generation, body))
     return (head + body).ljust(COPY_BYTES, b"\0")
@@ -112,7 +133,8 @@ def decode_copy(data: bytes) -> tuple[int, ReplicaRecord] | None:
         return None
     try:
         fields = msgpack.unpackb(body, raw=False)
-        record = ReplicaRecord(**fields | {"condition": Condition(fields["condition"])})
+        values = {_KEYS[key]: value for key, value in fields.items()}
+        record = ReplicaRecord(**values | {"condition": Condition(values["condition"])})
         sizes = len(record.stream), len(record.volume.encode())
     except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException):
         return None

@@ -27,7 +27,7 @@ class Replica:
         """The replica's place when every job so far is done."""
         self.jobs = JobQueue()
         self.now_at = 0.0
-        self.utc_s = 0
+        self.now_utc = 0
 
     @property
     def is_crowded(self) -> bool:
@@ -54,7 +54,9 @@ class Replica:
         if header.kind is BatchKind.MARKER:
             is_consistent = header.marker is Marker.CONSISTENT
             condition = Condition.CONSISTENT if is_consistent else Condition.INCONSISTENT
-        record = replace(self.record, slot=header.end, condition=condition, at_s=self.utc_s)
+        record = replace(
+            self.record, slot=header.end, condition=condition, accepted_utc=self.now_utc
+        )
         return self._advance(record, extents, batch.headers, batch.payload)
 
     def remember_left(self, left_bytes: int) -> Job | None:
@@ -77,7 +79,7 @@ class Replica:
         payload: Buffer = b"",
     ) -> Job:
         if record.condition is not self.record.condition:
-            record = replace(record, since_s=self.utc_s)
+            record = replace(record, since_utc=self.now_utc)
         if not record.condition.needs_scan:
             record = replace(record, left_bytes=0)
         self.record = record

@@ -50,14 +50,14 @@ def promote(config_path: str, force: bool, volume: str) -> None:
                 "one: let its source finish, or take it as it is with --force"
             )
         with _record(found, volume, target) as (file, remembered):
-            file.save(replace(remembered, promoted_s=int(time.time())))
+            file.save(replace(remembered, promoted_utc=int(time.time())))
     except BaseException:
         if ran:
             supervision.start(applier)
         raise
     click.echo(
         f"{volume}: promoted: {target.target} is yours; {_word(record)}, at slot {record.slot}"
-        + (f", of {utc(record.at_s)}" if record.at_s else "")
+        + (f", of {utc(record.accepted_utc)}" if record.accepted_utc else "")
     )
 
 
@@ -74,7 +74,7 @@ def demote(config_path: str, volume: str) -> None:
         if remembered.journal != NO_JOURNAL:
             _give_up(journal_path(target.journal, state=file.path), remembered.journal)
         stream = secrets.token_bytes(STREAM_BYTES)
-        file.save(demoted(remembered, stream=stream, utc_s=int(time.time())))
+        file.save(demoted(remembered, stream=stream, now_utc=int(time.time())))
     click.echo(f"{volume}: a replica again; now: bdr ctl start {volume}-applier")
 
 

@@ -258,10 +258,10 @@ def replica_details(found: ReplicaStatus) -> list[str]:
             [] if found.left_bytes is None else [f"{show_size(found.left_bytes)} left to compare"]
         )
         return [", ".join(words)] if words else []
-    if not since or not found.of_utc:
+    if not since or not found.accepted_utc:
         return []
     location = f"slot {found.slot} of stream {str(found.stream)[:8]}"
-    return [f"{since}; {location}, of {moment(found.of_utc)}"]
+    return [f"{since}; {location}, of {moment(found.accepted_utc)}"]
 
 
 def moment(time: datetime) -> str:

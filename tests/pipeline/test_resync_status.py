@@ -21,7 +21,7 @@ def replica(host: Host) -> Mapping[str, Any]:
 
 
 def is_under_way(found: Mapping[str, Any], size: int) -> bool:
-    return 0 < (found.get("left_bytes") or 0) < size and found.get("since") is not None
+    return 0 < (found.get("left_bytes") or 0) < size and found.get("since_utc") is not None
 
 
 def shows_progress(host: Host, size: int) -> bool:
@@ -55,15 +55,17 @@ def test_scan_under_way_is_shown_with_its_rest_on_both_sides_and_remembered(
         )
     source, target = (replica(host) for host in (hosts.source, hosts.target))
     assert source["condition"] == target["condition"] == "INCONSISTENT"
-    assert source["since"] == target["since"]
-    assert -1 <= (datetime.fromisoformat(source["since"]) - began).total_seconds() < 2 * DEADLINE_S
+    assert source["since_utc"] == target["since_utc"]
+    assert (
+        -1 <= (datetime.fromisoformat(source["since_utc"]) - began).total_seconds() < 2 * DEADLINE_S
+    )
     for host in (hosts.source, hosts.target):
         said = host.bdr("status").stdout
         assert "resync under way since " in said
         assert " left to compare" in said
     restart_target_alone(hosts)
     found = replica(hosts.target)
-    assert (found["condition"], found["since"]) == ("INCONSISTENT", source["since"])
+    assert (found["condition"], found["since_utc"]) == ("INCONSISTENT", source["since_utc"])
     assert 0 < found["left_bytes"] <= target["left_bytes"]
 
 
@@ -77,7 +79,7 @@ def test_consistent_replica_is_shown_with_its_place_and_time_on_both_sides_and_r
 
     def places() -> list[tuple[object, ...]]:
         replicas = [replica(host) for host in (hosts.source, hosts.target)]
-        keys = ("condition", "stream", "slot", "since", "of", "left_bytes")
+        keys = ("condition", "stream", "slot", "since_utc", "accepted_utc", "left_bytes")
         return [tuple(found.get(key) for key in keys) for found in replicas]
 
     wait_for(
@@ -91,4 +93,4 @@ def test_consistent_replica_is_shown_with_its_place_and_time_on_both_sides_and_r
     assert all("slot 2 of stream " in text and "; " in text for text in said)
     restart_target_alone(hosts)
     found = replica(hosts.target)
-    assert (found["condition"], found["slot"], found["since"]) == ("CONSISTENT", 2, place[3])
+    assert (found["condition"], found["slot"], found["since_utc"]) == ("CONSISTENT", 2, place[3])

@@ -219,7 +219,7 @@ class DirectStore:
         self.device.settle()
         file = RecordFile(self._record_disk)
         record = file.load(len(self.device.content) // 512)
-        file.save(demoted(record, stream=stream, utc_s=1))
+        file.save(demoted(record, stream=stream, now_utc=1))
 
     def after_power_cut(self, rng: Random | None, watcher: Watcher = NOBODY) -> DirectStore:
         return DirectStore(
@@ -362,7 +362,7 @@ class JournalStore:
         record = self._record_file.load(len(self.device.content) // 512)
         self._log_disk.write(0, bytes(journal_recovery.BLANK_BYTES))
         self._log_disk.sync()
-        self._record_file.save(demoted(record, stream=stream, utc_s=1))
+        self._record_file.save(demoted(record, stream=stream, now_utc=1))
 
     def after_power_cut(self, rng: Random | None, watcher: Watcher = NOBODY) -> JournalStore:
         return JournalStore(

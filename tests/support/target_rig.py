@@ -98,9 +98,9 @@ class TargetRig:
     def handle(self, event: Event) -> list[Action]:
         return self.node.handle(event)
 
-    def tick(self, now_at: float, utc_s: int = 0) -> None:
+    def tick(self, now_at: float, now_utc: int = 0) -> None:
         """Time passes, of which nothing follows."""
-        assert self.handle(events.Tick(now_at, utc_s)) == []
+        assert self.handle(events.Tick(now_at, now_utc)) == []
 
     def pass_time(self, from_s: int, to_s: int) -> None:
         """Ticks, as often as a loop that is alive."""

@@ -60,7 +60,9 @@ FROZEN_SKIP = (
     "180b35b2190b9e237e0e81b67dfd5958"
 )
 
-TIMED = replace(SUPERBLOCK.record, since_s=1_790_000_000, at_s=1_790_000_060, left_bytes=5 << 30)
+TIMED = replace(
+    SUPERBLOCK.record, since_utc=1_790_000_000, accepted_utc=1_790_000_060, left_bytes=5 << 30
+)
 FROZEN_TIMED_SUPERBLOCK = (
     "4244524a524e4c000100000000000000a0ce77ce335053156428aa5660ff96460807060504030201"
     "000102030405060708090a0b0c0d0e0f000000400000000009000000000000000070563412000000"
@@ -146,8 +148,8 @@ def test_skip_of_version_1_has_its_frozen_bytes() -> None:
             slot=U64,
             epoch=U64,
             condition=st.sampled_from(Condition),
-            since_s=U64,
-            at_s=U64,
+            since_utc=U64,
+            accepted_utc=U64,
             left_bytes=U64,
         ),
     )
@@ -166,8 +168,8 @@ def test_superblock_round_trip(superblock: Superblock) -> None:
         slot=U64,
         epoch=U64,
         condition=st.sampled_from(Condition),
-        since_s=U64,
-        at_s=U64,
+        since_utc=U64,
+        accepted_utc=U64,
         left_bytes=U64,
     ),
     slots=st.integers(0, 1024),
@@ -187,9 +189,9 @@ def test_entry_round_trip(record: ReplicaRecord, slots: int, durable: int) -> No
 
 def test_record_has_no_field_that_the_journal_forgets() -> None:
     kept = {"volume", "device_sectors", "stream", "slot", "epoch", "condition"}
-    kept |= {"since_s", "at_s", "left_bytes"}
+    kept |= {"since_utc", "accepted_utc", "left_bytes"}
     implied = {"clean", "journal"}
-    of_the_state_file = {"promoted_s", "device"}
+    of_the_state_file = {"promoted_utc", "device"}
     assert {field.name for field in fields(ReplicaRecord)} == (kept | implied | of_the_state_file)
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import msgpack
@@ -37,8 +37,8 @@ FROZEN = (
 TIMED = replace(
     RECORD,
     condition=Condition.INCONSISTENT,
-    since_s=1_790_000_000,
-    at_s=1_790_000_060,
+    since_utc=1_790_000_000,
+    accepted_utc=1_790_000_060,
     left_bytes=5 << 30,
 )
 FROZEN_TIMED = (
@@ -72,8 +72,8 @@ def test_copy_with_times_has_its_frozen_bytes() -> None:
         epoch=st.integers(0, (1 << 64) - 1),
         condition=st.sampled_from(Condition),
         clean=st.booleans(),
-        since_s=st.integers(0, (1 << 64) - 1),
-        at_s=st.integers(0, (1 << 64) - 1),
+        since_utc=st.integers(0, (1 << 64) - 1),
+        accepted_utc=st.integers(0, (1 << 64) - 1),
         left_bytes=st.integers(0, (1 << 64) - 1),
     ),
     st.integers(0, (1 << 64) - 1),
@@ -158,6 +158,7 @@ def test_any_bytes_are_a_record_or_none(data: bytes) -> None:
         {"condition": 0, "volume": 6, "device_sectors": 1},
         {"condition": 0, "volume": "v" * 65, "device_sectors": 1},
         {"condition": 0, "volume": "v", "device_sectors": 1, "future": 1},
+        {"condition": 0, "volume": "v", "device_sectors": 1, "since_utc": 1},
         {7: 8, "condition": 0},
     ],
 )
@@ -167,8 +168,13 @@ def test_sealed_body_of_another_form_is_none(body: Any) -> None:
     assert decode_copy((head + packed).ljust(COPY_BYTES, b"\0")) is None
 
 
+def test_every_field_of_a_record_has_a_key_on_disk() -> None:
+    assert list(format_._KEYS.values()) == [field.name for field in fields(ReplicaRecord)]
+
+
 def test_sealed_body_of_this_form_is_a_record() -> None:
     """So the cases above fail for what they name."""
-    packed = bytes(msgpack.packb(asdict(RECORD) | {"condition": 1}))
+    values = asdict(RECORD) | {"condition": 1}
+    packed = bytes(msgpack.packb({key: values[name] for key, name in format_._KEYS.items()}))
     head = format_._HEAD.pack(format_.MAGIC, 1, len(packed), format_._digest(1, packed))
     assert decode_copy((head + packed).ljust(COPY_BYTES, b"\0")) == (1, RECORD)

@@ -127,10 +127,10 @@ def test_device_that_is_another_one_is_refused_and_one_that_does_not_say_is_not(
 def test_promoted_device_is_refused(tmp_path: Path) -> None:
     file = RecordFile(str(tmp_path / "state"))
     record = file.load(volume="v", device_sectors=64)
-    file.save(replace(record, promoted_s=1))
+    file.save(replace(record, promoted_utc=1))
     with pytest.raises(StateError, match="promoted, on 1970-01-01 00:00:01 UTC"):
         file.load(volume="v", device_sectors=64)
-    assert file.load(volume="v", device_sectors=64, allow_foreign=True).promoted_s == 1
+    assert file.load(volume="v", device_sectors=64, allow_foreign=True).promoted_utc == 1
     file.close()
 
 

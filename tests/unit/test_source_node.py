@@ -275,8 +275,8 @@ def test_capture_is_looked_at_as_often_as_the_settings_say() -> None:
             node.handle(StatusArrived(STATUS))
         return QueryStatus() in actions
 
-    at_s = [quarter / 20 for quarter in range(21) if looks(quarter / 20)]
-    assert at_s == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
+    asked_at = [quarter / 20 for quarter in range(21) if looks(quarter / 20)]
+    assert asked_at == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
 
 
 def test_wakeup_without_a_slot_is_another_mode_and_is_looked_at() -> None:

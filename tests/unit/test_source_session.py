@@ -67,9 +67,9 @@ def test_link_up_sends_hello_with_what_the_ring_holds() -> None:
 def test_hello_unanswered_is_repeated_with_growing_pauses() -> None:
     rig = SourceRig()
     rig.handle(LinkUp())
-    at_s = [tenth / 10 for tenth in range(1, 400) if messages(rig.tick(tenth / 10))]
-    gaps = [after - before for before, after in itertools.pairwise(at_s)]
-    assert at_s[0] == pytest.approx(1.0)
+    sent_at = [tenth / 10 for tenth in range(1, 400) if messages(rig.tick(tenth / 10))]
+    gaps = [after - before for before, after in itertools.pairwise(sent_at)]
+    assert sent_at[0] == pytest.approx(1.0)
     assert gaps == sorted(gaps)
     assert gaps[-1] == pytest.approx(SessionSettings().pause_max_s)
 

@@ -129,7 +129,7 @@ def test_of_a_silent_process_nothing_is_concluded_and_its_values_are_shown(
     assert (found.connection.state, found.connection.is_up) == (None, None)
     assert found.connection.losses == 0
     replica = found.replica
-    assert (replica.condition, replica.since_utc, replica.of_utc) == (None, None, None)
+    assert (replica.condition, replica.since_utc, replica.accepted_utc) == (None, None, None)
     assert found.resync is None
     assert all(stage.values and stage.pid for stage in found.stages)
     if found.role is VolumeRole.TARGET:
@@ -168,11 +168,13 @@ def test_rpo_exceeded_stays_while_the_ring_cannot_be_looked_at() -> None:
 
 @pytest.mark.parametrize("utc_s", [0, 32_503_680_000, (1 << 64) - 1])
 def test_time_that_no_clock_says_is_unknown(utc_s: int) -> None:
-    unknown = replace(report("v-reader"), values=replace(READER, since_utc=utc_s, at_utc=utc_s))
+    unknown = replace(
+        report("v-reader"), values=replace(READER, since_utc=utc_s, accepted_utc=utc_s)
+    )
     on_source = source(unknown).status().replica
-    on_target = target(replace(APPLIER, since_utc=utc_s, at_utc=utc_s)).status().replica
+    on_target = target(replace(APPLIER, since_utc=utc_s, accepted_utc=utc_s)).status().replica
     for replica in (on_source, on_target):
-        assert (replica.since_utc, replica.of_utc) == (None, None)
+        assert (replica.since_utc, replica.accepted_utc) == (None, None)
 
 
 def test_before_the_first_acknowledgement_its_age_is_unknown() -> None:
@@ -281,7 +283,7 @@ def test_only_what_ought_to_run_is_known() -> None:
 
 
 def test_last_report_time_of_the_source_is_the_one_it_sent() -> None:
-    late = replace(report("v-reader"), values=replace(READER, at_utc=SINCE_UTC + 5))
-    of_utc = source(late).status().replica.of_utc
-    assert of_utc
-    assert of_utc.timestamp() == SINCE_UTC + 5
+    late = replace(report("v-reader"), values=replace(READER, accepted_utc=SINCE_UTC + 5))
+    accepted_utc = source(late).status().replica.accepted_utc
+    assert accepted_utc
+    assert accepted_utc.timestamp() == SINCE_UTC + 5

@@ -233,7 +233,7 @@ def test_whatever_is_decoded_has_the_types_of_the_model_and_the_values_that_were
         (("ring", "mode"), "FULL", "ring: mode: found 'FULL', wanted one of STREAM, OVERFLOW"),
         (("stages", 1, "state"), [], "stages: state: found list, wanted one of reporting,"),
         (("stages", 0, "stage"), "cook", "stages: found 'cook', wanted a stage, one of reader,"),
-        (("replica", "since"), "today", "replica: since: found 'today', wanted a time"),
+        (("replica", "since_utc"), "today", "replica: since_utc: found 'today', wanted a time"),
     ],
 )
 def test_error_names_the_place(path: tuple[Any, ...], value: Any, said: str) -> None:
@@ -293,7 +293,7 @@ JSON = st.recursive(
 )
 
 
-@given(st.sampled_from(["version", "stage", "name", "pid", "sent_s", "is_last", "values"]), JSON)
+@given(st.sampled_from(["version", "stage", "name", "pid", "sent_at", "is_last", "values"]), JSON)
 @example("values", {})
 def test_a_report_with_a_wrong_field_is_the_typed_error_or_still_typed(
     key: str, value: Any

@@ -323,23 +323,23 @@ def test_time_of_the_last_acknowledgement() -> None:
 # What is remembered for people.
 
 
-def inconsistent(utc_s: int = 1000) -> TargetRig:
+def inconsistent(now_utc: int = 1000) -> TargetRig:
     """A session whose replica was declared inconsistent then."""
     rig = open_session()
-    rig.tick(101.0, utc_s)
+    rig.tick(101.0, now_utc)
     bring(rig, make_marker(1, 50, Marker.INCONSISTENT))
     return rig
 
 
 def test_condition_bears_the_time_since_when_it_holds() -> None:
     rig = inconsistent(1000)
-    assert (rig.record.since_s, rig.record.at_s) == (1000, 1000)
+    assert (rig.record.since_utc, rig.record.accepted_utc) == (1000, 1000)
     rig.tick(102.0, 1060)
     bring(rig, make_batch(2, 50))
-    assert (rig.record.since_s, rig.record.at_s) == (1000, 1060)
+    assert (rig.record.since_utc, rig.record.accepted_utc) == (1000, 1060)
     rig.tick(103.0, 1070)
     bring(rig, make_marker(3, 51, Marker.CONSISTENT))
-    assert (rig.record.since_s, rig.record.at_s) == (1070, 1070)
+    assert (rig.record.since_utc, rig.record.accepted_utc) == (1070, 1070)
 
 
 def test_replica_is_no_younger_than_the_last_that_was_accepted() -> None:
@@ -347,9 +347,9 @@ def test_replica_is_no_younger_than_the_last_that_was_accepted() -> None:
     rig = inconsistent(1000)
     rig.tick(102.0, 5000)
     rig.say(replace(HELLO, attempt=2))
-    assert rig.record.at_s == 1000
+    assert rig.record.accepted_utc == 1000
     (job,) = jobs(rig.handle(Stopping()))
-    assert job.record.at_s == 1000
+    assert job.record.accepted_utc == 1000
 
 
 def test_what_is_left_of_a_scan_is_remembered_and_the_source_learns_since_when() -> None:
