@@ -15,9 +15,8 @@ What is written when:
    on the device, then syncs the journal. The space of what is applied becomes free when
    both copies of the superblock have moved beyond it, so each alone is enough to recover.
 
-`open_run` comes first: it makes durable what recovery found before applying it (bytes
-that a killed process left in the page cache may still be lost), applies it, syncs the
-device, and begins a new run in both copies.
+`common/journal/run.py` comes first: it replays what recovery found, and begins the run
+that an engine writes.
 
 Two threads: `append` and `commit` belong to one, `apply_next` and `checkpoint` to the
 other. Each attribute is written by one of them alone, and only grows.
@@ -26,142 +25,22 @@ other. Each attribute is written by one of them alone, and only grows.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 from bdr.common.errors import InternalError
-from bdr.common.journal import format as journal_format
-from bdr.common.journal.format import COPIES, UNSYNCED_BYTES_MAX, Cursor, Superblock
-from bdr.common.journal.recovery import (
-    VERDICTS,
-    JournalRefusedError,
-    Recovery,
-    Verdict,
-    read_step,
-    replay,
-)
+from bdr.common.journal.disk import Device, Disk
+from bdr.common.journal.entry import encode_entry, encode_skip, entry_bytes, skip_bytes
+from bdr.common.journal.entry_reader import VERDICTS, Verdict, read_step
+from bdr.common.journal.errors import JournalRefusedError
+from bdr.common.journal.layout import COPIES, UNSYNCED_BYTES_MAX, Cursor, offset_of
+from bdr.common.journal.superblock import Superblock, encode_superblock
 from bdr.common.ring.layout import HEADER_BYTES
-from bdr.common.target.extents import Extents
 from bdr.common.target.job import Job
 from bdr.common.target.record import ReplicaRecord
 from bdr.common.wire.codec import Buffer
 
 KEPT_BYTES_MAX = 32 << 20
 """Most log kept in memory for the device."""
-
-
-class Disk(Protocol):
-    """Where the journal lives."""
-
-    @property
-    def path(self) -> str:
-        """For messages."""
-        ...
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Fewer bytes only at the end."""
-        ...
-
-    def write(self, offset: int, pieces: list[Buffer]) -> None:
-        """Writes the pieces one behind the other; not durable before `sync`."""
-        ...
-
-    def sync(self) -> None:
-        """Makes every write so far durable."""
-        ...
-
-
-class Device(Protocol):
-    """What the journal's jobs are applied to."""
-
-    def apply(self, extents: Extents, payload: Buffer) -> None:
-        """Not durable before `sync`."""
-        ...
-
-    def sync(self) -> None:
-        """Makes everything applied durable."""
-        ...
-
-
-def create(disk: Disk, *, journal_id: bytes, log_bytes: int, record: ReplicaRecord) -> Superblock:
-    """Writes a new journal, closed and empty; returns its superblock."""
-    start = Cursor(0, 1)
-    blank = Superblock(
-        generation=0,
-        journal=journal_id,
-        log_bytes=log_bytes,
-        run=0,
-        checkpoint=start,
-        durable=start.sequence,
-        is_closed=True,
-        record=record,
-    )
-    return begin_run(disk, blank, at=start, record=record, is_closed=True)
-
-
-def open_run(
-    disk: Disk,
-    device: Device,
-    recovery: Recovery,
-    *,
-    log_bytes: int | None = None,
-    on_replayed: Callable[[], None] = lambda: None,
-) -> Superblock:
-    """Applies what recovery found, and begins a new run behind it; returns its superblock.
-
-    Args:
-        disk: synced since the last process wrote to it, and read from the disk again.
-        log_bytes: a new size of the log; nothing is in it when it changes.
-        on_replayed: called when all is on the device and the superblocks are about to
-            be written.
-
-    Raises:
-        JournalRefusedError: the disk gives other bytes than recovery saw.
-    """
-    for entry in replay(disk.read, recovery):
-        device.apply(entry.extents, entry.payload)
-    device.sync()
-    on_replayed()
-    return begin_run(
-        disk, recovery.superblock, at=recovery.end, record=recovery.record, log_bytes=log_bytes
-    )
-
-
-def begin_run(
-    disk: Disk,
-    superblock: Superblock,
-    *,
-    at: Cursor,
-    record: ReplicaRecord,
-    log_bytes: int | None = None,
-    is_closed: bool = False,
-) -> Superblock:
-    """Begins a run at `at` with `record`, which the device holds durably.
-
-    A closed run takes no entries; it only says what the record is.
-    """
-    return _write_both(
-        disk,
-        replace(
-            superblock,
-            run=superblock.run + 1,
-            log_bytes=log_bytes or superblock.log_bytes,
-            checkpoint=at,
-            durable=at.sequence,
-            is_closed=is_closed,
-            record=replace(record, clean=True),
-        ),
-    )
-
-
-def _write_both(disk: Disk, superblock: Superblock) -> Superblock:
-    """Writes the superblock into both copies, the older one first."""
-    for _ in range(COPIES):
-        superblock = replace(superblock, generation=superblock.generation + 1)
-        disk.write(superblock.offset, [journal_format.encode_superblock(superblock)])
-        disk.sync()
-    return superblock
 
 
 class JournalEngine:
@@ -239,8 +118,8 @@ class JournalEngine:
 
     def fits(self, slots: int) -> bool:
         """Whether an entry of so many slots overwrites nothing that still counts."""
-        skip = journal_format.skip_bytes(self._head.position, slots, self._log_bytes)
-        return self.used_bytes + skip + journal_format.entry_bytes(slots) <= self._log_bytes
+        skip = skip_bytes(self._head.position, slots, self._log_bytes)
+        return self.used_bytes + skip + entry_bytes(slots) <= self._log_bytes
 
     def append(self, job: Job) -> None:
         """Writes a job's entry; it counts after `commit`.
@@ -252,12 +131,12 @@ class JournalEngine:
         slots = len(job.headers) // HEADER_BYTES
         if not self.fits(slots):
             raise InternalError(f"journal: no room for {slots} slots at {self._head}")
-        length = journal_format.entry_bytes(slots)
+        length = entry_bytes(slots)
         if self._unsynced_bytes + length > UNSYNCED_BYTES_MAX:
             self.commit()
-        skip = journal_format.skip_bytes(self._head.position, slots, self._log_bytes)
+        skip = skip_bytes(self._head.position, slots, self._log_bytes)
         if skip:
-            marker = journal_format.encode_skip(
+            marker = encode_skip(
                 superblock=self._superblock,
                 cursor=self._head,
                 durable=self._durable.sequence,
@@ -265,7 +144,7 @@ class JournalEngine:
             )
             self._write([marker], skip)
         cursor = self._head
-        meta = journal_format.encode_entry(
+        meta = encode_entry(
             superblock=self._superblock,
             cursor=cursor,
             durable=self._durable.sequence,
@@ -291,7 +170,7 @@ class JournalEngine:
 
     def _write(self, pieces: list[Buffer], length: int) -> None:
         head = self._head
-        self._disk.write(journal_format.offset_of(head.position, self._log_bytes), pieces)
+        self._disk.write(offset_of(head.position, self._log_bytes), pieces)
         self._head = Cursor(head.position + length, head.sequence + 1)
 
     # The device's side.
@@ -340,7 +219,7 @@ class JournalEngine:
             record=replace(record, clean=True),
             is_closed=is_closed,
         )
-        self._checkpoint_disk.write(after.offset, [journal_format.encode_superblock(after)])
+        self._checkpoint_disk.write(after.offset, [encode_superblock(after)])
         self._checkpoint_disk.sync()
         self._superblock = after
         self._tail = before.checkpoint.position

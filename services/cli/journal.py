@@ -11,9 +11,9 @@ import sys
 import click
 
 from bdr.common.errors import BdrError, RetryableError
-from bdr.common.journal import recovery as journal_recovery
-from bdr.common.journal.format import VERSION, Superblock
-from bdr.common.journal.recovery import Recovery
+from bdr.common.journal.recovery import Recovery, recover
+from bdr.common.journal.superblock import VERSION, Superblock
+from bdr.common.journal.superblock_choice import choose
 from bdr.common.storage.journal_file import JournalFile
 
 
@@ -39,7 +39,7 @@ def main(path: str) -> None:
 def _inspect(path: str) -> None:
     file = JournalFile(path, is_read_only=True)
     try:
-        superblock, copies = journal_recovery.choose(file.read, where=path)
+        superblock, copies = choose(file.read, where=path)
         if superblock is None:
             _row("sound", "yes: blank, nothing was written yet")
             return
@@ -49,7 +49,7 @@ def _inspect(path: str) -> None:
             raise JournalInUseError(
                 f"journal {path}: found it in use; stop the applier to have the log looked at"
             )
-        found = journal_recovery.recover(
+        found = recover(
             file.read,
             where=path,
             size_bytes=file.size_bytes,

@@ -19,7 +19,7 @@ from bdr.common.errors import StateError, UsageError
 from bdr.common.host import config
 from bdr.common.host.config import Config
 from bdr.common.host.tables import Target
-from bdr.common.journal import recovery as journal_recovery
+from bdr.common.journal.superblock_choice import BLANK_BYTES, choose
 from bdr.common.storage.journal_file import JournalFile
 from bdr.common.storage.record_file import RecordFile, utc
 from bdr.common.storage.target_device import TargetDevice
@@ -111,14 +111,14 @@ def _give_up(path: str, journal_id: bytes) -> None:
     so: then once more."""
     file = JournalFile(path)
     try:
-        found, _ = journal_recovery.choose(file.read, where=path)
+        found, _ = choose(file.read, where=path)
         if found is not None:
             if found.journal != journal_id:
                 raise StateError(
                     f"journal {path}: found journal {found.journal.hex()}, wanted "
                     f"{journal_id.hex()}, which the state file names"
                 )
-            file.write(0, [bytes(journal_recovery.BLANK_BYTES)])
+            file.write(0, [bytes(BLANK_BYTES)])
             file.sync()
     finally:
         file.close()

@@ -20,11 +20,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bdr.common.errors import BdrError, InternalError, StateError, UsageError
-from bdr.common.journal import format as journal_format
-from bdr.common.journal import recovery as journal_recovery
-from bdr.common.journal.engine import JournalEngine, begin_run, create, open_run
-from bdr.common.journal.format import LOG_OFFSET
-from bdr.common.journal.recovery import JournalRefusedError, Recovery, Truth
+from bdr.common.journal.engine import JournalEngine
+from bdr.common.journal.errors import JournalRefusedError
+from bdr.common.journal.layout import LOG_OFFSET, log_bytes_of
+from bdr.common.journal.ownership import Truth, truth
+from bdr.common.journal.recovery import Recovery, recover
+from bdr.common.journal.run import begin_run, create, open_run
+from bdr.common.journal.superblock import Superblock
 from bdr.common.ring.layout import HEADER_BYTES, JOURNAL_BYTES_MIN
 from bdr.common.storage.journal_file import JournalFile
 from bdr.common.storage.record_file import RecordFile
@@ -234,7 +236,7 @@ def open_journal(
         twin = file.twin()
         on_failure.callback(twin.close)
         file.drop_page_cache()
-        found = journal_recovery.recover(
+        found = recover(
             file.read,
             where=path,
             size_bytes=file.size_bytes,
@@ -257,7 +259,7 @@ def _open(
     size_bytes: int | None,
     device: TargetDevice,
     record_file: RecordFile,
-) -> tuple[journal_format.Superblock, ReplicaRecord]:
+) -> tuple[Superblock, ReplicaRecord]:
     _check_truth(file.path, found, remembered)
     log_bytes = _allocate(file, found, size_bytes)
     if remembered.journal == NO_JOURNAL:
@@ -286,9 +288,7 @@ def _open(
     return superblock, record
 
 
-def _replay(
-    file: JournalFile, device: TargetDevice, found: Recovery, log_bytes: int
-) -> journal_format.Superblock:
+def _replay(file: JournalFile, device: TargetDevice, found: Recovery, log_bytes: int) -> Superblock:
     began = time.monotonic()
     superblock = open_run(file, device, found, log_bytes=log_bytes)
     log.logger().info(
@@ -312,24 +312,24 @@ def _allocate(file: JournalFile, found: Recovery | None, size_bytes: int | None)
         if file.is_block:
             size_bytes = min(size_bytes, file.size_bytes)
     file.allocate(size_bytes)
-    return journal_format.log_bytes_of(size_bytes)
+    return log_bytes_of(size_bytes)
 
 
 def _check_truth(path: str, found: Recovery | None, remembered: ReplicaRecord) -> None:
     superblock = found.superblock if found else None
-    truth = journal_recovery.truth(remembered.journal, superblock)
+    verdict = truth(remembered.journal, superblock)
     owner = remembered.journal.hex()
-    if truth is Truth.MISSING:
+    if verdict is Truth.MISSING:
         raise JournalRefusedError(
             path, "no journal", f"journal {owner}, which has the replica's last writes"
         )
-    if truth is Truth.ANOTHER and superblock is not None:
+    if verdict is Truth.ANOTHER and superblock is not None:
         raise JournalRefusedError(
             path,
             f"journal {superblock.journal.hex()}",
             f"journal {owner}, which has the replica's last writes",
         )
-    if truth is Truth.UNCLAIMED and superblock is not None:
+    if verdict is Truth.UNCLAIMED and superblock is not None:
         raise JournalRefusedError(
             path,
             f"journal {superblock.journal.hex()} in use, by another state file",

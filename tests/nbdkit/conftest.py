@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bdr.common.capture.nbd import NbdCapture
+from tests.nbdkit.client import NbdClient
 from tests.nbdkit.server import Server, build_plugin
 
 MIB = 1 << 20
@@ -36,3 +38,24 @@ def serve(tmp_path: Path, disk: Path) -> Iterator[Callable[..., Server]]:
             return stack.enter_context(server)
 
         yield start
+
+
+@pytest.fixture
+def server(serve: Callable[..., Server]) -> Server:
+    """With a ring of 64 slots."""
+    return serve("writes=64")
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[NbdClient]:
+    """Writes to it."""
+    with NbdClient(server.nbd) as client:
+        yield client
+
+
+@pytest.fixture
+def capture(server: Server) -> Iterator[NbdCapture]:
+    """Its consumer."""
+    capture = server.consumer()
+    yield capture
+    capture.close()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import subprocess
 import time
@@ -37,6 +38,13 @@ def wait_until(fact: Callable[[], object], *, deadline_at: float = DEADLINE_S) -
     while not fact():
         assert time.monotonic() < end, f"not true within {deadline_at} s: {fact}"
         time.sleep(0.002)
+
+
+def readable(capture: NbdCapture, timeout_s: float = 0) -> bool:
+    """Whether there is a wake-up, or comes one in this time."""
+    poller = select.poll()
+    poller.register(capture.fileno(), select.POLLIN)
+    return bool(poller.poll(timeout_s * 1000))
 
 
 class Server:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +24,6 @@ Serve = Callable[..., Server]
 @pytest.fixture
 def server(serve: Serve) -> Server:
     return serve("writes=4096")
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[NbdClient]:
-    with NbdClient(server.nbd) as client:
-        yield client
-
-
-@pytest.fixture
-def capture(server: Server) -> Iterator[NbdCapture]:
-    capture = server.consumer()
-    yield capture
-    capture.close()
 
 
 def slots(capture: NbdCapture) -> list[tuple[Op, int, int, bool, bool]]:

@@ -82,13 +82,6 @@ def client(server: Server, held: Disk) -> Iterator[NbdClient]:
         held.let_all_go()
 
 
-@pytest.fixture
-def capture(server: Server) -> Iterator[NbdCapture]:
-    capture = server.consumer()
-    yield capture
-    capture.close()
-
-
 def marked(capture: NbdCapture, bitmap: Bitmap, mebibyte: int) -> bool:
     region = mebibyte * 16
     return bool(capture.read_bitmap(bitmap, first=region - region % 64, count=64)[region % 64 // 8])

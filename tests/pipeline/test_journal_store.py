@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The journal's store on real files, with its threads; and `bdr journal` on what it leaves."""
+"""The journal's store on real files, with its threads: acknowledge first, apply behind."""
 
 from __future__ import annotations
 
@@ -8,153 +8,30 @@ import resource
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
-from bdr.common.errors import DeviceError, StateError, UsageError
-from bdr.common.journal import format as journal_format
-from bdr.common.ring import layout
-from bdr.common.ring.slots import encode
-from bdr.common.storage.record_file import RecordFile
-from bdr.common.storage.target_device import TargetDevice
-from bdr.common.target.extents import Extents, plan
-from bdr.common.target.job import Job
-from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
-from bdr.common.wire.codec import Buffer
+from bdr.common.errors import DeviceError, StateError
 from bdr.common.wire.condition import Condition
-from bdr.services.cli.main import main as bdr
-from bdr.services.target.journal_store import JournalStore, open_journal
-from bdr.services.target.opening import open_store
-from bdr.services.target.store import StoreWorker
+from bdr.services.target.journal_store import JournalStore
 from deploy.command import wait_for
+from tests.pipeline.journal_host import (
+    DEADLINE_S,
+    MIB,
+    SIZE,
+    Host,
+    durable,
+    failed,
+    host,
+    inspect,
+    wait_durable,
+)
 
-MIB = 1 << 20
-SIZE = 16 * MIB
-TARGET_BYTES = 64 * MIB
-STREAM = bytes(range(16))
-DEADLINE_S = 30.0
-
-
-class GatedDevice(TargetDevice):
-    """A target that can be held, or made to fail."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.failure: DeviceError | None = None
-
-    def apply(self, extents: Extents, payload: Buffer) -> None:
-        self.gate.wait(DEADLINE_S)
-        if self.failure:
-            raise self.failure
-        super().apply(extents, payload)
-
-
-class Host:
-    """The files of a target, and an applier's store on them, without its sockets."""
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(exist_ok=True)
-        self.directory = directory
-        self.target = directory / "target"
-        self.state = directory / "state"
-        self.journal = directory / "state.journal"
-        with self.target.open("wb") as file:
-            file.truncate(TARGET_BYTES)
-        self.expected = bytearray(TARGET_BYTES)
-        self.record = ReplicaRecord("v", TARGET_BYTES // 512)
-        self.jobs = 0
-
-    def open(self, *, journal: str | None = None, size: int | None = SIZE) -> StoreWorker:
-        """Opens everything; what the replica's record is stands in `record` then."""
-        self.device = GatedDevice(str(self.target))
-        self.record_file = RecordFile(str(self.state))
-        try:
-            store, self.record = open_store(
-                journal=journal,
-                journal_size=size,
-                device=self.device,
-                record_file=self.record_file,
-                volume="v",
-            )
-        except BaseException:
-            self.device.close()
-            self.record_file.close()
-            raise
-        self.store = store
-        self.jobs = 0
-        return StoreWorker(store)
-
-    def session(self) -> Job:
-        """The first job of a source."""
-        return self._job(
-            replace(
-                self.record,
-                stream=STREAM,
-                epoch=self.record.epoch + 1,
-                condition=Condition.CONSISTENT,
-                clean=False,
-            )
-        )
-
-    def write(self, offset: int, data: bytes) -> Job:
-        """A batch of whole blocks."""
-        slots = len(data) // 4096
-        self.expected[offset : offset + len(data)] = data
-        sectors = np.arange(slots, dtype=np.uint64) * 8 + offset // 512
-        headers = encode(op=layout.Op.WRITE, sector=sectors).tobytes()
-        return self._job(
-            replace(self.record, slot=self.record.slot + slots), headers=headers, payload=data
-        )
-
-    def _job(self, record: ReplicaRecord, *, headers: bytes = b"", payload: bytes = b"") -> Job:
-        self.jobs += 1
-        self.record = record
-        extents = plan(headers, payload, device_sectors=TARGET_BYTES // 512)
-        return Job(self.jobs, extents, headers, payload, record)
-
-    def crash(self, worker: StoreWorker) -> None:
-        """Drops everything as kill -9 does: nothing more is applied, nothing closed."""
-        store = self.store
-        assert isinstance(store, JournalStore)
-        wait_for(lambda: durable(worker) == self.jobs, what="the last job", timeout_s=DEADLINE_S)
-        store._error = StateError("killed")
-        self.device.failure = DeviceError("killed")
-        self.device.gate.set()
-        worker.close()
-
-    def is_applied(self) -> bool:
-        return self.target.read_bytes() == self.expected
-
-
-@pytest.fixture
-def host(directory: Path) -> Host:
-    return Host(directory)
-
-
-def durable(worker: StoreWorker) -> int:
-    worker.drain_wakeup()
-    return worker.durable
-
-
-def failed(worker: StoreWorker) -> bool:
-    worker.drain_wakeup()
-    return worker.error is not None
-
-
-def wait_durable(worker: StoreWorker, job: int) -> None:
-    wait_for(lambda: durable(worker) >= job, what="durability", timeout_s=DEADLINE_S)
-
-
-def inspect(path: Path) -> Result:
-    return CliRunner().invoke(bdr, ["journal", str(path)])
+__all__ = ["host"]  # a fixture
 
 
 # Acknowledge first, apply behind.
@@ -343,192 +220,6 @@ def test_no_room_for_the_journal_is_said_and_leaves_nothing_behind(
         subprocess.run(["umount", small], check=True)
 
 
-# Which journal, and whose.
-
-
-def with_writes(host: Host, *, close: bool = True) -> None:
-    """Leaves a journal behind, closed or as a crash does."""
-    worker = host.open()
-    worker.put(host.session())
-    wait_durable(worker, 1)  # so that the second entry bears witness of the first
-    worker.put(host.write(0, os.urandom(65536)))
-    if close:
-        worker.close()
-        assert worker.error is None
-    else:
-        host.crash(worker)
-
-
-def test_clean_stop_allows_to_go_on_without_a_journal_and_back(host: Host) -> None:
-    with_writes(host)
-    assert "it was closed" in inspect(host.journal).output
-    worker = host.open(journal="none")
-    assert host.record.slot == 16
-    assert host.record.journal == NO_JOURNAL
-    assert host.record.at_start().condition is Condition.CONSISTENT
-    worker.put(host.session())
-    worker.put(host.write(4096, os.urandom(65536)))
-    worker.put(host._job(replace(host.record, clean=True)))
-    worker.close()
-    worker = host.open()
-    # The journal of before is not replayed over what came since.
-    assert host.record.slot == 32
-    assert host.is_applied()
-    worker.close()
-
-
-def test_killed_applier_does_not_start_without_its_journal(host: Host) -> None:
-    with_writes(host, close=False)
-    with pytest.raises(StateError, match="start the applier once with that journal"):
-        host.open(journal="none")
-
-
-def test_unclean_stop_without_journal_is_no_prefix_for_the_journal_either(host: Host) -> None:
-    worker = host.open(journal="none")
-    worker.put(host.session())
-    worker.put(host.write(0, os.urandom(65536)))
-    worker.close()
-    worker = host.open()
-    assert host.record.condition is Condition.CATCHING_UP
-    worker.close()
-    worker = host.open()
-    assert host.record.condition is Condition.CATCHING_UP
-    worker.close()
-
-
-@pytest.mark.parametrize("how", ["deleted", "other", "zeroed", "damaged", "truncated"])
-def test_journal_in_use_that_is_not_there_is_refused(host: Host, how: str) -> None:
-    with_writes(host, close=False)
-    if how == "deleted":
-        host.journal.unlink()
-    elif how == "zeroed":
-        host.journal.write_bytes(bytes(SIZE))
-    elif how == "damaged":
-        damage(host.journal, 100)
-        damage(host.journal, 4096 + 100)
-    elif how == "truncated":
-        os.truncate(host.journal, SIZE - 4096)
-    else:
-        with_writes(other := Host(host.directory.joinpath("other")), close=False)
-        other.journal.rename(host.journal)
-    content = host.target.read_bytes()
-    with pytest.raises(StateError, match="delete the journal and the state file"):
-        host.open()
-    assert host.target.read_bytes() == content
-
-
-def test_journal_of_a_lost_state_file_is_refused(host: Host) -> None:
-    with_writes(host, close=False)
-    host.state.unlink()
-    with pytest.raises(StateError, match="in use, by another state file"):
-        host.open()
-    host.journal.unlink()
-    host.open().close()
-
-
-def test_closed_journal_of_a_deleted_state_file_begins_anew(host: Host) -> None:
-    with_writes(host)
-    host.state.unlink()
-    worker = host.open()
-    assert host.record.condition is Condition.INCONSISTENT
-    assert host.record.slot == 0
-    worker.close()
-
-
-def test_bytes_that_are_no_journal_are_never_overwritten(host: Host) -> None:
-    host.journal.write_bytes(b"precious" * 4096)
-    with pytest.raises(StateError, match="no journal"):
-        host.open()
-    assert host.journal.read_bytes() == b"precious" * 4096
-
-
-def test_file_system_that_begins_with_zeros_is_no_blank_journal(host: Host) -> None:
-    """btrfs has its first superblock at 64 KiB, and leaves what is before to others."""
-    with host.journal.open("wb") as file:
-        file.truncate(3 * SIZE)
-        file.seek(65536 + 64)
-        file.write(b"_BHRfS_M")
-    with pytest.raises(StateError, match="no journal"):
-        host.open()
-    assert host.journal.stat().st_size == 3 * SIZE
-
-
-def test_blank_file_that_is_bigger_than_the_journal_stays_so(host: Host) -> None:
-    with host.journal.open("wb") as file:
-        file.truncate(3 * SIZE)
-    for _ in range(2):
-        host.open().close()
-        assert host.journal.stat().st_size == 3 * SIZE
-
-
-@pytest.mark.parametrize("what", ["target", "state"])
-def test_target_or_state_named_as_journal_is_refused(host: Host, what: str) -> None:
-    with pytest.raises(StateError, match="named as target or state file too"):
-        host.open(journal=str(host.directory / what))
-
-
-def test_journal_locked_by_another_applier_is_refused(host: Host, directory: Path) -> None:
-    worker = host.open()
-    other = Host(directory / "other")
-    with pytest.raises(StateError, match="locked by another applier"):
-        other.open(journal=str(host.journal))
-    assert inspect(host.journal).exit_code == 75
-    worker.close()
-
-
-def test_journal_too_small_is_refused(host: Host) -> None:
-    with pytest.raises(UsageError, match="--journal-size"):
-        host.open(size=SIZE - 1)
-
-
-@pytest.mark.parametrize("size", [SIZE, 24 * MIB, 40 * MIB])
-@pytest.mark.parametrize("close", [True, False])
-def test_journal_changes_its_size_between_runs(host: Host, size: int, close: bool) -> None:
-    worker = host.open(size=24 * MIB)
-    worker.put(host.session())
-    for at in range(30):
-        worker.put(host.write(at * MIB, os.urandom(MIB)))
-    if close:
-        worker.close()
-    else:
-        host.crash(worker)
-    worker = host.open(size=size)
-    assert host.journal.stat().st_size == size
-    for at in range(50):
-        worker.put(host.write(at * MIB, os.urandom(MIB)))
-    host.crash(worker)
-    worker = host.open(size=None)
-    assert host.journal.stat().st_size == size
-    worker.close()
-    assert host.is_applied()
-
-
-def test_journal_on_a_block_device(host: Host) -> None:
-    backing = host.directory / "backing"
-    with backing.open("wb") as file:
-        file.truncate(20 * MIB)
-    found = subprocess.run(
-        ["losetup", "--find", "--show", backing], check=True, capture_output=True, text=True
-    )
-    device = found.stdout.strip()
-    try:
-        worker = host.open(journal=device, size=None)
-        worker.put(host.session())
-        for at in range(50):
-            worker.put(host.write(at * MIB, os.urandom(MIB)))
-        host.crash(worker)
-        worker = host.open(journal=device, size=None)
-        assert host.is_applied()
-        store = host.store
-        assert isinstance(store, JournalStore)
-        assert store._engine.superblock.log_bytes == journal_format.log_bytes_of(20 * MIB)
-        worker.close()
-        with pytest.raises(StateError, match="name a bigger one"):
-            host.open(journal=device, size=32 * MIB)
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
-
-
 # Time and memory.
 
 
@@ -546,84 +237,3 @@ def test_512_mib_of_journal_are_applied_within_5_s(host: Host, directory: Path) 
     worker.close()
     assert host.is_applied()
     assert took_s < 5
-
-
-# The tool.
-
-
-def damage(path: Path, offset: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 0xFF]))
-
-
-def test_tool_tells_what_a_journal_holds(host: Host) -> None:
-    with_writes(host, close=False)
-    before = host.journal.read_bytes()
-    result = inspect(host.journal)
-    assert result.exit_code == 0
-    for said in ("volume      v,", "2 jobs of 16 slots", "sound       yes", "start the applier"):
-        assert said in result.output
-    assert host.journal.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda path: damage(path, 4096 + 60), "copy 1 damaged"),
-        (lambda path: None, "copy 0 intact, copy 1 intact"),
-    ],
-)
-def test_tool_finds_sound_what_recovers(
-    host: Host, spoil: Callable[[Path], None], said: str
-) -> None:
-    with_writes(host, close=False)
-    spoil(host.journal)
-    result = inspect(host.journal)
-    assert result.exit_code == 0
-    assert said in result.output
-
-
-def spoil_both(path: Path) -> None:
-    damage(path, 60)
-    damage(path, 4096 + 60)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (spoil_both, "copy 0 damaged and copy 1 damaged"),
-        (lambda path: damage(path, 8192 + 50), "acknowledged as durable once"),
-        (lambda path: os.truncate(path, SIZE - 512), "it was truncated"),
-        (lambda path: path.write_bytes(b"x" * SIZE), "no journal"),
-        (lambda path: path.unlink(), "No such file"),
-    ],
-)
-def test_tool_finds_unsound_what_is_refused(
-    host: Host, spoil: Callable[[Path], None], said: str
-) -> None:
-    with_writes(host, close=False)
-    spoil(host.journal)
-    result = inspect(host.journal)
-    assert result.exit_code == 72
-    assert "sound       no" in result.output
-    assert said in result.output
-
-
-def test_tool_takes_a_blank_journal_for_sound(host: Host) -> None:
-    host.journal.write_bytes(bytes(SIZE))
-    result = inspect(host.journal)
-    assert (result.exit_code, "blank" in result.output) == (0, True)
-
-
-def test_store_opens_only_what_exists(host: Host) -> None:
-    with pytest.raises(StateError, match="existing, writable directory"):
-        open_journal(
-            path=str(host.directory / "missing" / "journal"),
-            size_bytes=None,
-            device=TargetDevice(str(host.target)),
-            record_file=RecordFile(str(host.state)),
-            volume="v",
-        )

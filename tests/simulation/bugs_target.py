@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from bdr.common.journal import format as journal_format
+from bdr.common.journal import entry as entry_format
 from bdr.common.journal.engine import JournalEngine
+from bdr.common.journal.superblock import Superblock
 from bdr.common.target import admission, events
 from bdr.common.target import record as record_format
 from bdr.common.target.extents import plan
@@ -259,12 +260,12 @@ def checkpoint_before_the_device_is_synced() -> Patch:
 
 @bug(store="journal", audits=1.0, faults={"power_cut": 0.2})
 def torn_entry_trusted() -> Patch:
-    return mock.patch.object(journal_format, "body_checksum", zeros)
+    return mock.patch.object(entry_format, "body_checksum", zeros)
 
 
 @bug(store="journal", faults={"power_cut": 0.1, "stop_applier": 0.2})
 def superblock_in_one_copy() -> Patch:
-    return mock.patch.object(journal_format.Superblock, "offset", 0)
+    return mock.patch.object(Superblock, "offset", 0)
 
 
 @bug(store="journal", log_entries=2, capacity=8, audits=1.0, disk_s=0.01, wire_s=0.0002)
@@ -281,4 +282,4 @@ def journal_forgets_the_condition() -> Patch:
 
         return broken
 
-    return wrapped(journal_format.EntryHeader, "record", make)
+    return wrapped(entry_format.EntryHeader, "record", make)

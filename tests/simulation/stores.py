@@ -13,9 +13,11 @@ from random import Random
 from typing import Any, Protocol
 from unittest import mock
 
-from bdr.common.journal import recovery as journal_recovery
-from bdr.common.journal.engine import JournalEngine, open_run
-from bdr.common.journal.format import LOG_OFFSET
+from bdr.common.journal.engine import JournalEngine
+from bdr.common.journal.layout import LOG_OFFSET
+from bdr.common.journal.recovery import recover
+from bdr.common.journal.run import open_run
+from bdr.common.journal.superblock_choice import BLANK_BYTES
 from bdr.common.ring.layout import HEADER_BYTES, Op
 from bdr.common.target import record as format_
 from bdr.common.target.extents import Extents
@@ -302,7 +304,7 @@ class JournalStore:
         sectors = len(self.device.content) // 512
         remembered = self._record_file.load(sectors)
         file.settle()
-        found = journal_recovery.recover(
+        found = recover(
             file.read,
             where="simulated",
             size_bytes=file.size_bytes,
@@ -360,7 +362,7 @@ class JournalStore:
         self.device.settle()
         self._log_disk.settle()
         record = self._record_file.load(len(self.device.content) // 512)
-        self._log_disk.write(0, bytes(journal_recovery.BLANK_BYTES))
+        self._log_disk.write(0, bytes(BLANK_BYTES))
         self._log_disk.sync()
         self._record_file.save(demoted(record, stream=stream, now_utc=1))
 

@@ -13,7 +13,7 @@ from random import Random
 from unittest import mock
 
 from bdr.common.journal import engine as journal_engine
-from bdr.common.journal.format import BLOCK_BYTES
+from bdr.common.journal.layout import BLOCK_BYTES
 from bdr.common.ring.layout import SECTOR_BYTES, Mode
 from bdr.common.scan import plan, verifier
 from bdr.common.source import grants, regions

@@ -7,12 +7,17 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 import numpy as np
+import pytest
 
 from bdr.common.errors import DeviceError, StateError
-from bdr.common.journal import format as journal_format
-from bdr.common.journal.engine import JournalEngine, begin_run, create, open_run
-from bdr.common.journal.format import LOG_OFFSET, Superblock
+from bdr.common.journal import entry as entry_format
+from bdr.common.journal.engine import JournalEngine
+from bdr.common.journal.entry import EntryHeader
+from bdr.common.journal.errors import JournalRefusedError
+from bdr.common.journal.layout import BLOCK_BYTES, LOG_OFFSET
 from bdr.common.journal.recovery import Recovery, recover
+from bdr.common.journal.run import begin_run, create, open_run
+from bdr.common.journal.superblock import Superblock
 from bdr.common.ring.layout import SECTOR_BYTES, Op
 from bdr.common.ring.slots import encode
 from bdr.common.target.extents import Extents, plan
@@ -26,6 +31,7 @@ VOLUME = "vol"
 STREAM = bytes(range(16))
 JOURNAL_ID = bytes(range(100, 116))
 DEVICE_SECTORS = 1024
+JOBS_BEFORE = 3
 RECORD = ReplicaRecord(
     volume=VOLUME,
     device_sectors=DEVICE_SECTORS,
@@ -133,7 +139,7 @@ class Target:
     """Journal and device of one target, with the life cycle of an applier."""
 
     def __init__(self, *, blocks: int = 32) -> None:
-        self.log_bytes = blocks * journal_format.BLOCK_BYTES
+        self.log_bytes = blocks * BLOCK_BYTES
         self.journal = MemoryJournal(Disk(LOG_OFFSET + self.log_bytes))
         self.device = MemoryDevice(Disk(DEVICE_SECTORS * SECTOR_BYTES))
         self.jobs = Jobs(RECORD, bytearray(DEVICE_SECTORS * SECTOR_BYTES))
@@ -192,3 +198,46 @@ class Target:
     def content(self) -> bytes:
         """Of the device."""
         return bytes(self.device.disk.content)
+
+
+def with_jobs(count: int = JOBS_BEFORE) -> Target:
+    """A target with so many committed jobs of one slot, none applied, one group each."""
+    target = Target()
+    for at in range(count):
+        target.add(target.jobs.write([at * 8], b"job %d" % at))
+    return target
+
+
+def header_at(target: Target, index: int) -> tuple[int, EntryHeader]:
+    """Offset and header of the entry with this index, each of one slot."""
+    offset = LOG_OFFSET + index * entry_format.entry_bytes(1)
+    header = entry_format.decode_entry_header(target.journal.read(offset, BLOCK_BYTES))
+    assert header is not None
+    return offset, header
+
+
+def put(target: Target, offset: int, data: bytes) -> None:
+    """Changes the disk behind everyone's back."""
+    target.journal.disk.content[offset : offset + len(data)] = data
+
+
+def forge(target: Target, index: int, **changes: object) -> None:
+    """Writes an entry anew with other fields, under checksums that fit."""
+    offset, header = header_at(target, index)
+    meta = bytearray(target.journal.read(offset, BLOCK_BYTES))
+    payload = target.journal.read(offset + BLOCK_BYTES, 4096)
+    entry_format._seal(meta, payload, replace(header, **changes))  # type: ignore[arg-type]
+    put(target, offset, bytes(meta))
+
+
+def refused(target: Target, **arguments: object) -> str:
+    """The message of the refusal; checks that nothing was written or applied."""
+    before = target.content, bytes(target.journal.disk.content)
+    with pytest.raises(JournalRefusedError) as caught:
+        target.recover(**arguments)  # type: ignore[arg-type]
+    assert (target.content, bytes(target.journal.disk.content)) == before
+    assert caught.value.exit_code == StateError.exit_code
+    message = str(caught.value)
+    assert "found" in message
+    assert "wanted" in message
+    return message

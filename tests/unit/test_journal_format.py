@@ -9,15 +9,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdr.common.journal import format as journal_format
-from bdr.common.journal.format import (
-    BLOCK_BYTES,
+from bdr.common.journal.entry import (
     HEADER_ENTRY_BYTES,
-    LOG_OFFSET,
-    Copy,
-    Cursor,
     Kind,
+    body_checksum,
+    decode_entry_header,
+    encode_entry,
+    encode_skip,
+    entry_bytes,
+    skip_bytes,
+)
+from bdr.common.journal.layout import (
+    BLOCK_BYTES,
+    LOG_OFFSET,
+    Cursor,
+    log_bytes_of,
+    offset_of,
+    rest_of_lap,
+)
+from bdr.common.journal.superblock import (
+    Copy,
     Superblock,
+    encode_superblock,
+    inspect_superblock,
 )
 from bdr.common.target.record import ReplicaRecord
 from bdr.common.wire.condition import Condition
@@ -92,15 +106,15 @@ def entry(slots: int = 2, **changes: object) -> tuple[bytes, bytes]:
         "headers": headers,
         "payload": payload,
     } | changes
-    return journal_format.encode_entry(**arguments), payload  # type: ignore[arg-type]
+    return encode_entry(**arguments), payload  # type: ignore[arg-type]
 
 
 def test_superblock_of_version_1_has_its_frozen_bytes() -> None:
-    block = journal_format.encode_superblock(SUPERBLOCK)
+    block = encode_superblock(SUPERBLOCK)
     assert len(block) == BLOCK_BYTES
     assert block.rstrip(b"\0").hex() == FROZEN_SUPERBLOCK
     frozen = bytes.fromhex(FROZEN_SUPERBLOCK).ljust(BLOCK_BYTES, b"\0")
-    assert journal_format.inspect_superblock(frozen) == (Copy.INTACT, SUPERBLOCK)
+    assert inspect_superblock(frozen) == (Copy.INTACT, SUPERBLOCK)
 
 
 def test_entry_of_version_1_has_its_frozen_bytes() -> None:
@@ -111,19 +125,19 @@ def test_entry_of_version_1_has_its_frozen_bytes() -> None:
 
 def test_superblock_and_entry_with_times_have_their_frozen_bytes() -> None:
     superblock = replace(SUPERBLOCK, record=TIMED)
-    block = journal_format.encode_superblock(superblock)
+    block = encode_superblock(superblock)
     assert block.rstrip(b"\0").hex() == FROZEN_TIMED_SUPERBLOCK
-    assert journal_format.inspect_superblock(block) == (Copy.INTACT, superblock)
+    assert inspect_superblock(block) == (Copy.INTACT, superblock)
     meta, _ = entry(record=TIMED)
     assert meta.rstrip(b"\0").hex() == FROZEN_TIMED_ENTRY
 
 
 def test_skip_of_version_1_has_its_frozen_bytes() -> None:
-    meta = journal_format.encode_skip(
+    meta = encode_skip(
         superblock=SUPERBLOCK, cursor=Cursor(8192, 5), durable=5, length=3 * BLOCK_BYTES
     )
     assert meta.rstrip(b"\0").hex() == FROZEN_SKIP
-    header = journal_format.decode_entry_header(meta)
+    header = decode_entry_header(meta)
     assert header is not None
     assert (header.kind, header.end) == (Kind.SKIP, Cursor(8192 + 3 * BLOCK_BYTES, 6))
 
@@ -155,8 +169,8 @@ def test_skip_of_version_1_has_its_frozen_bytes() -> None:
     )
 )
 def test_superblock_round_trip(superblock: Superblock) -> None:
-    block = journal_format.encode_superblock(superblock)
-    assert journal_format.inspect_superblock(block) == (Copy.INTACT, superblock)
+    block = encode_superblock(superblock)
+    assert inspect_superblock(block) == (Copy.INTACT, superblock)
 
 
 @given(
@@ -177,14 +191,12 @@ def test_superblock_round_trip(superblock: Superblock) -> None:
 )
 def test_entry_round_trip(record: ReplicaRecord, slots: int, durable: int) -> None:
     meta, payload = entry(slots, record=record, durable=durable)
-    header = journal_format.decode_entry_header(meta)
+    header = decode_entry_header(meta)
     assert header is not None
     assert header.record(SUPERBLOCK.record) == record
     assert (header.kind, header.slots, header.durable) == (Kind.JOB, slots, durable)
-    assert header.body_checksum == journal_format.body_checksum(meta, payload)
-    assert (
-        len(meta) + len(payload) == header.blocks * BLOCK_BYTES == journal_format.entry_bytes(slots)
-    )
+    assert header.body_checksum == body_checksum(meta, payload)
+    assert len(meta) + len(payload) == header.blocks * BLOCK_BYTES == entry_bytes(slots)
 
 
 def test_record_has_no_field_that_the_journal_forgets() -> None:
@@ -196,11 +208,11 @@ def test_record_has_no_field_that_the_journal_forgets() -> None:
 
 
 def test_superblock_with_any_bit_flipped_is_recognised() -> None:
-    block = journal_format.encode_superblock(SUPERBLOCK)
+    block = encode_superblock(SUPERBLOCK)
     for bit in range(BLOCK_BYTES * 8):
         flipped = bytearray(block)
         flipped[bit // 8] ^= 1 << bit % 8
-        copy, found = journal_format.inspect_superblock(bytes(flipped))
+        copy, found = inspect_superblock(bytes(flipped))
         assert found is None
         assert copy is (Copy.FOREIGN if bit < 64 else Copy.DAMAGED), bit
 
@@ -210,30 +222,28 @@ def test_entry_header_with_any_bit_flipped_is_recognised() -> None:
     for bit in range(HEADER_ENTRY_BYTES * 8):
         flipped = bytearray(meta)
         flipped[bit // 8] ^= 1 << bit % 8
-        assert journal_format.decode_entry_header(flipped) is None, bit
+        assert decode_entry_header(bytes(flipped)) is None, bit
 
 
 def test_entry_body_with_any_bit_of_a_byte_flipped_is_recognised() -> None:
     meta, payload = entry(1)
     whole = bytearray(meta + payload)
-    sealed = journal_format.body_checksum(meta, payload)
+    sealed = body_checksum(meta, payload)
     for at in range(HEADER_ENTRY_BYTES, len(whole), 7):
         whole[at] ^= 1 << at % 8
-        assert (
-            journal_format.body_checksum(whole[: len(meta)], bytes(whole[len(meta) :])) != sealed
-        ), at
+        assert body_checksum(whole[: len(meta)], bytes(whole[len(meta) :])) != sealed, at
         whole[at] ^= 1 << at % 8
 
 
 @pytest.mark.parametrize("data", [b"", b"BDRENTRY", b"\0" * 4096, b"\xff" * 4096])
 def test_no_entry_header_is_none(data: bytes) -> None:
-    assert journal_format.decode_entry_header(data) is None
+    assert decode_entry_header(data) is None
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
-    assert journal_format.decode_entry_header(data) is None
-    assert journal_format.inspect_superblock(data)[1] is None
+    assert decode_entry_header(data) is None
+    assert inspect_superblock(data)[1] is None
 
 
 def test_superblock_with_fitting_checksum_but_impossible_content_is_damaged() -> None:
@@ -244,8 +254,8 @@ def test_superblock_with_fitting_checksum_but_impossible_content_is_damaged() ->
         replace(SUPERBLOCK, checkpoint=Cursor(1 << 63, 1)),
         replace(SUPERBLOCK, journal=bytes(16)),
     ):
-        block = journal_format.encode_superblock(wrong)
-        assert journal_format.inspect_superblock(block) == (Copy.DAMAGED, None)
+        block = encode_superblock(wrong)
+        assert inspect_superblock(block) == (Copy.DAMAGED, None)
 
 
 def test_copies_are_written_in_turn() -> None:
@@ -261,23 +271,23 @@ def test_copies_are_written_in_turn() -> None:
 )
 def test_entry_never_wraps(position: int, slots: int, blocks: int) -> None:
     log_bytes = blocks * BLOCK_BYTES
-    skip = journal_format.skip_bytes(position, slots, log_bytes)
-    length = journal_format.entry_bytes(slots)
-    begin = journal_format.offset_of(position + skip, log_bytes)
+    skip = skip_bytes(position, slots, log_bytes)
+    length = entry_bytes(slots)
+    begin = offset_of(position + skip, log_bytes)
     assert begin >= LOG_OFFSET
     assert begin + length <= LOG_OFFSET + log_bytes
     assert skip < length
-    assert skip in (0, journal_format.rest_of_lap(position, log_bytes))
+    assert skip in (0, rest_of_lap(position, log_bytes))
 
 
 @pytest.mark.parametrize(
     ("slots", "blocks"), [(0, 1), (1, 2), (256, 257), (492, 493), (493, 495), (1024, 1027)]
 )
 def test_entry_takes_so_many_blocks(slots: int, blocks: int) -> None:
-    assert journal_format.entry_bytes(slots) == blocks * BLOCK_BYTES
+    assert entry_bytes(slots) == blocks * BLOCK_BYTES
 
 
 def test_log_takes_what_the_superblocks_leave() -> None:
-    assert journal_format.log_bytes_of(1 << 20) == (1 << 20) - 8192
-    assert journal_format.log_bytes_of((1 << 20) + 4095) == (1 << 20) - 8192
-    assert journal_format.log_bytes_of(100) == 0
+    assert log_bytes_of(1 << 20) == (1 << 20) - 8192
+    assert log_bytes_of((1 << 20) + 4095) == (1 << 20) - 8192
+    assert log_bytes_of(100) == 0

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs of a journal: replayed, resized, closed."""
+
+from __future__ import annotations
+
+import pytest
+
+from bdr.common.journal.errors import JournalRefusedError
+from bdr.common.journal.layout import BLOCK_BYTES
+from bdr.common.journal.replay import replay
+from bdr.common.journal.run import begin_run, open_run
+from tests.unit.journal_rig import header_at, put, with_jobs
+
+
+def test_closed_journal_is_empty_and_has_the_record() -> None:
+    target = with_jobs()
+    target.apply_all()
+    record = target.engine.close()
+    found = target.recover()
+    assert found.superblock.is_closed
+    assert (found.jobs, found.record, record) == (0, target.jobs.record, target.jobs.record)
+
+
+def test_size_may_change_while_the_log_is_empty() -> None:
+    target = with_jobs()
+    found = target.recover()
+    for entry in replay(target.journal.read, found):
+        target.device.apply(entry.extents, entry.payload)
+    bigger = 64 * BLOCK_BYTES
+    target.journal.disk.content.extend(bytes(bigger))
+    superblock = begin_run(
+        target.journal, found.superblock, at=found.end, record=found.record, log_bytes=bigger
+    )
+    target.start(superblock)
+    for at in range(25):
+        target.add(target.jobs.write([at * 8], b"more"))
+    assert target.recover().jobs == 25
+    assert target.restart().record == target.jobs.record
+    assert target.content == bytes(target.jobs.content)
+
+
+def test_read_that_differs_at_replay_is_refused() -> None:
+    target = with_jobs()
+    found = target.recover()
+    offset, _ = header_at(target, 2)
+    put(target, offset, bytes(512))
+    with pytest.raises(JournalRefusedError, match="that was there before"):
+        open_run(target.journal, target.device, found)
