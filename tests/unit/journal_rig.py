@@ -105,7 +105,7 @@ class Jobs:
         payload = bytearray()
         for at, sector in enumerate(sectors):
             if op == Op.WRITE:
-                data = (fill + bytes([at])) * (4096 // (len(fill) + 1) + 1)
+                data = (fill + bytes([at % 256])) * (4096 // (len(fill) + 1) + 1)
                 payload += data[:4096]
                 self.content[sector * 512 : sector * 512 + 4096] = data[:4096]
             else:

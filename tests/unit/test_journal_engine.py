@@ -90,6 +90,17 @@ def test_power_cut_within_the_superblocks_write_leaves_the_other_copy(sectors: i
     assert target.content == bytes(target.jobs.content)
 
 
+def test_checkpoint_is_durable_when_it_returns() -> None:
+    target = Target()
+    target.add(target.jobs.write([0], b"a"))
+    target.apply_all()
+    target.engine.checkpoint()
+    target.cut_power()
+    found = target.recover()
+    assert (found.jobs, found.superblock) == (0, target.engine.superblock)
+    assert target.content == bytes(target.jobs.content)
+
+
 def test_device_failing_within_apply_loses_nothing() -> None:
     target = Target()
     target.add(target.jobs.write([0], b"a"), target.jobs.write([8], b"b"))

@@ -21,8 +21,10 @@ from bdr.common.journal.entry import (
 )
 from bdr.common.journal.layout import (
     BLOCK_BYTES,
+    CHECKSUM_BYTES,
     LOG_OFFSET,
     Cursor,
+    checksum,
     log_bytes_of,
     offset_of,
     rest_of_lap,
@@ -34,6 +36,7 @@ from bdr.common.journal.superblock import (
     inspect_superblock,
 )
 from bdr.common.target.record import ReplicaRecord
+from bdr.common.wire.codec import NAME_BYTES_MAX
 from bdr.common.wire.condition import Condition
 
 U64 = st.integers(0, (1 << 64) - 1)
@@ -107,6 +110,13 @@ def entry(slots: int = 2, **changes: object) -> tuple[bytes, bytes]:
         "payload": payload,
     } | changes
     return encode_entry(**arguments), payload  # type: ignore[arg-type]
+
+
+def reseal(data: bytearray, *, checksum_at: int) -> None:
+    """Gives changed bytes the checksum that fits."""
+    place = slice(checksum_at, checksum_at + CHECKSUM_BYTES)
+    data[place] = bytes(CHECKSUM_BYTES)
+    data[place] = checksum(data)
 
 
 def test_superblock_of_version_1_has_its_frozen_bytes() -> None:
@@ -256,6 +266,32 @@ def test_superblock_with_fitting_checksum_but_impossible_content_is_damaged() ->
     ):
         block = encode_superblock(wrong)
         assert inspect_superblock(block) == (Copy.DAMAGED, None)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [
+        pytest.param(136, 99, id="condition"),
+        pytest.param(140, 2, id="is_closed"),
+        pytest.param(144, NAME_BYTES_MAX + 1, id="volume_bytes"),
+        pytest.param(152, 0xFF, id="volume"),
+    ],
+)
+def test_superblock_with_fitting_checksum_but_unknown_field_is_damaged(
+    offset: int, value: int
+) -> None:
+    block = bytearray(encode_superblock(SUPERBLOCK))
+    block[offset : offset + 4] = value.to_bytes(4, "little")
+    reseal(block, checksum_at=16)
+    assert inspect_superblock(bytes(block)) == (Copy.DAMAGED, None)
+
+
+@pytest.mark.parametrize("offset", [pytest.param(72, id="kind"), pytest.param(84, id="condition")])
+def test_entry_header_with_fitting_checksum_but_unknown_field_is_none(offset: int) -> None:
+    header = bytearray(entry()[0][:HEADER_ENTRY_BYTES])
+    header[offset] = 99
+    reseal(header, checksum_at=8)
+    assert decode_entry_header(header) is None
 
 
 def test_copies_are_written_in_turn() -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from bdr.common.journal import entry as entry_format
 from bdr.common.journal.entry import HEADER_ENTRY_BYTES, Kind, entry_bytes
 from bdr.common.journal.entry_reader import VERDICTS, Found, Verdict
 from bdr.common.journal.layout import BLOCK_BYTES, LOG_OFFSET, Cursor
@@ -147,57 +146,6 @@ def test_entry_of_an_older_run_ends_the_log() -> None:
 
 
 # What is refused.
-
-
-def test_hole_in_what_was_durable_is_refused() -> None:
-    target = with_jobs()
-    offset, _ = header_at(target, 1)
-    put(target, offset + BLOCK_BYTES + 100, b"rot")
-    assert "acknowledged as durable once" in refused(target)
-
-
-def test_hole_that_only_the_superblock_knows_of_is_refused() -> None:
-    target = with_jobs()
-    target.engine.apply_next()
-    target.engine.checkpoint()
-    offset, _ = header_at(target, 2)
-    put(target, offset, bytes(512))
-    assert "acknowledged as durable once" in refused(target)
-
-
-def test_hole_whose_witness_stands_a_lap_further_is_refused() -> None:
-    target = Target(blocks=12)
-    for at in range(6):
-        target.add(target.jobs.write([at * 8], b"x"))
-    target.apply_all()
-    target.engine.checkpoint()
-    target.engine.checkpoint()
-    for at in range(3):
-        target.add(target.jobs.write([at * 8, 100 + at * 8], b"y"))
-    put(target, LOG_OFFSET, bytes(512))
-    assert "acknowledged as durable once" in refused(target)
-
-
-def test_later_entries_of_the_same_group_are_no_witness() -> None:
-    target = with_jobs()
-    target.add(*(target.jobs.write([at * 8], b"group") for at in range(4)))
-    offset, _ = header_at(target, 4)
-    put(target, offset, bytes(512))
-    found = target.recover()
-    assert found.jobs == 4
-
-
-def test_payload_that_looks_like_a_witness_is_none() -> None:
-    target = with_jobs(2)
-    _, header = header_at(target, 1)
-    fake = bytearray(BLOCK_BYTES)
-    entry_format._seal(fake, b"", replace(header, durable=99, cursor=Cursor(0, 99)))
-    job = target.jobs.write([0], b"x")
-    target.engine.append(replace(job, payload=bytes(fake)))
-    target.engine.commit()
-    offset, _ = header_at(target, 2)
-    put(target, offset, bytes(512))
-    assert target.recover().jobs == 2
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,15 @@ def test_size_may_change_while_the_log_is_empty() -> None:
     assert target.content == bytes(target.jobs.content)
 
 
+def test_body_that_differs_at_replay_is_refused() -> None:
+    target = with_jobs()
+    found = target.recover()
+    offset, _ = header_at(target, 2)
+    put(target, offset + BLOCK_BYTES, bytes(512))
+    with pytest.raises(JournalRefusedError):
+        open_run(target.journal, target.device, found)
+
+
 def test_read_that_differs_at_replay_is_refused() -> None:
     target = with_jobs()
     found = target.recover()
