@@ -188,11 +188,24 @@ def test_backlog_beyond_memory_is_read_back_from_the_journal() -> None:
 
 
 @pytest.mark.usefixtures("small_limits")
-def test_backlog_that_does_not_read_back_stops_the_applying() -> None:
+def test_jobs_that_were_applied_make_room_in_memory_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = Target(blocks=40)
+    monkeypatch.setattr(target.journal, "read", None)  # none is read back
+    for at in range(15):
+        target.add(target.jobs.write([at * 8], b"%d" % at))
+        target.apply_all()
+    assert target.content == bytes(target.jobs.content)
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize("block", [pytest.param(30, id="header"), pytest.param(31, id="payload")])
+def test_backlog_that_does_not_read_back_stops_the_applying(block: int) -> None:
     target = Target(blocks=40)
     for at in range(15):
         target.add(target.jobs.write([at * 8], b"%d" % at))
-    target.journal.disk.content[30 * BLOCK_BYTES] ^= 1
+    target.journal.disk.content[block * BLOCK_BYTES] ^= 1
     with pytest.raises(StateError, match="wanted the entry that was written there"):
         target.apply_all()
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 
 from bdr.common.journal import superblock as superblock_format
+from bdr.common.journal.errors import JournalRefusedError
 from bdr.common.journal.layout import BLOCK_BYTES, COPIES
 from bdr.common.journal.superblock import Copy
-from bdr.common.journal.superblock_choice import choose
+from bdr.common.journal.superblock_choice import BLANK_BYTES, choose
 from tests.unit.journal_rig import JOBS_BEFORE, Target, put, refused, with_jobs
 
 
@@ -69,6 +70,14 @@ def test_damaged_and_blank_copies_are_refused() -> None:
     put(target, 100, b"\xff")
     put(target, BLOCK_BYTES, bytes(BLOCK_BYTES))
     assert "copy 0 damaged and copy 1 blank" in refused(target)
+
+
+@pytest.mark.parametrize("offset", [0, 2 * BLOCK_BYTES, 65536 + 64, BLANK_BYTES - 1])
+def test_zeros_with_a_byte_among_them_are_no_blank_journal(offset: int) -> None:
+    content = bytearray(2 * BLANK_BYTES)
+    content[offset] = 1
+    with pytest.raises(JournalRefusedError):
+        choose(lambda at, length: bytes(content[at : at + length]), where="j")
 
 
 def test_foreign_bytes_are_refused() -> None:
