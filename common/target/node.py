@@ -22,7 +22,6 @@ Time comes as `Tick`, results of I/O come as events.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -38,6 +37,7 @@ from bdr.common.target.record import ReplicaRecord
 from bdr.common.target.replica import Replica
 from bdr.common.target.session import Session, SessionState
 from bdr.common.target.settings import TargetSettings
+from bdr.common.target.silence import Silence
 from bdr.common.wire.batch import PROTOCOL
 from bdr.common.wire.control import (
     Ack,
@@ -53,9 +53,6 @@ from bdr.common.wire.control import (
     RewindReason,
     Welcome,
 )
-
-STANDSTILL_S = 1.0
-"""A clock that jumps by more has stood still with its process: ticks come more often."""
 
 
 class TargetNode:
@@ -81,7 +78,7 @@ class TargetNode:
             settings=self.settings.intake,
         )
         self._checksums = ChecksumQueue(device_sectors=record.device_sectors)
-        self._heard_at = math.inf  # counts from the first Tick: its source may come back
+        self._silence = Silence()
         self._actions: list[Action] = []
 
     # What the loop asks.
@@ -109,16 +106,12 @@ class TargetNode:
     @property
     def has_source(self) -> bool:
         """Whether a source's session is open and its source was heard lately."""
-        return self._session.is_open and self._silent_s < self.settings.source_silence_s
+        return self._session.is_open and self._silence.seconds < self.settings.source_silence_s
 
     @property
     def queued_s(self) -> float:
         """For how long the oldest job has waited for the disk."""
         return self.jobs.oldest_s(self._replica.now_at)
-
-    @property
-    def _silent_s(self) -> float:
-        return self._replica.now_at - self._heard_at
 
     # The way in.
 
@@ -149,12 +142,8 @@ class TargetNode:
             )
 
     def _on_tick(self, tick: events.Tick) -> None:
-        # A suspended process must not count its own pause as source silence.
-        stood_still_s = tick.now_at - self._replica.now_at
-        if stood_still_s > STANDSTILL_S:
-            self._heard_at += stood_still_s
+        self._silence.tick(tick.now_at)
         self._replica.now_at, self._replica.now_utc = tick.now_at, tick.now_utc
-        self._heard_at = min(self._heard_at, tick.now_at)
 
     # Control.
 
@@ -180,7 +169,7 @@ class TargetNode:
             self.record,
             jobs_waiting=self.jobs.waiting,
             jobs_max=JOBS_MAX,
-            silent_s=self._silent_s,
+            silent_s=self._silence.seconds,
             silence_s=self.settings.source_silence_s,
         )
         if refusal is not None:
@@ -193,7 +182,7 @@ class TargetNode:
             at.fire(session.Repeated(hello.attempt))
         else:
             self._open_session(peer, hello)
-        self._heard_at = self._replica.now_at
+        self._silence.heard()
 
     def _open_session(self, peer: Peer, hello: Hello) -> None:
         record = self.record
@@ -218,7 +207,7 @@ class TargetNode:
             # It pings on, so that message was lost.
             self._send(peer, at.close_reason)
         else:
-            self._heard_at = self._replica.now_at
+            self._silence.heard()
             job = self._replica.remember_left(ping.left_bytes)
             if job is not None:
                 self._actions.append(Apply(job))
@@ -264,7 +253,7 @@ class TargetNode:
         before = self._session.accepted
         self._actions += self._intake.take(arrived.batch)
         if self._session.accepted > before:
-            self._heard_at = self._replica.now_at
+            self._silence.heard()
 
     def _on_durable(self, durable: events.Durable) -> None:
         at, jobs = self._session, self.jobs

@@ -130,7 +130,7 @@ def second_source_let_in_after_a_restart() -> Patch:
     def make(on_message: Any) -> Any:
         def broken(self: TargetNode, arrived: Any) -> None:
             if self._session.state is SessionState.NONE:
-                self._heard_at = -1e9
+                self._silence._heard_at = -1e9
             on_message(self, arrived)
 
         return broken

@@ -291,7 +291,7 @@ def test_entry_header_with_fitting_checksum_but_unknown_field_is_none(offset: in
     header = bytearray(entry()[0][:HEADER_ENTRY_BYTES])
     header[offset] = 99
     reseal(header, checksum_at=8)
-    assert decode_entry_header(header) is None
+    assert decode_entry_header(bytes(header)) is None
 
 
 def test_copies_are_written_in_turn() -> None:
