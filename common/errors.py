@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The errors of BDR, and the exit code of each.
 
-Two roots say what a process does with an error. A `PermanentError` cannot heal
-without a human: the process ends with the error's exit code, which supervisord
-does not restart. A `RetryableError` may heal: the process stays, pauses, and
-tries again.
+Two base classes decide what a process does with an error. A `PermanentError` needs an operator: the
+process exits with the error's code, and supervisord does not restart it. A `RetryableError` is
+transient: the process waits and tries again.
 
-Every message says what was found, what was wanted, and what to do.
+Every message states what was found, what was wanted, and what to do.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from typing import Self
 
 
 class BdrError(Exception):
-    """Root of every error that BDR raises on purpose."""
+    """Base class of every error that BDR raises deliberately."""
 
     exit_code = 1
 
 
 class PermanentError(BdrError):
-    """Cannot heal by itself: end the process and leave it down."""
+    """Needs an operator: the process exits and is not restarted."""
 
     exit_code = 70
 
 
 class RetryableError(BdrError):
-    """May heal by itself: worth another try after a pause."""
+    """Transient: worth a retry after a pause."""
 
     exit_code = 75
 
@@ -45,7 +44,7 @@ class DeviceError(PermanentError):
 
 
 class CaptureError(PermanentError):
-    """The capture is not one, speaks another ABI, or refused a request."""
+    """Not a capture, of another ABI version, or a request was refused."""
 
     exit_code = 67
 
@@ -63,32 +62,32 @@ class AddressError(PermanentError):
 
 
 class RefusedError(PermanentError):
-    """The target refused this source for a reason that does not pass."""
+    """The target refused this source permanently."""
 
     exit_code = 71
 
 
 class StateError(PermanentError):
-    """The replica's state on disk is damaged or belongs to something else."""
+    """The replica's state on disk is damaged, or belongs to another volume or device."""
 
     exit_code = 72
 
 
 class InternalError(PermanentError):
-    """An invariant of a state machine broke: a bug, with the story that led to it."""
+    """An invariant of a state machine was violated: a bug, with the recent story."""
 
     exit_code = 73
 
 
 class StaleCaptureError(RetryableError):
-    """The capture is another one, or of another size, than when this process began.
+    """The capture or its size is no longer that which this process opened.
 
-    The process ends with its exit code, is started anew, and takes it as it is now.
+    The process exits, is restarted by supervisord, and opens the present capture.
     """
 
     @classmethod
     def of_stream(cls, found: bytes, own: bytes) -> Self:
-        """The capture, or the reader's word for it, has another stream than this process knows."""
+        """The stream of the capture, or that in the reader's message, is not this process's."""
         return cls(
             f"the capture has stream {found.hex()}, and had {own.hex()} when this process began: "
             "it was made anew, or another device was put below it; beginning anew too"
@@ -96,29 +95,29 @@ class StaleCaptureError(RetryableError):
 
     @classmethod
     def of_size(cls, found: int, own: int) -> Self:
-        """The device has another number of sectors than this process knows."""
+        """The device has another number of sectors than when this process opened it."""
         return cls(f"the device has {found} sectors now, and had {own}; beginning anew with that")
 
 
 class RemoteError(BdrError):
-    """The peer sent something that the protocol does not allow."""
+    """The peer violated the protocol."""
 
 
 class WireError(RemoteError):
-    """Bytes that are no message of this protocol."""
+    """Bytes that are not a message of this protocol."""
 
 
 class StatusError(RemoteError):
-    """Bytes or a map that are no report or no status of this version."""
+    """Bytes or a map that are not a report or status of this version."""
 
 
 class InvalidSlotsError(RemoteError):
-    """A batch whose slots reach outside the device or hold an unknown operation."""
+    """A batch whose slots exceed the device or hold an unknown operation."""
 
 
 PERMANENT_EXIT_CODES = (2, 64, 66, 67, 68, 69, 70, 71, 72, 73)
-"""What supervisord's `exitcodes` names: ends of a process that it leaves alone.
+"""Exit codes after which supervisord does not restart a process (its `exitcodes`).
 
-2 is the command line's own: an option that is wrong stays wrong. 0 is none of them: a
-process that somebody has sent SIGTERM past supervisord is started again.
+2 is a wrong command line, which a restart cannot correct. 0 is not included: a process that
+received SIGTERM, but not from supervisord, is restarted.
 """

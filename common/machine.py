@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """State machines as literal tables.
 
-A machine is a class with a `TABLE`: state, to event class, to what happens. An entry is
-`goes(handler, *states)`, the handler and the states in which it may leave the machine, or
-`IGNORED`. A pair that is not in the table is impossible: it raises.
+A machine is a class with a `TABLE`: state, to event class, to edge. An edge is `goes(handler,
+*states)`, a handler and the possible next states, or `IGNORED`. A pair that is not in the table is
+impossible: it raises.
 
     TABLE: ClassVar[Table[Phase]] = {
         Phase.OFFLINE: {LinkUp: goes(_greet, Phase.GREETING), LinkDown: IGNORED},
         ...
     }
 
-`fire` is the only way in. Each transition is kept in the story, of which an error shows
-the last ones.
+`fire` is the only entry point. Transitions are recorded in the story; an error shows the last of
+them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ STORY_LINE_CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """What happens for an event in a state; without a handler nothing does."""
+    """The reaction to an event in a state; without a handler the event is ignored."""
 
     handler: Callable[[Any, Any], None] | None
     to: tuple[Enum, ...]
-    """States in which the handler may leave the machine; none for the same."""
+    """Possible next states; empty: the state does not change."""
 
 
 IGNORED = Edge(None, ())
@@ -43,36 +43,36 @@ Table = Mapping[S, Mapping[type, Edge]]
 
 
 def goes(handler: Callable[[Any, Any], None], *to: Enum) -> Edge:
-    """An edge: `handler(machine, event)`, which leaves the machine in one of these states."""
+    """An edge: `handler(machine, event)`, after which the state is one of these."""
     return Edge(handler, to)
 
 
 def stays(handler: Callable[[Any, Any], None]) -> Edge:
-    """An edge whose handler leaves the machine in the state that it was in."""
+    """An edge whose handler does not change the state."""
     return Edge(handler, ())
 
 
 class Story:
-    """The last things that happened, for the message of an internal error."""
+    """A bounded trace of recent events, for the message of an internal error."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=STORY_LINES)
 
     def add(self, line: str) -> None:
-        """Keeps a line; of a long one only its begin."""
+        """Appends a line, truncated to `STORY_LINE_CHARACTERS`."""
         self._lines.append(line[:STORY_LINE_CHARACTERS])
 
     def error(self, what: str) -> InternalError:
-        """An internal error that tells the story."""
+        """An internal error whose message includes the story."""
         return InternalError(f"{what}; story: {list(self._lines)}")
 
 
 class Machine(Generic[S]):
-    """See the module's text.
+    """See the module's docstring.
 
     Args:
-        state: where it begins.
-        story: kept with that of the machines around it.
+        state: the initial one.
+        story: shared with the machines of the same node.
     """
 
     TABLE: ClassVar[Table[Any]]
@@ -82,11 +82,11 @@ class Machine(Generic[S]):
         self._story = story
 
     def fire(self, event: object) -> None:
-        """Takes one event.
+        """Handles one event.
 
         Raises:
-            InternalError: the event is impossible in this state, or its handler has left
-                the table.
+            InternalError: the event is impossible in this state, or the next state is not in the
+                table.
         """
         before, kind = self.state, type(event)
         edge = self.TABLE[before].get(kind)
@@ -104,7 +104,7 @@ class Machine(Generic[S]):
         self._moved(before, kind, self.state)
 
     def _moved(self, before: S, event: type, after: S) -> None:
-        """Called after each event that the table has."""
+        """Called after each event; overridden by tests."""
         if after is not before:
             self._story.add(
                 f"{type(self).__name__} {before.name} <- {event.__name__}: {after.name}"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Captures: what fills the ring, behind one protocol."""
+"""Captures: the producers of the ring, behind one interface."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The requests that a capture takes, and their structures. No I/O here.
+"""Requests of a capture, and their structures. No I/O here.
 
 Mirrors `kern/include/bdr_uapi.h`; a test compiles the header and compares every number,
-size and offset. The kernel module takes the requests as ioctls, the nbdkit
-plugin as packets; the structures are the same.
+size and offset. The kernel module receives requests as ioctls, the nbdkit plugin as packets; the
+structures are the same.
 """
 
 from __future__ import annotations

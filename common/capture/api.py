@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the rest of BDR knows of a capture: a ring, a status and a few requests.
+"""Interface of a capture: a ring, a status and a few requests.
 
-The mapping shows the payload twice, back to back, so a run of slots that wraps
-is one piece of memory. See `kern/include/bdr_uapi.h`.
+The payload is mapped twice, back to back, so a run of slots that wraps is contiguous in memory. See
+`kern/include/bdr_uapi.h`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Role(Enum):
-    """What an opener may do: an observer maps and asks, the consumer also changes."""
+    """An observer maps the ring and reads the status; the consumer also changes the capture."""
 
     OBSERVER = 0
     CONSUMER = 1
 
 
 class Bitmap(IntEnum):
-    """`ACTIVE` collects regions that the ring missed, `RESYNC` those to be repaired."""
+    """`ACTIVE`: regions of writes that the ring does not have; `RESYNC`: regions to repair."""
 
     ACTIVE = 0
     RESYNC = 1
@@ -34,10 +34,10 @@ class Bitmap(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class CaptureInfo:
-    """What does not change while a capture lives."""
+    """Constant for the lifetime of a capture."""
 
     stream: bytes
-    """16 random bytes, new with each capture, and with each other device below it."""
+    """16 random bytes, new for each capture and for each underlying device."""
     device_sectors: int
     capacity: int
     """Slots."""
@@ -47,7 +47,7 @@ class CaptureInfo:
     """Path of the device or file that the writes go to."""
 
     def contradiction(self, status: CaptureStatus) -> StaleCaptureError | None:
-        """What is wrong with a look, if it is at another capture than this."""
+        """The error if a status belongs to another capture than this, else None."""
         if status.device_sectors != self.device_sectors:
             return StaleCaptureError.of_size(status.device_sectors, self.device_sectors)
         if status.stream != self.stream:
@@ -57,16 +57,16 @@ class CaptureInfo:
 
 @dataclass(frozen=True, slots=True)
 class CaptureStatus:
-    """One consistent look at a capture. Slots are numbers, not indexes."""
+    """A consistent snapshot of a capture. Slots are numbers, not indexes."""
 
     head: int
     tail: int
     unpublished: int
     """Oldest slot that is reserved and not published, or `head`."""
     gap: int | None
-    """No unreleased slot below it has missed writes in front of it; None: none has."""
+    """Lower bound of the first unreleased slot that missed writes precede; None: there is none."""
     last_gap: int | None
-    """The highest one that has."""
+    """The highest slot that missed writes precede."""
     mode: Mode
     active_regions: int
     resync_regions: int
@@ -76,21 +76,21 @@ class CaptureStatus:
     failed_writes: int
     device_sectors: int
     stream: bytes
-    """Other than in `CaptureInfo` once another device is below."""
+    """Differs from `CaptureInfo` once the underlying device was replaced."""
 
 
 class Capture(Protocol):
-    """A ring that someone else fills.
+    """A ring whose producer is the kernel or another process.
 
-    Every method may raise `CaptureGoneError` once the capture was removed. The
-    methods that change something need the consumer role (`CaptureError` else).
+    Every method may raise `CaptureGoneError` once the capture was removed. Methods that change the
+    capture need the consumer role (`CaptureError` otherwise).
     """
 
     info: CaptureInfo
 
     @property
     def headers(self) -> Headers:
-        """Shape (capacity,), read-only, changing under the reader's eyes."""
+        """Shape (capacity,), read-only, changed concurrently by the producer."""
         ...
 
     def fileno(self) -> int:
@@ -105,7 +105,7 @@ class Capture(Protocol):
     def header_bytes(self, first: int, count: int) -> memoryview:
         """The headers of slots [first, first + count), copied only where they wrap.
 
-        As lasting as `payload`.
+        Valid as long as `payload`.
         """
         ...
 
@@ -123,11 +123,11 @@ class Capture(Protocol):
         ...
 
     def status(self) -> CaptureStatus:
-        """The state of the ring now; for the consumer this also clears a mode change."""
+        """The present state; for the consumer this also clears the mode-change condition."""
         ...
 
     def release(self, *, tail: int, cursor: int) -> None:
-        """Frees every slot below `tail` and waits for slot `cursor` from now on."""
+        """Frees every slot below `tail`, and arms the wake-up for slot `cursor`."""
         ...
 
     def resume(self) -> int:
@@ -154,5 +154,5 @@ class Capture(Protocol):
         ...
 
     def close(self) -> None:
-        """Gives up the role and the mapping; views of the payload become invalid."""
+        """Releases the role and the mapping; views of the payload become invalid."""
         ...

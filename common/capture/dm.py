@@ -4,8 +4,8 @@
 The kernel checks every argument again. Its errno becomes a `CaptureError`, or a
 `CaptureGoneError` once the target was removed; memory that is mapped stays.
 
-poll() of the control device looks at the ring itself, so there is no wake-up to
-drain; a change of mode stays readable until the consumer asks for the status.
+poll() of the control device checks the ring itself, so there is no wake-up to drain; a change of
+mode stays readable until the consumer requests the status.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _HINTS = {
     errno.EBUSY: "a slot below the tail is still in flight",
     errno.EPERM: "an observer may not change it",
     errno.ERANGE: "out of range",
-    errno.ENOTTY: "it does not know this request: no control device of a `bdr` target?",
+    errno.ENOTTY: "unknown request: not the control device of a `bdr` target?",
 }
 _OPEN_HINTS = {
     errno.EBUSY: "another process is the consumer (a reader that still runs?)",
-    errno.EPERM: "it takes root (CAP_SYS_ADMIN)",
-    errno.EAGAIN: "its table is loaded, and not live yet: dmsetup resume",
+    errno.EPERM: "root is required (CAP_SYS_ADMIN)",
+    errno.EAGAIN: "its table is loaded but not active yet: dmsetup resume",
 }
 
 
@@ -131,7 +131,7 @@ class DmCapture:
         self._write_struct(code, request, f"first={first} count={count}")
 
     def _read_struct(self, code: int, size: int) -> bytes:
-        """A request that is answered with a structure of `size` bytes."""
+        """A request whose result is a structure of `size` bytes."""
         buffer = bytearray(size)
         try:
             fcntl.ioctl(self._fd, code, buffer)
@@ -140,7 +140,7 @@ class DmCapture:
         return bytes(buffer)
 
     def _write_struct(self, code: int, request: bytes, values: str) -> None:
-        """A request that brings a structure; `values` are shown when it is refused."""
+        """A request with a structure as argument; `values` are shown if it is refused."""
         try:
             fcntl.ioctl(self._fd, code, request)
         except OSError as error:

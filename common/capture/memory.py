@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A ring without a device, filled by this process as fast as memory allows.
+"""A ring without a device, filled at memory speed.
 
-For tests and benchmarks: the producer and the consumer live in the process that
-calls `create`; senders and scanners attach to the file by its path, read-only,
-as they do to any capture. Put the file on tmpfs.
+For tests and benchmarks: the producer and the consumer are in the process that calls `create`;
+senders and scanners attach to the file by its path, read-only, as to any capture. Put the file on
+tmpfs.
 
 File layout: one page of description, the headers, the payload.
 """
@@ -64,7 +64,7 @@ class MemoryCapture:
         underlying: str = "",
         region_sectors: int = REGION_SECTORS_DEFAULT,
     ) -> MemoryCapture:
-        """Makes the ring file at `path` and becomes its producer and consumer."""
+        """Creates the ring file at `path`; this process is its producer and consumer."""
         if not CAPACITY_MIN <= capacity <= CAPACITY_MAX:
             raise CaptureError(f"capacity {capacity}: wanted {CAPACITY_MIN} to {CAPACITY_MAX}")
         info = CaptureInfo(
@@ -134,7 +134,7 @@ class MemoryCapture:
         stamped = stamp(headers, first=first, capacity=self.info.capacity)
         index = first % self.info.capacity
         before_wrap = min(count, self.info.capacity - index)
-        # The last piece first, as every capture publishes.
+        # The last part first, as every capture publishes.
         self.headers[: count - before_wrap] = stamped[before_wrap:]
         self.headers[index : index + before_wrap] = stamped[:before_wrap]
         with self._lock:

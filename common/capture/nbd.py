@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The capture of the nbdkit plugin `bdr`: requests over a Unix socket.
 
-A packet out is `struct bdr_request` and its argument, a packet back is
-`struct bdr_reply` and its result. The answer to the first request, OPEN,
-carries two descriptors: the ring's memory, and an eventfd for wake-ups. See
-`kern/include/bdr_uapi.h`.
+A request packet is `struct bdr_request` and its argument, a reply packet is `struct bdr_reply` and
+its result. The reply to the first request, OPEN, has two descriptors: the ring's memory, and an
+eventfd for wake-ups. See `kern/include/bdr_uapi.h`.
 
 `fileno` is an epoll descriptor over the eventfd and the socket, so a poller
 wakes up when the server ends, too: `drain_wakeup` then raises.
@@ -35,8 +34,8 @@ _HINTS = {
     errno.EPERM: "an observer may not change it",
     errno.ERANGE: "out of range",
     errno.EUSERS: "too many clients are connected",
-    errno.EPROTONOSUPPORT: f"it speaks another ABI version than {abi.ABI_VERSION}",
-    errno.ENOTTY: "it does not know this request",
+    errno.EPROTONOSUPPORT: f"its ABI version is not {abi.ABI_VERSION}",
+    errno.ENOTTY: "unknown request",
 }
 
 
@@ -44,15 +43,15 @@ class NbdCapture:
     """Implements `common.capture.api.Capture` for the plugin whose `ring=` is `path`.
 
     Raises:
-        CaptureError: nothing that speaks this ABI serves `path`, or the consumer
-            role is taken.
+        CaptureError: no server of this ABI version listens at `path`, or the consumer role is
+            taken.
     """
 
     def __init__(self, path: str, role: Role) -> None:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if role is Role.OBSERVER:
-            # Who only looks must be able to say that there is no answer.
+            # An observer reports a server that does not answer, instead of blocking.
             self._socket.settimeout(OBSERVER_WAITS_S)
         self._wakeup = -1
         self._epoll: select.epoll | None = None
@@ -165,7 +164,7 @@ class NbdCapture:
             raise CaptureError(f"capture {self._path}: {error}") from error
 
     def _map(self, memory: int, info: CaptureInfo, payload_offset: int) -> RingMap:
-        """Maps the ring, if the file is as long as it says: beyond the end is SIGBUS."""
+        """Maps the ring after checking the file's size: an access beyond its end is SIGBUS."""
         wanted = payload_offset + info.capacity * PAYLOAD_BYTES
         found = os.fstat(memory).st_size
         if found < wanted:
@@ -197,7 +196,7 @@ class NbdCapture:
             raise self._gone("the server closed the connection")
         name = abi.REQUEST_NAMES[code]
         if len(packet) < abi.REPLY.size:
-            raise CaptureError(f"capture {self._path}: its answer to {name} is no packet of BDR's")
+            raise CaptureError(f"capture {self._path}: its answer to {name} is not a BDR packet")
         error, _ = abi.REPLY.unpack_from(packet)
         if error:
             raise CaptureError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Opens the capture at a path; what the path is picks the implementation.
+"""Opens the capture at a path; the file type selects the implementation.
 
 =================  ======================  =======================================
 path               implementation          where the writes come from
@@ -25,8 +25,8 @@ def open_capture(path: str, role: Role) -> Capture:
     """Opens the capture at `path`.
 
     Raises:
-        CaptureError: nothing is there, it is no capture, speaks another ABI
-            version, or the consumer role is taken.
+        CaptureError: the path does not exist, is not a capture, or is of another ABI version, or
+            the consumer role is taken.
     """
     try:
         mode = os.stat(path).st_mode
@@ -40,7 +40,7 @@ def open_capture(path: str, role: Role) -> Capture:
     if stat.S_ISSOCK(mode):
         return NbdCapture(path, role)
     if stat.S_ISREG(mode):
-        # It alone needs numpy, a third of a process's memory.
+        # Imported on demand: numpy is a third of a process's memory.
         from bdr.common.capture.memory import MemoryCapture  # noqa: PLC0415
 
         return MemoryCapture.attach(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A capture's memory, as a source's node reads it."""
+"""Read-only view of a capture's memory, for a source's node."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Puts the device-mapper target `bdr` in front of a device, and takes it away.
+"""Stacks the device-mapper target `bdr` on a device, and removes it.
 
-Everything is checked before anything is changed, and each refusal says what to
-do. What the host looks like comes through `Host`, so the checks can be tested
-against a host that does not exist; the kernel makes the last check itself, when
-it opens the device exclusively.
+Everything is checked before anything is changed, and each refusal states what to do. The host's
+state is read through `Host`, so the checks can be tested with a fake; the kernel makes the final
+check when it opens the device exclusively.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _NODE_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """What `attach` asks the kernel for."""
+    """Parameters of the device-mapper target."""
 
     name: str
     """The application's device will be /dev/mapper/NAME."""
@@ -51,10 +50,10 @@ class Attachment:
 
 
 class Host(Protocol):
-    """What attaching needs to know of a host, and to do there."""
+    """Host state and commands that attaching needs."""
 
     def run(self, *words: str) -> str:
-        """Runs a command as root; raises `DeviceError` with what it said if it fails."""
+        """Runs a command as root; raises `DeviceError` with its output if it fails."""
         ...
 
     def number(self, path: str) -> str | None:
@@ -73,7 +72,7 @@ class Host(Protocol):
 
 
 def writes_of_bytes(size_bytes: int) -> int:
-    """How many writes a buffer of so many bytes holds; one takes 4104.
+    """Capacity in writes of a buffer of so many bytes; a write takes 4104.
 
     Raises:
         UsageError: fewer or more than a ring may have.
@@ -110,8 +109,8 @@ def detach(host: Host, name: str, *, force: bool = False) -> None:
     """Removes /dev/mapper/NAME; the underlying device keeps every write.
 
     Args:
-        force: also when the ring holds writes that the replica does not have. The
-            next attach begins with a resync either way.
+        force: also if the ring holds writes that the replica does not have. The next attach starts
+            with a resync in any case.
 
     Raises:
         DeviceError: NAME is no `bdr` device, is in use, or holds such writes.
@@ -170,7 +169,7 @@ def _check_module(host: Host) -> None:
             "module-install`, or capture with the nbdkit plugin where modules cannot be loaded"
         ) from error
     if not _target_is_known(host):
-        raise DeviceError("modprobe bdr succeeded, and yet device-mapper knows no target `bdr`")
+        raise DeviceError("modprobe bdr succeeded, but device-mapper has no target `bdr`")
 
 
 def _target_is_known(host: Host) -> bool:
@@ -179,7 +178,7 @@ def _target_is_known(host: Host) -> bool:
 
 
 def _check_device(host: Host, path: str) -> int:
-    """Size in sectors of a device that nobody uses."""
+    """Size in sectors of a device that is not in use."""
     number = host.number(path)
     if number is None:
         raise DeviceError(f"{path}: no block device; give the device that holds the data")
@@ -228,7 +227,7 @@ def _mounts(host: Host, number: str) -> list[str]:
     fields = (line.split() for line in host.read("/proc/self/mountinfo").splitlines())
     found = []
     for words in fields:
-        # btrfs shows a number of its own, but names the device as its source.
+        # btrfs shows an anonymous device number, but names the device as its source.
         source = words[words.index("-") + 2] if "-" in words else ""
         if words[2] == number or (source.startswith("/dev/") and host.number(source) == number):
             found.append(words[4])

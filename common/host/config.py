@@ -2,8 +2,8 @@
 """`bdr.toml`: what runs on this host, and how.
 
 The file has one table `[host]` and one table `[volume.NAME]` for each volume, of
-role "source" or "target"; `tables` declares their keys. All mistakes are told at once;
-each error names the file, the key, the value that was found and what is allowed.
+role "source" or "target"; `tables` declares their keys. All mistakes are reported at once; each
+error names the file, the key, the value found and what is allowed.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Config:
         return f"{self.host.run_dir}/{name}"
 
     def state_of(self, name: str, target: Target) -> str:
-        """The file that remembers a replica's place."""
+        """Path of a replica's state file."""
         return target.state or f"{self.host.state_dir}/{name}.state"
 
     def effective(self, name: str) -> Volume:
-        """A volume with what holds for it where it says nothing."""
+        """A volume with inherited and derived values filled in."""
         volume = self.volume[name]
         on_event = volume.on_event or self.host.on_event
         if isinstance(volume, Source):
@@ -54,7 +54,7 @@ def load(path: str | Path) -> Config:
     """Reads and checks a file.
 
     Raises:
-        ConfigError: missing, unreadable, no TOML, or wrong in content.
+        ConfigError: missing, unreadable, not TOML, or invalid.
     """
     try:
         data = Path(path).read_bytes()
@@ -75,7 +75,7 @@ def load(path: str | Path) -> Config:
 
 
 def check(tree: Mapping[str, object], *, where: str) -> Config:
-    """Checks a tree of tables; `where` begins each message.
+    """Checks a tree of tables; `where` starts each message.
 
     Raises:
         ConfigError: with one line for each mistake.
@@ -98,7 +98,7 @@ def check(tree: Mapping[str, object], *, where: str) -> Config:
     known = ("host", "volume")
     problems += [_unknown(name, known, where="") for name in tree if name not in known]
     config = Config(host, volumes)
-    # Where a table is wrong, what two have in common cannot be judged.
+    # Conflicts between tables can be checked only if each table is valid.
     problems = problems or conflicts.problems(host, volumes)
     if problems:
         raise ConfigError([f"{where}: {problem}" for problem in problems])
@@ -106,7 +106,7 @@ def check(tree: Mapping[str, object], *, where: str) -> Config:
 
 
 def as_toml(title: str, table: Host | Volume) -> str:
-    """A table as it stands in a file, with every value in force."""
+    """A table in TOML, with every effective value."""
     values = asdict(table)
     tree: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
     for name in reversed(title.split(".")):
@@ -134,10 +134,10 @@ def _tables(tree: Mapping[str, object], name: str, *, where: str) -> Mapping[str
 
 
 def _fill(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
-    """Makes a table from its form in TOML.
+    """Builds a table from its TOML values.
 
     Raises:
-        ConfigError: with one line for each mistake; each begins with `where`.KEY.
+        ConfigError: with one line for each mistake; each starts with `where`.KEY.
     """
     known, checked, problems = keys_of(cls), {}, []
     for name, declared in known.items():
@@ -158,7 +158,7 @@ def _fill(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
 
 
 def _unknown(name: str, known: Iterable[str], *, where: str) -> str:
-    """What is said of a key that is none of the known ones."""
+    """The message for an unknown key."""
     near = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{where}{name}: unknown key; {hint}wanted one of {', '.join(known)}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What settings that are good by themselves cannot be together. No I/O here."""
+"""Conflicts between settings that are valid individually. No I/O here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST_SOCKET = "/descriptors.sock"
 
 
 def problems(host: Host, volumes: Mapping[str, Volume]) -> list[str]:
-    """One line for each; a key is named as host.KEY or volume.NAME.KEY."""
+    """One line for each conflict; a key is named as host.KEY or volume.NAME.KEY."""
     return [
         *(problem for name in volumes for problem in _of_name(host, name)),
         *_of_sharing(volumes),
@@ -42,7 +42,7 @@ def _of_name(host: Host, name: str) -> Iterator[str]:
 
 
 def _of_mapper(name: str, volume: Volume) -> Iterator[str]:
-    """What `bdr attach-all` could not attach."""
+    """Settings that `bdr attach-all` could not use."""
     if not isinstance(volume, Source) or volume.mapper is None:
         return
     if volume.underdev is None:
@@ -60,7 +60,7 @@ def _of_mapper(name: str, volume: Volume) -> Iterator[str]:
 
 
 def _of_sharing(volumes: Mapping[str, Volume]) -> Iterator[str]:
-    """What two volumes of a host may not both have."""
+    """Values that two volumes of a host must not share."""
     owners: dict[tuple[str, object], str] = {}
     for name, volume in volumes.items():
         for kind, key, value in _exclusive(volume):
@@ -74,7 +74,7 @@ def _of_sharing(volumes: Mapping[str, Volume]) -> Iterator[str]:
 
 
 def _exclusive(volume: Volume) -> list[tuple[str, str, object]]:
-    """(kind, key, value): of one kind, no value may be there twice."""
+    """(kind, key, value): within a kind, values are unique."""
     own: list[tuple[str, str, object]] = []
     if volume.metrics_port is not None:
         own.append(("metrics", "metrics_port", volume.metrics_port))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Declared keys: what a setting may be, what it is when not set, and who takes it.
+"""Declared keys: type, default and users of each setting.
 
 A table of settings is a class, each key one declaration:
 
@@ -8,10 +8,10 @@ A table of settings is a class, each key one declaration:
         port: int = key(whole(1, 65534), "The port for batches.", default=8437,
                         accepted_by=("applier",))
 
-Everything else follows from it: the table of bdr.toml and its error messages, options of
-processes and commands, the words that supervisord starts a process with, and the
-documentation. A value has two forms: that of TOML, and the text of an option. No I/O here,
-and nothing heavy: processes that run for years import it.
+Everything else is derived from it: the table of bdr.toml and its error messages, options of
+processes and commands, the command lines of supervisord's programs, and the documentation. A value
+has two forms: that of TOML, and the text of an option. No I/O here, and no heavy imports: every
+process imports it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class ConfigError(UsageError):
-    """Settings are wrong; `problems` has one line for each mistake."""
+    """Invalid settings; `problems` has one line for each mistake."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -35,7 +35,7 @@ class ConfigError(UsageError):
 
 
 REQUIRED = object()
-"""The default of what must be set."""
+"""The default of a key that must be set."""
 
 
 class Key(NamedTuple):
@@ -43,13 +43,13 @@ class Key(NamedTuple):
 
     Attributes:
         name: in bdr.toml.
-        kind: what it may be.
+        kind: its type.
         help: a sentence.
-        default: what it is when not set; None for nothing.
-        fallback: what holds where it is nothing, in words.
+        default: its value if not set; None for none.
+        fallback: description of the behaviour without a value.
         accepted_by: processes and commands that take it as an option.
         aliases: other names of that option.
-        variable: of the environment, which has it where the option is not given.
+        variable: environment variable that replaces an option that is not given.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Key(NamedTuple):
         return self.default is REQUIRED
 
     def arguments(self, value: object) -> list[str]:
-        """The option with this value, on a command line."""
+        """Command-line arguments that set the option to this value."""
         if value is None or value is False:
             return []
         return [self.flag] if value is True else [self.flag, self.kind.to_text(value)]
@@ -94,7 +94,7 @@ def key(
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(key,))
 def table(cls: type[T]) -> type[T]:
-    """Makes a class with declared keys one of frozen values."""
+    """Turns a class with declared keys into a frozen dataclass."""
     for name in cls.__annotations__:
         declared = cast("Key", getattr(cls, name))._replace(name=name)
         default = MISSING if declared.is_required else declared.default
@@ -103,7 +103,7 @@ def table(cls: type[T]) -> type[T]:
 
 
 def keys_of(cls: type) -> dict[str, Key]:
-    """The keys of a table, by name, in the order of their declaration."""
+    """The keys of a table, by name, in declaration order."""
     return {each.name: each.metadata["key"] for each in fields(cls)}
 
 
@@ -111,7 +111,7 @@ def checked_texts(keys: Iterable[Key], texts: Mapping[str, object]) -> dict[str,
     """The values of options, by the names of their keys.
 
     Args:
-        texts: what was given, by the same names; None where nothing was.
+        texts: the given texts, by key name; None if not given.
 
     Raises:
         ConfigError: with one line for each mistake.

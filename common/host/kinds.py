@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the value of a setting may be, in bdr.toml and as an option. No I/O here."""
+"""Types of settings, in bdr.toml and as options. No I/O here."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from bdr.common.host.sizes import parse_size
 
 
 class Kind(NamedTuple):
-    """What a value may be.
+    """The type of a setting.
 
     Attributes:
-        wanted: what an error message says is allowed.
-        check: returns the value as programs have it, from its form in TOML; raises ValueError.
-        of_text: an option's text as in TOML, or still text where it is none; None is not set.
-            Raises ValueError with the reason, where there is one to tell.
-        to_text: an option's text, from the value as programs have it.
-        metavar: what stands for the value in the help of an option.
-        hint: what else that help says.
-        words: those that are allowed, of a choice; or instead of a path.
-        is_path: as an option it may be relative to the working directory.
-        is_switch: as an option it has no value.
+        wanted: description of allowed values, for error messages.
+        check: converts a TOML value to the program's; raises ValueError.
+        of_text: converts an option's text to a TOML value, or returns the text; None if not set.
+            Raises ValueError with the reason.
+        to_text: converts the program's value to an option's text.
+        metavar: placeholder of the value in the help of an option.
+        hint: addition to that help.
+        words: allowed values of a choice, or keywords allowed instead of a path.
+        is_path: as an option, a path relative to the working directory is allowed.
+        is_switch: the option has no value.
     """
 
     wanted: str
@@ -40,7 +40,7 @@ class Kind(NamedTuple):
 
 
 def text(wanted: str, is_good: Callable[[str], object]) -> Kind:
-    """A text for which `is_good` returns something true."""
+    """A text for which `is_good` returns a true value."""
 
     def check(value: object) -> str:
         if not isinstance(value, str) or not is_good(value):
@@ -51,7 +51,7 @@ def text(wanted: str, is_good: Callable[[str], object]) -> Kind:
 
 
 def path(*words: str) -> Kind:
-    """An absolute path, or one of some words."""
+    """An absolute path, or one of the given keywords."""
     absolute = re.compile(r"/[^\0\n]*").fullmatch
     made = text(
         ", or ".join(["an absolute path", *map(_quoted, words)]),
@@ -61,14 +61,14 @@ def path(*words: str) -> Kind:
 
 
 def choice(*words: str) -> Kind:
-    """One of a few words."""
+    """One of the given values."""
     *others, last = map(_quoted, words)
     made = text(f"{', '.join(others)} or {last}", lambda value: value in words)
     return made._replace(metavar=f"[{'|'.join(words)}]", words=words)
 
 
 def whole(least: int, most: int, *, is_power_of_two: bool = False, note: str = "") -> Kind:
-    """A whole number in a range; `note` is what else there is to say of it."""
+    """A whole number in a range; `note` is appended to its description."""
 
     def check(value: object) -> int:
         if not _is_int(value) or not least <= value <= most:
@@ -124,7 +124,7 @@ def switch() -> Kind:
 
 
 def command() -> Kind:
-    """A command as a list of words; as an option, quoted as for a shell."""
+    """A command as a list of arguments; as an option, quoted as for a shell."""
 
     def check(value: object) -> list[str]:
         if not isinstance(value, list) or not value:

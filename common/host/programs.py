@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The supervisord program of each process of a volume. No I/O here.
 
-One file a process, so that adding or removing one leaves the others alone. A
-stage that may have several processes is a supervisord group besides, so that
-`supervisorctl stop VOLUME-sender:*` takes all of them:
+One file for each process, so that adding or removing one does not affect the others. A stage that
+may have several processes is also a supervisord group, so that `supervisorctl stop VOLUME-sender:*`
+stops all of them:
 
 ==================  ==============================  ===========================
-process             its file                        supervisorctl calls it
+process             its file                        name in supervisorctl
 ==================  ==============================  ===========================
 the reader of db    db-reader.conf                  db-reader
 its second sender   db-sender-2.conf                db-sender:db-sender-2
@@ -18,10 +18,9 @@ extension `services.supervise.rpc` adds it to the running group instead.
 
 A program runs its process directly, without a shell, so that signals reach it.
 
-`startsecs=0` and `exitcodes`: an error that cannot heal ends the process with one
-of `PERMANENT_EXIT_CODES`, which supervisord leaves alone; anything else, a kill
-included, is restarted at once. Processes pause by themselves before they end for
-a bug.
+`startsecs=0` and `exitcodes`: after a permanent error a process exits with one of
+`PERMANENT_EXIT_CODES`, and supervisord does not restart it; after any other exit, including a kill,
+it is restarted at once. Processes pause before they exit because of a bug.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ PRIORITIES = {"applier": 100, "reader": 200, "sender": 300, "scanner": 400, "mon
 """Lower ones start first and stop last."""
 
 SCALABLE_STAGES = {"sender": "senders", "scanner": "scanners"}
-"""Stages that may have several processes, and the key that says how many; every other stage
-has exactly one."""
+"""Stages that may have several processes, and the key with their number; every other stage has
+exactly one."""
 
 STOP_WAIT_S = 15
-"""After SIGTERM and so long comes SIGKILL."""
+"""Time from SIGTERM to SIGKILL."""
 APPLIER_STOP_WAIT_S = 600
-"""It moves what its journal still holds to the device, which is complete only then."""
+"""The applier first applies the rest of its journal, so that the device is complete."""
 
 LOG_BYTES = 10 << 20
 LOG_BACKUPS = 5
@@ -66,7 +65,7 @@ class Program:
         stage: reader, sender, ...
         instance: distinguishes several of one stage; from 1 on.
         command: program and arguments.
-        environment: variables besides those of supervisord; their values are plain words.
+        environment: variables in addition to supervisord's; values without special characters.
     """
 
     volume: str
@@ -82,12 +81,12 @@ class Program:
 
     @property
     def name(self) -> str:
-        """The process's own name, unique on a host."""
+        """The process's name, unique on a host."""
         return f"{self.group}-{self.instance}" if self.is_scalable else self.group
 
     @property
     def namespec(self) -> str:
-        """What supervisorctl calls it."""
+        """Its name in supervisorctl."""
         return f"{self.group}:{self.name}" if self.is_scalable else self.name
 
     @property
@@ -104,7 +103,7 @@ class Program:
         """The content of its program file.
 
         Args:
-            log_dir: where its log goes, rotated; None has it on supervisord's output.
+            log_dir: directory of its rotated log; None: the log goes to supervisord's output.
         """
         command = " ".join(_quote(word) for word in self.command)
         exit_codes = ",".join(map(str, PERMANENT_EXIT_CODES))
@@ -143,8 +142,8 @@ def from_config(
     Args:
         config: what the host runs.
         python: the interpreter.
-        programs_dir: the include directory, from which monitors learn what ought to run.
-        counts: (volume, stage) to a number that replaces the configured one.
+        programs_dir: the include directory, which monitors read to find the expected processes.
+        counts: (volume, stage) to the number that overrides the configured one.
     """
     return [
         _program(config, name, stage, instance, python=python, programs_dir=programs_dir)
@@ -155,7 +154,7 @@ def from_config(
 
 
 def stages_of(volume: Volume) -> dict[str, int]:
-    """How many processes of each stage its configuration asks for."""
+    """Configured number of processes of each stage."""
     if isinstance(volume, Source):
         return {"reader": 1, "sender": volume.senders, "scanner": volume.scanners, "monitor": 1}
     return {"applier": 1, "monitor": 1}
@@ -200,7 +199,7 @@ def files(programs: Iterable[Program], *, log_dir: str | None) -> dict[str, str]
 
 
 def stage_of(name: str, *, volume: str) -> str | None:
-    """The stage of a process of this volume by its name; None if it is none of them."""
+    """The stage of a process of this volume by its name; None for other processes."""
     for stage in PRIORITIES:
         base = f"{volume}-{stage}"
         if stage in SCALABLE_STAGES:
@@ -217,7 +216,7 @@ def _escape(text: str) -> str:
 
 
 def _quote(word: str) -> str:
-    """One word of a command as supervisord's shlex reads it."""
+    """One argument, quoted for supervisord's shlex."""
     escaped = _escape(word).replace("\\", "\\\\").replace('"', '\\"')
-    # A ; or # behind a blank would begin a comment: a quotation ends between them.
+    # A ; or # after a blank would start a comment: close and reopen the quotes between them.
     return f'"{_COMMENT.sub(_APART, escaped)}"'

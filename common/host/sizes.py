@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Sizes in words, both ways. Units are powers of 1024. No I/O here."""
+"""Parses and prints sizes. Units are powers of 1024. No I/O here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def parse_size(text: str) -> int:
     """Bytes of "4096", "512M", "1 GiB".
 
     Raises:
-        ValueError: it is no size.
+        ValueError: not a size.
     """
     match = _SIZE.fullmatch(text)
     if match is None:
@@ -22,7 +22,7 @@ def parse_size(text: str) -> int:
 
 
 def show_size(count: float) -> str:
-    """Bytes as a person reads them: "512 B", "1.5 GiB"."""
+    """A size in human-readable form: "512 B", "1.5 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Every setting of BDR, declared once: the tables of bdr.toml. No I/O here.
 
-Options of `bdr client`, `server`, `attach` and of the processes come from these
-declarations too, and docs/configuration.md is tested against them.
+Options of `bdr client`, `server`, `attach` and of the processes are derived from these
+declarations, and docs/configuration.md is tested against them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bdr.common.ring.layout import (
 from bdr.common.wire.codec import NAME_BYTES_MAX
 
 WITHOUT_JOURNAL = "none"
-"""The value of `journal` for a target that has none."""
+"""The value of `journal` for a target without a journal."""
 
 VOLUME_NAME = text(
     f"1 to {NAME_BYTES_MAX} letters, digits and dashes",
@@ -37,7 +37,7 @@ MAPPED_NAME = text(
 """A name under /dev, and in a device-mapper table."""
 
 VOLUME = Key("volume", VOLUME_NAME, "Name of the volume; source and target must use the same one.")
-"""Not in a table: it is the name of one."""
+"""Not a key of a table: it is the name of one."""
 
 ROLE = choice("source", "target")
 _ROLE = key(
@@ -55,31 +55,31 @@ def _address(wanted: str) -> Kind:
 
 _PORT = key(
     whole(1, 65534),
-    "The target's port for batches; the one above it is for control.",
+    "The target's port for batches; the next port is for control messages.",
     default=8437,
     accepted_by=("reader", "sender", "scanner", "applier", "client", "server"),
 )
 _RPO_SECONDS = key(
     seconds(),
-    "The replica may be so far behind before it counts as behind.",
+    "The volume counts as behind if the replica is more than this behind.",
     default=60.0,
     accepted_by=("monitor", "client", "server"),
 )
 _METRICS_ADDRESS = key(
     _address("an address of this host"),
-    "Address of Prometheus' /metrics.",
+    "Address of the Prometheus endpoint /metrics.",
     default="127.0.0.1",
     accepted_by=("monitor", "client", "server"),
 )
 _METRICS_PORT = key(
     whole(1, 65535, note=", another for each volume"),
-    "Port of /metrics; there is none without it.",
+    "Port of /metrics; not served if not set.",
     default=None,
     accepted_by=("monitor", "client", "server"),
 )
 _ON_EVENT = key(
     command(),
-    "Command on events of this volume, run without a shell; facts are in its environment.",
+    "Command run on events of this volume, without a shell; facts are in its environment.",
     default=None,
     accepted_by=("monitor", "client", "server"),
 )
@@ -92,25 +92,25 @@ class Host:
     run_dir: str = key(path(), "Sockets and program files.", default="/run/bdr")
     state_dir: str = key(
         path(),
-        "What must outlive a reboot: journals, replica states, the numbers of `bdr scale`.",
+        "Persistent files: journals, replica states, the numbers of `bdr scale`.",
         default="/var/lib/bdr",
         accepted_by=("server",),
     )
     log_dir: str = key(
-        path(), "One log a process; rotated at 10 MB, five are kept.", default="/var/log/bdr"
+        path(), "One log per process; rotated at 10 MB, five are kept.", default="/var/log/bdr"
     )
     log_format: Literal["text", "json"] = key(
         choice("text", "json"),
-        'Form of a log line: "text" is logfmt, "json" is one object a line.',
+        'Format of log lines: "text" is logfmt, "json" is one object per line.',
         default="text",
         accepted_by=("reader", "sender", "scanner", "applier", "monitor", "client", "server"),
         variable="BDR_LOG_FORMAT",
     )
     log_level: Literal["debug", "info", "warning"] = key(
-        choice("debug", "info", "warning"), "The least that is logged.", default="info"
+        choice("debug", "info", "warning"), "Lowest level that is logged.", default="info"
     )
     on_event: list[str] | None = key(
-        command(), "Command on events of volumes without one of their own.", default=None
+        command(), "Command run on events of volumes without their own.", default=None
     )
 
 
@@ -132,14 +132,14 @@ class Source:
     )
     underdev: str | None = key(
         path(),
-        "The device below; checked against what the capture says.",
+        "The underlying device; must be that of the capture.",
         default=None,
-        fallback="what the capture says",
+        fallback="that of the capture",
         accepted_by=("scanner", "client"),
     )
     mapper: str | None = key(
         MAPPED_NAME,
-        "`bdr attach-all` makes /dev/mapper/MAPPER over `underdev`; others attach it without.",
+        "`bdr attach-all` creates /dev/mapper/MAPPER over `underdev`; without it, attach by hand.",
         default=None,
     )
     buffer_writes: int = key(
@@ -149,24 +149,24 @@ class Source:
     )
     region_sectors: int = key(
         whole(REGION_SECTORS_MIN, REGION_SECTORS_MAX, is_power_of_two=True),
-        "Sectors that one bit of the dirty bitmap stands for.",
+        "Sectors per bit of the dirty bitmap.",
         default=REGION_SECTORS_DEFAULT,
         accepted_by=("attach",),
     )
     stable: Literal["copy", "hint"] = key(
         choice("copy", "hint"),
-        'How ring and disk are kept equal: "copy" writes the copy, "hint" asks for stable pages.',
+        'How ring and disk are kept equal: "copy" writes the copy, "hint" requests stable pages.',
         default="copy",
         accepted_by=("attach",),
     )
     discard: Literal["zero", "pass"] = key(
         choice("zero", "pass"),
-        'What a discard becomes on the device below: "zero" is write-zeroes, "pass" a discard.',
+        'How a discard is passed to the underlying device: "zero" as write-zeroes, "pass" as is.',
         default="zero",
         accepted_by=("attach",),
     )
     senders: int = key(
-        whole(1, 64), "Processes that ship batches, a connection each.", default=1,
+        whole(1, 64), "Processes that send batches, one connection each.", default=1,
         accepted_by=("client",),
     )  # fmt: skip
     scanners: int = key(
@@ -174,14 +174,14 @@ class Source:
     )
     scan_rate: int | None = key(
         size("1 MiB", example="200MiB"),
-        "Bytes a second that scanners compare at most, all together.",
+        "Maximum bytes per second that all scanners compare together.",
         default=None,
-        fallback="as fast as it goes",
+        fallback="unlimited",
         accepted_by=("reader", "client"),
     )
     assume_clean: bool = key(
         switch(),
-        "Source and target are equal already, by your word: no scan at first contact.",
+        "The operator asserts that source and target are equal: no scan at first contact.",
         default=False,
         accepted_by=("reader", "client"),
         aliases=("--noreplication", "--no-replication"),
@@ -205,25 +205,25 @@ class Target:
     )
     port: int = _PORT
     target: str = key(
-        path(), "The backup device, or a file of its size.", accepted_by=("applier", "server")
+        path(), "The replica's device, or a file of its size.", accepted_by=("applier", "server")
     )
     journal: str | None = key(
         path(WITHOUT_JOURNAL),
         'File or device of the write-ahead journal, or "none".',
         default=None,
-        fallback="a file beside the state",
+        fallback="a file next to the state",
         accepted_by=("applier", "server"),
     )
     journal_size: int | None = key(
         size(f"{JOURNAL_BYTES_MIN >> 20} MiB", example="1GiB"),
         "Size of the journal.",
         default=None,
-        fallback="what it has, 1 GiB for a new file",
+        fallback="the present size, 1 GiB for a new file",
         accepted_by=("applier", "server"),
     )
     state: str | None = key(
         path(),
-        "File that remembers the replica's place.",
+        "The replica's state file.",
         default=None,
         fallback="STATE_DIR/NAME.state",
         accepted_by=("applier", "server"),

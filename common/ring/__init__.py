@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ring: its numbers, its slots, its mapping."""
+"""The ring: its layout, its slots, its mapping."""

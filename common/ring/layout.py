@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ring's numbers: sizes, limits, fields of a header. See `common.ring.slots`.
+"""Layout of the ring: sizes, limits, fields of a header. See `common.ring.slots`.
 
-They stand apart from it because half of the processes look at no slot, and numpy is
-a third of a process's memory.
+Separate from that module because half of the processes decode no slots, and numpy is a third of a
+process's memory.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ REGION_SECTORS_MAX = 1 << 20
 GAP_NONE = (1 << 64) - 1
 
 JOURNAL_BYTES_MIN = 16 << 20
-"""Room for a few batches of the biggest kind."""
+"""Space for a few batches of the maximum size."""
 
 
 class Op(IntEnum):
-    """What a slot asks for."""
+    """Operation of a slot."""
 
     NOP = 0
     WRITE = 1

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A ring's memory in this process: headers once, payload twice back to back.
 
-Python's mmap cannot place one mapping beside another, so this calls mmap(2)
-itself: it reserves address space, then lays the file over it with MAP_FIXED.
-The result is the layout that a `bdr` control device gives with one mmap.
+Python's mmap cannot place a mapping at a given address, so this calls mmap(2) directly: it reserves
+address space, then maps the file over it with MAP_FIXED. The result is the layout that one mmap of
+a `bdr` control device has.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RingMap:
         headers_offset: where the headers begin in the file, page aligned.
         payload_offset: where the payload begins in the file, page aligned.
         writable: also for stores (producers in this process only).
-        doubled: the file shows the payload twice by itself, as a control device does.
+        doubled: the file itself has the payload twice, as a control device has.
 
     Raises:
         CaptureError: the file cannot be mapped so.
@@ -96,7 +96,7 @@ class RingMap:
     @cached_property
     def headers(self) -> Headers:
         """Every slot's, shape (capacity,)."""
-        # Only here, for those who look at slots: see `common.ring.layout`.
+        # Imported on demand, for processes that decode slots: see `common.ring.layout`.
         import numpy as np  # noqa: PLC0415
 
         return np.frombuffer(self._memory, np.uint64, self._capacity)
@@ -122,7 +122,7 @@ class RingMap:
         _libc.madvise(self._base + start, count * PAYLOAD_BYTES, mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Unmaps everything. Views handed out before must not be touched any more."""
+        """Unmaps everything. Views returned earlier must not be accessed afterwards."""
         if self._base:
             _libc.munmap(self._base, self._bytes)
             self._base = 0

@@ -3,9 +3,9 @@
 
 A slot is one write of at most 4096 bytes: a header of 8 bytes and a payload of
 4096. Slots are numbered from 0, never reused, and live at index `number mod
-capacity`. A slot is published when its header bears the phase (the parity) of
-its lap. See `kern/include/bdr_ring.h`, which this file mirrors; a test compiles the
-header and compares every constant.
+capacity`. A slot is published when its header has the phase (the parity) of its lap. See
+`kern/include/bdr_ring.h`, which this file mirrors; a test compiles the header and compares every
+constant.
 
 Nothing here loops over slots in Python.
 """
@@ -84,7 +84,7 @@ Headers = NDArray[np.uint64]
 
 
 def phase(slot: int, capacity: int) -> int:
-    """The phase that the header of a published slot bears."""
+    """The phase in the header of a published slot."""
     return (slot // capacity & 1) ^ 1
 
 
@@ -93,9 +93,9 @@ def published_count(headers: Headers, *, cursor: int, limit: int) -> int:
 
     Args:
         headers: the ring's header array, shape (capacity,).
-        cursor: slot number of the first one asked for.
-        limit: most slots to return; at least `WRITE_SLOTS_MAX`, or the count may
-            be 0 although a longer write is there.
+        cursor: number of the first slot.
+        limit: most slots to return; at least `WRITE_SLOTS_MAX`, or the count may be 0 although a
+            longer write is published.
 
     Returns:
         A number of slots that ends with the last slot of a write.
@@ -110,8 +110,8 @@ def published_count(headers: Headers, *, cursor: int, limit: int) -> int:
     count = _leading(first, lap_phase)
     if count == len(first) and count < limit:
         count += _leading(headers[: limit - count], lap_phase ^ 1)
-    # Cut at a whole write: by the limit, or because the headers of a write, stored last
-    # to first, were read here in whatever order the processor liked.
+    # Truncate to whole writes: the limit may cut one, and headers, which are stored last to first,
+    # may be read in another order.
     return _whole(slots_at(headers, first=cursor, count=count))
 
 
@@ -169,7 +169,7 @@ def encode(
     fua: bool = False,
     last: NDArray[np.bool_] | bool = True,
 ) -> Headers:
-    """Headers with phase 0; `stamp` gives them the phase of their lap."""
+    """Headers with phase 0; `stamp` sets the phase of their lap."""
     count = (np.asarray(sectors, np.uint64) - 1) & COUNT_MASK
     return np.asarray(
         (np.asarray(sector, np.uint64) & SECTOR_MASK)

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Comparing both sides, lease by lease: a state machine without I/O, threads or clock.
+"""Compares source and target, lease by lease: a state machine without I/O, threads or clock.
 
-It acquires leases of the reader, has both sides digested, and finishes each lease with what
-differs. What it asks for, and what becomes of differences, is its purpose's: `Repairer`
-sends them, `Verifier` only names them. A few jobs run at a time, each with a buffer of its
-own; `common.scan.job` has the stages of one.
+It acquires leases from the reader, obtains digests of both sides, and finishes each lease with the
+differences. Subclasses choose the leases and handle the differences: `Repairer` sends them,
+`Verifier` only reports them. A few jobs run at a time, each with its own buffer; `common.scan.job`
+has the states of a job.
 
-From COMPARING and BLOCKS a job is given up when the target refuses, answers nonsense, or
-takes too long. From anywhere it is forgotten when the reader says REVOKED or a connection
-is lost: numbered batches may then be lost too, and the reader learns of that by the lost
-connection itself.
+In COMPARING and COMPARING_BLOCKS a job is abandoned if the target refuses, sends an invalid answer,
+or exceeds a timeout. In any state it is dropped if the reader sends REVOKED or a connection is
+lost: numbered batches may then be lost too, which the reader detects by the lost connection.
 
-`handle` is the only way in. Time comes as `Tick`, results of I/O come as events.
+`handle` is the only entry point. Time arrives as `Tick`, results of I/O as events.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ from bdr.common.wire.control import Checksums, Digests, DigestsRefused
 from bdr.common.wire.scan import Answer, Grant, Request, Revoked
 
 WHOLE = -1
-"""In place of a suspect: the digests are those of the chunks."""
+"""Instead of the index of a suspect: the digests are those of whole chunks."""
 OTHER_LENGTH = "the target's answer has another length"
 
 
 class Comparer(ABC):
-    """See the module's text. One instance lives as long as its process.
+    """See the module's docstring. One instance per process.
 
     Args:
-        stream: of the capture whose device below is read.
+        stream: of the capture whose underlying device is read.
 
     Attributes:
-        compared_bytes: of jobs that came to their end.
-        abandoned: leases that were given up.
+        compared_bytes: of completed jobs.
+        abandoned: number of abandoned leases.
     """
 
     def __init__(self, *, stream: bytes, settings: ComparerSettings | None = None) -> None:
@@ -55,10 +54,10 @@ class Comparer(ABC):
         self._actions: list[Action] = []
         self._jobs: dict[int, Job] = {}
         self._draining: dict[int, Job] = {}
-        """Forgotten, but a thread still uses the buffer."""
+        """Dropped jobs whose buffer is still in use by a thread."""
         self._buffers = list(range(self.settings.buffers))
         self._requests: dict[int, tuple[Job, int]] = {}
-        """Request for checksums, to its job and to the first suspect, or `WHOLE`."""
+        """Number of a checksum request, to its job and its first suspect, or `WHOLE`."""
         self._is_up = False
         self._next = 1
         self._backoff_until_at = 0.0
@@ -66,14 +65,14 @@ class Comparer(ABC):
 
     @property
     def open_leases(self) -> int:
-        """How many are being worked on."""
+        """Leases in progress."""
         return sum(job.has_lease for job in self._jobs.values())
 
     def handle(self, event: Event) -> list[Action]:
-        """Takes one event; returns what to do, in order.
+        """Handles one event; returns the actions, in order.
 
         Raises:
-            InternalError: an invariant broke; the message holds the recent story.
+            InternalError: an invariant was violated; the message has the recent story.
         """
         actions = self._actions = []
         if not isinstance(event, events.Tick | events.RoomSeen):
@@ -100,7 +99,7 @@ class Comparer(ABC):
         return actions
 
     def check_invariants(self) -> None:
-        """Raises InternalError where the state contradicts itself."""
+        """Raises InternalError if an invariant is violated."""
         held = [job.buffer for job in (*self._jobs.values(), *self._draining.values())]
         if (
             sorted(held + self._buffers) != list(range(self.settings.buffers))
@@ -113,33 +112,33 @@ class Comparer(ABC):
                 f"{self._buffers}"
             )
 
-    # What a purpose decides.
+    # What subclasses define.
 
     @abstractmethod
     def _next_request(self, number: int) -> Request | None:
-        """Asks for a lease, for the job of this number; None while none is wanted."""
+        """The request for a lease, for the job of this number; None if none is wanted."""
 
     @abstractmethod
     def _decline(self, grant: Grant) -> Request:
-        """Ends a lease that came for a question asked twice."""
+        """Ends a lease that was granted for a duplicate request."""
 
     @abstractmethod
     def _finish(self, job: Job) -> Request:
-        """Ends the lease of a job that is compared."""
+        """Ends the lease of a compared job."""
 
     @abstractmethod
     def _on_finished(self, answer: Answer) -> None:
-        """The reader's answer to that."""
+        """Handles the reader's answer to that."""
 
     @abstractmethod
     def _give_up(self, job: Job, refused: DigestsRefused, why: str) -> None:
-        """Ends the lease of a job that cannot be compared, now or at all."""
+        """Ends the lease of a job that cannot be compared, temporarily or permanently."""
 
     def _lose(self, job: Job) -> None:
         """A job's lease was revoked, or a connection lost."""
         self._end(job)
 
-    # Asking.
+    # Requests.
 
     def _on_tick(self, now_at: float) -> None:
         self._now_at = now_at
@@ -151,7 +150,7 @@ class Comparer(ABC):
             elif (
                 job.state is not JobState.FINISHING and now_at - job.began_at > self.settings.job_s
             ):
-                self._give_up(job, DigestsRefused.NONE, "it takes too long")
+                self._give_up(job, DigestsRefused.NONE, "timeout")
 
     def _on_room(self, batches: int) -> None:
         if not self._is_up or self._now_at < self._backoff_until_at:
@@ -207,7 +206,7 @@ class Comparer(ABC):
 
     def _on_digests(self, message: Digests) -> None:
         if message.request not in self._requests:
-            return  # of a job that is over
+            return  # of a closed job
         job, suspect = self._requests.pop(message.request)
         if message.refused is not DigestsRefused.NONE:
             self._give_up(job, message.refused, message.text)
@@ -233,7 +232,7 @@ class Comparer(ABC):
             self._compare_blocks(job)
 
     def _compare(self, job: Job) -> None:
-        """Both sides' digests of the chunks are there, or the first of them."""
+        """Compares the digests of the chunks once those of both sides have arrived."""
         if not job.has_digests:
             return
         suspects = job.suspected()
@@ -275,13 +274,13 @@ class Comparer(ABC):
     # Ends.
 
     def _back_off(self, why: str, job: Job) -> None:
-        """A lease was given up: asks for no other for a moment."""
+        """A lease was abandoned: no other is requested during the backoff."""
         self.abandoned += 1
         self._backoff_until_at = self._now_at + self.settings.backoff_s
         self._actions.append(LogEvent("abandoned", {"reason": why, "chunks": len(job.chunks)}))
 
     def _end(self, job: Job) -> None:
-        """Forgets a job; its buffer is used again when no thread works on it."""
+        """Drops a job; its buffer is reused once no thread uses it."""
         job.fire(Closed())
         del self._jobs[job.number]
         for number in [number for number, (its, _) in self._requests.items() if its is job]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Digests of a chunk and of its blocks, and which of them differ.
+"""Digests of chunks and of their blocks, and their comparison.
 
-Two digests of a chunk that are equal end it; else it is compared by blocks of 4 KiB.
+A chunk whose digests are equal is equal; otherwise its blocks of 4 KiB are compared.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ BLOCK_SECTORS = SLOT_SECTORS
 
 
 def digest(data: Buffer) -> bytes:
-    """Of a whole chunk."""
+    """Digest of a whole chunk."""
     return xxhash.xxh3_128_digest(data)
 
 
 def block_digests(data: Buffer, block_bytes: int = PAYLOAD_BYTES) -> bytes:
-    """Of each block, one after the other; the last block may be shorter."""
+    """Digests of each block, concatenated; the last block may be shorter."""
     take = xxhash.xxh3_128_digest
     view = memoryview(data)
     return b"".join(take(view[at : at + block_bytes]) for at in range(0, len(view), block_bytes))
 
 
 def differing(one: Buffer, other: Buffer) -> Flags:
-    """Which digests differ; both have the same number of them."""
+    """Flags of the digests that differ; both sides have the same number."""
     pairs = (np.frombuffer(side, "<u8").reshape(-1, DIGEST_BYTES // 8) for side in (one, other))
     mine, theirs = pairs
     return np.asarray((mine != theirs).any(axis=1))
 
 
 def split(chunks: Sequence[Chunk], limit: int) -> list[int]:
-    """Cuts chunks into requests for the digests of their blocks, of at most `limit` digests each.
+    """Splits chunks into requests for digests of their blocks, of at most `limit` digests each.
 
     Returns:
-        Where each request begins, and where the last one ends.
+        Index of the first chunk of each request, and the end of the last one.
     """
     cuts, digests = [0], 0
     for at, chunk in enumerate(chunks):
@@ -54,7 +54,7 @@ def split(chunks: Sequence[Chunk], limit: int) -> list[int]:
 
 
 def digests_wanted(chunks: Sequence[Chunk], block_sectors: int) -> int:
-    """How many digests a request for these chunks asks for."""
+    """Number of digests in the answer to a request for these chunks."""
     if not block_sectors:
         return len(chunks)
     return sum(-(-sectors // block_sectors) for _, sectors in chunks)

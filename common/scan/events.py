@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What goes into a comparer, and what comes out of it.
+"""Events and actions of a comparer.
 
-Events are what happened, in the past tense; actions what is to be done, in the
-imperative, in their order.
+Events state what happened, in the past tense; actions what to do, in the imperative, in order.
 """
 
 from __future__ import annotations
@@ -26,58 +25,58 @@ LogName = Literal["unreadable", "abandoned", "unexpected"]
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time is now `now_at`; comes before other events."""
+    """The time is `now_at`; precedes the other events of a round."""
 
     now_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class LinksUp:
-    """Reader and target are connected, all of it."""
+    """All connections to reader and target are up."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkLost:
-    """A connection was lost; all others were dropped with it."""
+    """A connection was lost; all others were closed too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A message of the reader."""
+    """A message arrived from the reader."""
 
     answer: Answer
 
 
 @dataclass(frozen=True, slots=True)
 class DigestsArrived:
-    """Digests of the target, or why there are none."""
+    """Digests arrived from the target, or a refusal."""
 
     message: Digests
 
 
 @dataclass(frozen=True, slots=True)
 class ChunksRead:
-    """A `Read` is done."""
+    """A `Read` was completed."""
 
     job: int
     digests: bytes
-    """One a chunk, whatever stands in the buffer where it could not be read."""
+    """One per chunk; meaningless for chunks that could not be read."""
     bad_blocks: Mapping[int, list[int]]
-    """Index of a chunk to those of its blocks that cannot be read."""
+    """Index of a chunk to its unreadable blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlocksHashed:
-    """A `HashBlocks` is done."""
+    """A `HashBlocks` was completed."""
 
     job: int
     digests: Sequence[bytes]
-    """Of each chunk, those of its blocks."""
+    """For each chunk, those of its blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoomSeen:
-    """So many batches wait to be sent; comes at the end of each round."""
+    """Number of batches in the send queue; at the end of each round."""
 
     batches: int
 
@@ -87,21 +86,21 @@ Event = Tick | LinksUp | LinkLost | Answered | DigestsArrived | ChunksRead | Blo
 
 @dataclass(frozen=True, slots=True)
 class SendToReader:
-    """To the reader; may be lost with the connection."""
+    """Send to the reader; may be lost with the connection."""
 
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class SendToTarget:
-    """To the target; may be lost with the connection."""
+    """Send to the target; may be lost with the connection."""
 
     message: Checksums
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read the chunks into the buffer, one after the other, and make their digests."""
+    """Read the chunks into the buffer, one after the other, and compute their digests."""
 
     job: int
     buffer: int
@@ -110,30 +109,30 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class HashBlocks:
-    """Make digests of the blocks of these chunks, which stand in the buffer."""
+    """Compute digests of the blocks of these chunks, which are in the buffer."""
 
     job: int
     buffer: int
     chunks: list[Chunk]
     offsets: list[int]
-    """Where each stands, in bytes."""
+    """Offset of each in the buffer, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class RepairPart:
-    """What a batch has of a chunk."""
+    """The blocks of a chunk that a batch repairs."""
 
     sector: int
     offset: int
     length: int
-    """Where the chunk stands in the buffer, in bytes."""
+    """Length of the chunk in the buffer, in bytes, as is `offset`."""
     blocks: Flags
     excluded: Flags | None
 
 
 @dataclass(frozen=True, slots=True)
 class SendBatch:
-    """Build this resync batch at once, for its buffer is used anew after it, and send it."""
+    """Build this resync batch at once, since its buffer is reused afterwards, and send it."""
 
     buffer: int
     epoch: int
@@ -145,7 +144,7 @@ class SendBatch:
         """Its header, its slots' headers and its payload.
 
         Args:
-            buffer: what `buffer` is the number of.
+            buffer: the memory of buffer number `buffer`.
             stream: of the capture.
         """
         headers, payload = build_batch(
@@ -189,24 +188,24 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class DropUnsent:
-    """Drop what waits to be sent: its connection is gone."""
+    """Drop the send queue: its connection is gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """So many bytes more were verified."""
+    """Report that `size` more bytes were verified."""
 
     size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Everything was verified, as far as it can be."""
+    """Everything was verified, as far as possible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """Nothing was verified for too long: reader or target are away."""
+    """Nothing was verified within the timeout: reader or target does not respond."""
 
 
 Action = (

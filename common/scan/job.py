@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One lease in a comparer: from the question to the reader to its end.
+"""One lease in a comparer, from the request to the reader to its end.
 
-=========== ============================================ =========================
-stage       waits for                                    then
-=========== ============================================ =========================
-ACQUIRING      GRANT of the reader; asks again              COMPARING
-COMPARING   digests of the chunks, of both sides         BLOCKS if any differs,
-                                                         else FINISHING
-BLOCKS      digests of the blocks of those, of both      FINISHING
-FINISHING   the reader's answer to COMMIT or VERIFY-END  OVER
-OVER        a thread that may still use the buffer       forgotten
-=========== ============================================ =========================
+================= =========================================== =========================
+state             waits for                                   next state
+================= =========================================== =========================
+ACQUIRING         GRANT of the reader; repeats the request    COMPARING
+COMPARING         digests of the chunks, of both sides        COMPARING_BLOCKS if any
+                                                              differs, else FINISHING
+COMPARING_BLOCKS  digests of the blocks of these, of both     FINISHING
+FINISHING         the reader's answer to COMMIT or VERIFY-END CLOSED
+CLOSED            a thread that may still use the buffer      dropped
+================= =========================================== =========================
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bdr.common.wire.scan import Grant, Request
 
 
 class JobState(Enum):
-    """See the module's text."""
+    """See the module's docstring."""
 
     ACQUIRING = auto()
     COMPARING = auto()
@@ -41,30 +41,30 @@ class JobState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Suspected:
-    """Chunks whose digests differ, or that cannot be read: by index."""
+    """Indexes of chunks whose digests differ, or that are unreadable."""
 
     chunks: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """Which blocks of which chunks differ: the lease can be finished."""
+    """The differing blocks are known: the lease can be finished."""
 
     differing: list[tuple[int, Flags]]
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """Finished, given up, revoked, or a connection was lost."""
+    """Finished, abandoned, revoked, or a connection was lost."""
 
 
 class Job(Machine[JobState]):
-    """See the module's text.
+    """See the module's docstring.
 
     Args:
-        number: also that of its question.
+        number: also that of its request.
         request: to the reader.
-        buffer: that it has for itself.
+        buffer: number of the buffer that it owns.
         requested_at: monotonic, seconds.
     """
 
@@ -81,19 +81,19 @@ class Job(Machine[JobState]):
         self.epoch = 0
         self.chunks: list[Chunk] = []
         self.offsets: list[int] = []
-        """Where each chunk stands in the buffer, in bytes."""
+        """Offset of each chunk in the buffer, in bytes."""
         self.bad_blocks: Mapping[int, list[int]] = {}
-        """Index of a chunk, to its blocks that the source cannot read."""
+        """Index of a chunk, to its blocks that are unreadable on the source."""
         self.is_in_thread = False
         self.own: bytes | None = None
         self.theirs: bytes | None = None
         self.suspects: list[int] = []
-        """Chunks that are compared by blocks."""
+        """Indexes of chunks that are compared by blocks."""
         self.own_blocks: Sequence[bytes] | None = None
         self.their_blocks: dict[int, bytes] = {}
-        """By the position in `suspects` of the first chunk that was asked for."""
+        """By the position in `suspects` of the request's first chunk."""
         self.requested_blocks = 0
-        """Requests for digests of blocks that were sent."""
+        """Number of requests for digests of blocks."""
         self.differing: list[tuple[int, Flags]] = []
 
     @property
@@ -101,25 +101,25 @@ class Job(Machine[JobState]):
         """Sectors of each chunk."""
         return [sectors for _, sectors in self.chunks]
 
-    # What the digests say.
+    # Comparison.
 
     @property
     def has_lease(self) -> bool:
-        """Whether the reader has granted it."""
+        """Whether the reader has granted the lease."""
         return self.state is not JobState.ACQUIRING
 
     @property
     def has_digests(self) -> bool:
-        """Whether both sides' digests of the chunks are there."""
+        """Whether the digests of the chunks of both sides have arrived."""
         return self.own is not None and self.theirs is not None
 
     @property
     def has_block_digests(self) -> bool:
-        """Whether both sides' digests of the suspects' blocks are there."""
+        """Whether the digests of the suspects' blocks of both sides have arrived."""
         return self.own_blocks is not None and len(self.their_blocks) == self.requested_blocks
 
     def suspected(self) -> list[int] | None:
-        """Chunks that differ, or that cannot be read; None for an answer of another length."""
+        """Indexes of chunks that differ or are unreadable; None if the answer's length is wrong."""
         assert self.own is not None
         assert self.theirs is not None
         if len(self.own) != len(self.theirs):
@@ -130,7 +130,7 @@ class Job(Machine[JobState]):
         return found
 
     def differing_blocks(self) -> list[tuple[int, Flags]] | None:
-        """Suspects and which of their blocks differ; None for an answer of another length."""
+        """Suspects and flags of their differing blocks; None if the answer's length is wrong."""
         assert self.own_blocks is not None
         theirs = b"".join(self.their_blocks[at] for at in sorted(self.their_blocks))
         if len(theirs) != sum(map(len, self.own_blocks)):
@@ -145,7 +145,7 @@ class Job(Machine[JobState]):
         return found
 
     def unreadable(self) -> list[Chunk]:
-        """What of its chunks the source cannot read."""
+        """Ranges of its chunks that are unreadable on the source."""
         found = []
         for index, blocks in self.bad_blocks.items():
             sector, sectors = self.chunks[index]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which ranges a scan compares. No I/O, no clock here.
+"""Ranges that a scan compares. No I/O, no clock here.
 
 A scan works on **chunks**: runs of dirty regions, cut at every `CHUNK_SECTORS`, so a
 chunk lies within one aligned MiB.
@@ -26,7 +26,7 @@ def plan_chunks(
     """The chunks that cover the dirty regions, in order.
 
     Args:
-        dirty: one flag a region, from `first_region` on.
+        dirty: one flag per region, from `first_region` on.
         first_region: its number.
         region_sectors: a power of two.
         device_sectors: the last region may be shorter.
@@ -45,7 +45,7 @@ def plan_chunks(
 
 
 def joined(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """Neighbours as one, in ascending order."""
+    """Chunks in ascending order, adjacent ones merged."""
     found: list[Chunk] = []
     for sector, sectors in sorted(chunks):
         if found and sum(found[-1]) == sector:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The resync batch that repairs what a scan found to differ.
+"""The resync batch that repairs differences found by a scan.
 
-It has the form of any batch: a block of zeros as WRITE_ZEROES, neighbours as one; sectors
-that a live batch has covered meanwhile are left out.
+It has the format of any batch. Blocks of zeros become WRITE_ZEROES, adjacent ones merged; sectors
+that a live batch has covered meanwhile are excluded.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from bdr.common.wire.batch import BATCH_SLOTS_MAX
 from bdr.common.wire.codec import Buffer
 
 BATCH_BLOCKS_MAX = 256
-"""So many blocks fit a batch whatever is left out: at most every other sector of each."""
+"""These fit a batch whatever is excluded: at worst every other sector of each block."""
 
 assert BATCH_BLOCKS_MAX * SLOT_SECTORS // 2 <= BATCH_SLOTS_MAX
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What a scan knows of a chunk that differs."""
+    """A differing chunk."""
 
     sector: int
     data: Buffer
     """The source's content."""
     blocks: Flags
-    """Which blocks are to be sent."""
+    """Blocks to be sent."""
     excluded: Flags | None = None
-    """Sectors that must not be sent; None for none."""
+    """Sectors that must not be sent; None: none."""
 
 
 def group_blocks(
     chosen: Sequence[tuple[int, Flags]], limit: int = BATCH_BLOCKS_MAX
 ) -> list[list[tuple[int, Flags]]]:
-    """Cuts chunks and their chosen blocks into groups of at most `limit` blocks.
+    """Splits chunks and their chosen blocks into groups of at most `limit` blocks.
 
-    A chunk may go to two groups, so all but the last group are full.
+    A chunk may be split between two groups, so all but the last group are full.
     """
     groups: list[list[tuple[int, Flags]]] = []
     room = 0
@@ -117,7 +117,7 @@ def _add_zeroes(
 def _add_part(
     repair: Repair, block: int, sectors: int, headers: list[Headers], payloads: list[bytes]
 ) -> None:
-    """A block that is sent in part, since a live batch has the rest or the device ends."""
+    """A block that is sent partially, since live batches cover the rest or the device ends."""
     at, stop = block * BLOCK_SECTORS, min((block + 1) * BLOCK_SECTORS, sectors)
     left_out = repair.excluded
     while at < stop:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A scanner's comparer: what differs is sent, in the place that the reader gives it."""
+"""A scanner's comparer: differences are sent, at the position that the reader assigns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bdr.common.wire.scan import Acquire, Answer, Commit, Committed, Grant, Requ
 
 
 class Repairer(Comparer):
-    """Asks for leases without end."""
+    """Requests leases indefinitely."""
 
     def _next_request(self, number: int) -> Request | None:
         return Acquire(number)
@@ -40,13 +40,13 @@ class Repairer(Comparer):
             self._end(job)
 
     def _give_up(self, job: Job, refused: DigestsRefused, why: str) -> None:
-        """Gives the lease back, whether the target cannot answer now or at all."""
+        """Returns the lease, whether the target's refusal is temporary or permanent."""
         self._back_off(why, job)
         self._actions.append(SendToReader(Commit(job.lease, 0, 0, job.chunks, [])))
         self._end(job)
 
     def _groups(self, job: Job) -> list[list[tuple[int, Flags]]]:
-        """Of each batch: chunks, and which of their blocks."""
+        """For each batch, chunks and flags of their blocks."""
         return group_blocks(job.differing, limit=self.settings.batch_blocks)
 
     def _send(self, job: Job, committed: Committed) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Limits and times of a comparer."""
+"""Limits and timeouts of a comparer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from bdr.common.wire.codec import DIGESTS_MAX
 
 @dataclass(frozen=True, slots=True)
 class ComparerSettings:
-    """Limits and times."""
+    """Limits and timeouts."""
 
     buffers: int = 3
-    """Jobs at a time: one is read, one is compared, one is sent."""
+    """Concurrent jobs: one is read, one is compared, one is sent."""
     outgoing_batches: int = 32
-    """With so many batches to send, no more work is asked for."""
+    """With this many batches in the send queue, no more leases are requested."""
     repeat_s: float = 2.0
     job_s: float = 25.0
-    """A lease takes no longer, or is given up."""
+    """A lease that takes longer is abandoned."""
     backoff_s: float = 0.25
-    """After a lease that was given up."""
+    """After an abandoned lease."""
     batch_blocks: int = BATCH_BLOCKS_MAX
     digests: int = DIGESTS_MAX
-    """Most that one request for checksums asks for."""
+    """Most digests per checksum request."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A command's comparer: what differs is named.
+"""A command's comparer: differences are reported.
 
-Nothing is said to differ that only looks so because a write was under way: see
-`common.source.scheduler`. A block that differs where a write has passed is looked at again,
-a few times, and counted as busy if it is always so.
+A block is not reported as differing merely because a write was in flight: see
+`common.source.scheduler`. A differing block that was written during the comparison is compared
+again, a few times, and counted as busy if it was written each time.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from bdr.common.wire.scan import Answer, Grant, Request, Verified, VerifyBegin, 
 
 @dataclass(frozen=True, slots=True)
 class VerifySettings:
-    """Limits and times, in seconds."""
+    """Limits and timeouts."""
 
     lease_chunks: int = 16
     small_chunks: int = 64
-    """Of a lease of single blocks, which are looked at again."""
+    """For a lease of single blocks that are compared again."""
     tries: int = 8
-    """A busy block is looked at again so often."""
+    """Most repetitions for a busy block."""
     pause_s: float = 0.25
-    """Before that."""
+    """Before each repetition."""
     no_progress_s: float = 20.0
-    """Without anything verified for so long, it is interrupted."""
+    """Without progress for this time, the verification is interrupted."""
 
 
 @dataclass(slots=True)
 class Findings:
-    """What was found; ranges are of sectors, ascending and joined."""
+    """Results; ranges are of sectors, ascending and merged."""
 
     differing: list[Chunk] = field(default_factory=list)
     unreadable: list[Chunk] = field(default_factory=list)
     busy: list[Chunk] = field(default_factory=list)
     reasons: set[str] = field(default_factory=set)
-    """Why the target could not read some."""
+    """Why ranges are unreadable on the target."""
     compared_bytes: int = 0
 
 
 def chunks_of(ranges: list[Chunk]) -> list[Chunk]:
-    """Ranges, cut into chunks of 1 MiB at most."""
+    """Ranges, split into chunks of 1 MiB at most."""
     return [
         (at, min(CHUNK_SECTORS, sector + sectors - at))
         for sector, sectors in ranges
@@ -61,7 +61,7 @@ def chunks_of(ranges: list[Chunk]) -> list[Chunk]:
 
 
 class Verifier(Comparer):
-    """Compares some ranges once, and is finished.
+    """Compares the given ranges once.
 
     Args:
         stream: of the capture whose device below is read.
@@ -82,11 +82,11 @@ class Verifier(Comparer):
         self._verify = verify or VerifySettings()
         self._todo = deque(_groups(chunks_of(ranges), self._verify.lease_chunks))
         self._requested: dict[int, list[Chunk]] = {}
-        """Job, to the chunks that it asked for."""
+        """Job number, to the requested chunks."""
         self._again: list[Chunk] = []
         self._tries = 0
         self._wait_until_at: float | None = None
-        """When the busy blocks are looked at again."""
+        """When the busy blocks are compared again."""
         self._progress_at: float | None = None
 
     # Asking.
@@ -104,7 +104,7 @@ class Verifier(Comparer):
             self._actions.append(Interrupted())
 
     def _end_round(self, now_at: float) -> None:
-        """Everything was compared; some of it is to be looked at again."""
+        """Everything was compared; busy blocks are compared again."""
         self._progress_at = now_at
         if not self._again or self._tries == self._verify.tries:
             found = self.findings
@@ -149,7 +149,7 @@ class Verifier(Comparer):
             self._back_off(why, job)
             self._lose(job)
         elif len(job.chunks) > 1:
-            # One of them: each by itself.
+            # At least one chunk fails: compare each individually.
             self._todo.extendleft([chunk] for chunk in reversed(self._requested.pop(job.number)))
             self._end(job)
         else:
@@ -162,7 +162,7 @@ class Verifier(Comparer):
         self._end(job)
 
     def _verified(self, job: Job) -> None:
-        """A job's chunks are done with, this time."""
+        """A job's chunks were compared in this round."""
         del self._requested[job.number]
         self._progress_at = self._now_at
         if not self._tries:

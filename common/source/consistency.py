@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the replica is worth, as its source declares it, and which marker is due.
+"""The replica's condition, as its source declares it, and the pending marker.
 
-A session begins in the condition that the target names; markers change it.
+A session starts in the condition that the target reports; markers change it.
 
-- UNKNOWN, the target knows nothing of this stream: every region is marked, and only
-  then does an INCONSISTENT marker say so. A reader that dies in between begins anew.
-- An INCONSISTENT marker stands where writes were missed, or before a scanner repairs
-  anything, since a scanner reads what has not completed yet.
-- A CONSISTENT marker stands where the cursor reaches the ring's head as it was at a look
-  that found the ring logging and no region dirty: whatever a scanner has read before,
-  every write that it may have seen in part lies before that.
+- UNKNOWN: the target has no position in this stream. Every region is marked, and only then an
+  INCONSISTENT marker follows; a reader that is killed in between repeats both.
+- An INCONSISTENT marker is at the slot where writes were missed, or precedes the first repair,
+  since a scanner may read writes that have not completed yet.
+- A CONSISTENT marker is at the head that the ring had when its status showed the ring logging and
+  no region dirty: every write that a scanner may have read partially precedes it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from bdr.common.wire.condition import Condition
 
 @dataclass(frozen=True, slots=True)
 class StatusSeen:
-    """A look at the capture while batches may go; `cursor` is the next slot to go."""
+    """The capture's status while batches may be sent; `cursor` is the next slot to send."""
 
     status: CaptureStatus
     cursor: int
@@ -34,7 +33,7 @@ class StatusSeen:
 
 @dataclass(frozen=True, slots=True)
 class ScanRequested:
-    """A scanner is ready to repair what is marked."""
+    """A scanner is ready to repair marked regions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Declared:
 
 
 class Consistency(Machine[Condition]):
-    """See the module's text.
+    """See the module's docstring.
 
     Args:
         status: the first look at the capture.
@@ -56,31 +55,31 @@ class Consistency(Machine[Condition]):
         self.is_scan_requested = False
         self._status = status
         self._consistent_at: int | None = None
-        """From this slot on it is consistent, if nothing else happens."""
+        """The replica is consistent from this slot on, unless another event prevents it."""
         self._overflows_then = 0
-        """Overflows as of the look that set `_consistent_at`."""
+        """Overflow count of the status that set `_consistent_at`."""
         self._repaired_overflows: int | None = None
-        """So many were repaired when the replica was last consistent, if that is known."""
+        """Overflow count when the replica was last consistent, if known."""
 
     def begin(self, condition: Condition, *, head: int) -> None:
-        """A session begins; `condition` is as the target says, `head` the ring's."""
+        """A session starts; `condition` is the target's, `head` the ring's."""
         self.state = condition
         self._consistent_at = head if condition is Condition.CATCHING_UP else None
         self.is_scan_requested = False
 
     def forget(self) -> None:
-        """What was in flight may be lost: scanners ask again."""
+        """Batches in flight may be lost: scanners repeat their requests."""
         self.is_scan_requested = False
 
     def seen(self, status: CaptureStatus) -> None:
-        """A look at the capture, whether batches may go or not."""
+        """The capture's status, whether batches may be sent or not."""
         self._status = status
 
     def gap(self) -> int | None:
-        """The lowest slot before which writes were missed that nothing has repaired.
+        """The lowest slot that missed writes precede which are not repaired.
 
-        The capture names the last one, and a bound for the first that is not released; which
-        of them were repaired since is known here, by their number.
+        The capture reports the last one, and a lower bound of the first unreleased one; which of
+        them were repaired since follows from the overflow count.
         """
         status = self._status
         if self._repaired_overflows is None:
@@ -94,27 +93,27 @@ class Consistency(Machine[Condition]):
                 return status.gap
 
     def due_marker(self, cursor: int) -> Marker | None:
-        """The marker that must stand at the cursor, before any more slots."""
+        """The marker that is due at the cursor, before any more slots."""
         if self.state is Condition.UNKNOWN:
             return Marker.INCONSISTENT
         if self.state is not Condition.INCONSISTENT and (
             self._is_scan_due(cursor) or self._is_gap_passed(cursor)
         ):
             return Marker.INCONSISTENT
-        # A write that was under way at the look which found all clean may fail, and a scan have
-        # read a part of it: so may whoever reads the source.
+        # A write in flight at the clean status may still fail after a scan has read a part of it;
+        # an application that reads the source may see the same.
         if self._consistent_at is not None and cursor >= self._consistent_at:
             return Marker.CONSISTENT
         return None
 
     def _is_scan_due(self, cursor: int) -> bool:
-        """Whether a scan may make the replica inconsistent now: not before it must."""
+        """Whether a scan may make the replica inconsistent now: no earlier than necessary."""
         status, gap = self._status, self.gap()
         return (
             self.is_scan_requested
             and status.mode is Mode.STREAM
             and status.resync_regions > 0
-            # Before a gap it is still a prefix.
+            # Before a gap the replica is still a prefix.
             and (gap is None or gap <= cursor)
         )
 
@@ -123,8 +122,8 @@ class Consistency(Machine[Condition]):
         return (
             gap is not None
             and gap <= cursor
-            # In OVERFLOW the replica is still a prefix, unless slots follow the gap: the
-            # mode may have turned again before this gap was passed.
+            # In OVERFLOW the replica is still a prefix, unless slots follow the gap: the mode may
+            # have changed again before the cursor passed this gap.
             and (status.mode is Mode.STREAM or status.head > gap)
             and status.active_regions + status.resync_regions > 0
         )
@@ -178,7 +177,7 @@ class Consistency(Machine[Condition]):
 
 
 def _is_clean(status: CaptureStatus) -> bool:
-    """Whether the ring logs, and nothing is dirty or may become so."""
+    """Whether the ring is logging, and no region is dirty or may become dirty."""
     return status.mode is Mode.STREAM and not (
         status.active_regions or status.resync_regions or status.unlogged
     )

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What goes into a source's node, and what comes out of it.
+"""Events and actions of a source's node.
 
-Events are what happened, in the past tense; actions what is to be done, in the
-imperative. Actions are done in their order; a `QueryStatus` is answered by
-`StatusArrived` before any other event.
+Events state what happened, in the past tense; actions what to do, in the imperative. Actions are
+performed in order; a `QueryStatus` is answered by `StatusArrived` before any other event.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ EventName = Literal["streaming", "rewind", "pause", "overflow", "condition", "as
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time is now `now_at`; comes before other events, and at least every 250 ms."""
+    """The time is `now_at`; precedes the other events of a round, at least every 250 ms."""
 
     now_at: float
 
@@ -44,27 +43,27 @@ class LinkDown:
 
 @dataclass(frozen=True, slots=True)
 class SenderLost:
-    """A sender went away, perhaps with batches that it had not sent."""
+    """A sender disconnected, possibly with unsent batches."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScannerLost:
-    """A scanner went away, perhaps with numbered batches that it had not sent.
+    """A scanner disconnected, possibly with unsent numbered batches.
 
-    Which one is not known: every lease is revoked.
+    Its identity is unknown: every lease is revoked.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class MessageArrived:
-    """A message of the target."""
+    """A message arrived from the target."""
 
     message: Message
 
 
 @dataclass(frozen=True, slots=True)
 class RequestArrived:
-    """A message of a scanner or a command."""
+    """A message arrived from a scanner or a command."""
 
     peer: Peer
     request: Request
@@ -72,24 +71,24 @@ class RequestArrived:
 
 @dataclass(frozen=True, slots=True)
 class StatusArrived:
-    """A look at the capture: the answer to `QueryStatus`."""
+    """The capture's status: the answer to `QueryStatus`."""
 
     status: CaptureStatus
 
 
 @dataclass(frozen=True, slots=True)
 class RingWoken:
-    """The capture woke the reader: the slot that it waited for, or another mode."""
+    """The capture woke the reader: the awaited slot was published, or the mode changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class SenderReady:
-    """A sender can take one more batch."""
+    """A sender can accept one more batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoundEnded:
-    """Nothing else happened: what may wait until then is done now."""
+    """End of a round: deferred work is done now."""
 
 
 Event = (
@@ -109,21 +108,21 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """To the target, over the control connection; may be lost."""
+    """Send to the target, over the control connection; may be lost."""
 
     message: Message
 
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """Have a sender send this batch."""
+    """Dispatch this batch to a sender."""
 
     header: BatchHeader
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """To this peer; may be lost."""
+    """Send to this peer; may be lost."""
 
     peer: Peer
     answer: Answer
@@ -131,7 +130,8 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Free the slots below `tail`, which are durable on the target; be woken for `cursor`."""
+    """Free the slots below `tail`, which are durable on the target; arm the wake-up for
+    `cursor`."""
 
     tail: int
     cursor: int
@@ -139,12 +139,12 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Leave OVERFLOW, and have the capture merge what was missed into `resync`."""
+    """Leave OVERFLOW; the capture merges missed regions into `RESYNC`."""
 
 
 @dataclass(frozen=True, slots=True)
 class MarkRegions:
-    """Set these regions of `resync`."""
+    """Set these regions of `RESYNC`."""
 
     first: int
     count: int
@@ -152,7 +152,7 @@ class MarkRegions:
 
 @dataclass(frozen=True, slots=True)
 class ClearRegions:
-    """Clear these regions of `resync`: they are repaired."""
+    """Clear these regions of `RESYNC`: they are repaired."""
 
     first: int
     count: int
@@ -160,7 +160,7 @@ class ClearRegions:
 
 @dataclass(frozen=True, slots=True)
 class QueryStatus:
-    """Give the node the capture's status, as `StatusArrived`; the last of its actions."""
+    """Read the capture's status, and return it as `StatusArrived`; always the last action."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which sectors of some chunks live batches have covered since. No I/O here.
+"""Sectors of leased chunks that live batches have covered. No I/O here.
 
-Costs a few numpy operations a batch, none a write, and nothing while nobody asks.
+Costs a few numpy operations per batch, none per write, and nothing without open leases.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bdr.common.wire.codec import Buffer
 
 @dataclass(frozen=True, slots=True)
 class Covered:
-    """What a live batch covers."""
+    """The sectors that a live batch covers."""
 
     sector: NDArray[np.uint64]
     sectors: NDArray[np.uint64]
@@ -30,10 +30,10 @@ class Covered:
 
     @classmethod
     def of(cls, headers: Headers, payload: Buffer) -> Covered:
-        """Reads a batch; of its payload only the lengths of discards and zeroes."""
+        """From a batch; of its payload only the lengths of discards and zeroes are read."""
         columns = decode(headers)
-        # A NOP brings nothing: what a failed write may have left is in regions that it has
-        # marked, and of a failed flush its place says nothing at all.
+        # A NOP covers nothing: a failed write has marked its regions, and the sector of a failed
+        # flush has no meaning.
         is_short = columns.op == Op.WRITE
         view = memoryview(payload)
         ranges = []
@@ -49,7 +49,7 @@ class Exclusions:
     """For chunks that do not overlap, in ascending order.
 
     Attributes:
-        flags: one for each sector of the chunks, one chunk behind the other.
+        flags: one per sector, chunk after chunk.
     """
 
     def __init__(self, chunks: Sequence[Chunk]) -> None:
@@ -61,11 +61,11 @@ class Exclusions:
         self.flags: Flags = np.zeros(int(ends[-1]) if len(ends) else 0, np.bool_)
 
     def bits(self) -> bytes:
-        """The flags as a message has them: none if none is set."""
+        """The flags as packed bits for a message; empty if none is set."""
         return pack_bits(self.flags) if self.flags.any() else b""
 
     def exclude(self, covered: Covered) -> None:
-        """Sets the flags of what a batch covers."""
+        """Sets the flags of the sectors that a batch covers."""
         for sector, sectors in covered.ranges:
             self.exclude_range(sector, sectors)
         is_near = (covered.sector < self._end[-1]) & (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which dirty chunks the next lease of a scanner gets, and when."""
+"""Selects the dirty chunks of a scanner's next lease."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bdr.common.source.settings import SchedulerSettings
 
 
 class Grants:
-    """See the module's text."""
+    """See the module's docstring."""
 
     def __init__(self, *, order: Order, regions: Regions, settings: SchedulerSettings) -> None:
         self.hold = Hold(order)
@@ -23,10 +23,10 @@ class Grants:
         self._rate_limit = ScanRateLimit(settings.rate_limit)
 
     def next_chunks(self, *, now_at: float, open_leases: int) -> list[Chunk]:
-        """Chunks to be compared now, which are out from then on; none to wait.
+        """Takes the chunks of the next lease; empty if the scanner must wait.
 
         Args:
-            open_leases: that there are already.
+            open_leases: number of open leases.
         """
         order, settings = self._order, self._settings
         self._regions.retry_unreadable(now_at)
@@ -45,7 +45,7 @@ class Grants:
             return []
         chunks = self._regions.take(
             chunks_max=settings.lease_chunks,
-            # As much as its batches may carry, should all of it differ.
+            # As much as its batches can carry if all of it differs.
             sectors_max=min(settings.lease_sectors, order.resync_limit * CHUNK_SECTORS),
         )
         self._rate_limit.take(sum(sectors for _, sectors in chunks) * SECTOR_BYTES)

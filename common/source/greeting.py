@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a source says of itself, and what it makes of the target's answers."""
+"""Builds the source's HELLO and PING, and validates the target's answers."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from bdr.common.wire.control import Ack, Hello, Ping, Welcome
 
 
 class Assumption(Enum):
-    """What became of the user's word that both devices are equal."""
+    """Whether `assume_clean` was applied."""
 
-    HAD_SOURCE = "not taken: the target has had a source before; everything is compared"
+    HAD_SOURCE = "ignored: the target has had a source before; everything is compared"
     HAD_EITHER = (
-        "not taken: the source or the target has been replicated before; everything is compared"
+        "ignored: the source or the target has been replicated before; everything is compared"
     )
-    LACKS_WRITES = "not taken: the target knows this source, and lacks writes of it"
-    TAKEN = "taken: source and target are held to be equal, unchecked"
+    LACKS_WRITES = "ignored: the target has a replica of this source that lacks writes"
+    TAKEN = "applied: source and target are assumed to be equal, unchecked"
 
 
 class Greeting:
     """Makes the messages of one volume's source.
 
     Args:
-        assume_clean: both devices are equal by the user's word, if neither has been
-            replicated before.
+        assume_clean: the operator asserts that both devices are equal; applied only if neither has
+            been replicated before.
     """
 
     def __init__(self, *, volume: str, info: CaptureInfo, order: Order, assume_clean: bool) -> None:
@@ -43,7 +43,7 @@ class Greeting:
         self._is_assumption_told = False
 
     def hello(self, attempt: int) -> Hello:
-        """For this attempt to begin a session."""
+        """The HELLO of this attempt."""
         return Hello(
             protocol=PROTOCOL,
             attempt=attempt,
@@ -56,14 +56,14 @@ class Greeting:
         )
 
     def ping(self) -> Ping:
-        """With what is marked, and so will be compared; a region may be marked twice."""
+        """The PING, with the marked bytes, which will be compared; a region may be marked twice."""
         status = self._order.status
         marked = status.active_regions + status.resync_regions
         sectors = min(marked * self._info.region_sectors, self._info.device_sectors)
         return Ping(self._order.epoch, sectors * SECTOR_BYTES)
 
     def check(self, welcome: Welcome) -> BdrError | None:
-        """What is wrong with a WELCOME, or None."""
+        """The error of a WELCOME, or None."""
         tail, head = self._order.tail, self._order.head
         if tail <= welcome.slot <= head and welcome.number == 1:
             return None
@@ -73,7 +73,7 @@ class Greeting:
         )
 
     def check_ack(self, ack: Ack) -> BdrError | None:
-        """What is wrong with an ACK of this session, or None."""
+        """The error of an ACK of this session, or None."""
         if self._order.window.is_possible(accepted=ack.accepted, durable=ack.durable):
             return None
         return RefusedError(
@@ -82,7 +82,7 @@ class Greeting:
         )
 
     def announce(self, welcome: Welcome) -> list[Announce]:
-        """What a user is to know when a session begins."""
+        """Events for the operator at the start of a session."""
         facts: Facts = {
             "epoch": welcome.epoch,
             "slot": welcome.slot,
@@ -95,7 +95,7 @@ class Greeting:
         return announced
 
     def _assumption(self, welcome: Welcome) -> Assumption | None:
-        """What became of `assume_clean`, the first time that it matters; else None."""
+        """Whether `assume_clean` was applied, the first time that it is relevant; else None."""
         if not self._assume_clean or self._is_assumption_told:
             return None
         self._is_assumption_told = True
@@ -109,4 +109,4 @@ class Greeting:
             case Condition.CATCHING_UP if welcome.slot == 0:
                 return Assumption.TAKEN
             case _:
-                return None  # the target knows this source: nothing had to be assumed
+                return None  # the target has this stream: nothing had to be assumed

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A lease: some chunks that one scanner compares, or one command verifies.
+"""A lease: chunks that one scanner compares, or one command verifies.
 
-From its opening until it is committed or ended, every sector of its chunks that a live
-batch covers is noted in its exclusions.
+From its opening until it is committed or ended, every sector of its chunks that a live batch covers
+is added to its exclusions.
 
-- WAITING: of a command; its grant waits until everything dispatched before is durable.
+- WAITING: command only; granted when everything dispatched before is durable.
 - GRANTED: being compared.
-- COMMITTING: its repairs wait for numbers. However long that takes, they are somebody's.
+- COMMITTING: its repairs wait for batch numbers. It does not expire.
 - COMMITTED: numbered; its regions are cleared when the batches up to `barrier` are durable.
-- ENDING: of a command; ends when everything up to `barrier` has been dispatched.
-- CLOSED: over.
+- ENDING: command only; ends when everything up to `barrier` has been dispatched.
+- CLOSED: final state.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bdr.common.wire.scan import Commit
 
 
 class LeaseState(Enum):
-    """See the module's text."""
+    """See the module's docstring."""
 
     WAITING = auto()
     GRANTED = auto()
@@ -44,7 +44,7 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class EndRequested:
-    """A VERIFY-END came; `head` is the ring's as of then."""
+    """A VERIFY-END arrived; `head` is the ring's at that time."""
 
     head: int
 
@@ -59,28 +59,28 @@ class Numbered:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """Everything that it waited for has happened."""
+    """Its barrier was reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """It has been open for too long."""
+    """It was open for longer than `lease_s`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Batches, marks or a scanner were lost: what it has found is worth nothing."""
+    """Batches, marks or a scanner were lost: its results are invalid."""
 
 
 class Lease(Machine[LeaseState]):
-    """See the module's text.
+    """See the module's docstring.
 
     Args:
-        number: by which its peer names it.
-        request: of the peer's question.
+        number: its identifier in messages.
+        request: number of the peer's request.
         opened_at: monotonic, seconds.
-        barrier: of a command's, the batch that must be durable before it is granted; None
-            for a scanner's, which is granted at once.
+        barrier: for a command, the batch that must be durable before it is granted; None for a
+            scanner, whose lease is granted at once.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Lease(Machine[LeaseState]):
 
     def _on_numbered(self, numbered: Numbered) -> None:
         self.barrier, self.done = numbered.barrier, numbered.done
-        self.exclusions = Exclusions(())  # a flag for each sector: not to be kept
+        self.exclusions = Exclusions(())  # no longer needed: one flag per sector
         self.state = LeaseState.COMMITTED
 
     def _close(self, _: object) -> None:

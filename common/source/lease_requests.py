@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Requests for a lease that wait for one, in their order.
+"""Pending requests for leases, in order.
 
-A scanner repeats its request until it is answered, so one that is lost with its scanner is
-no loss. A command asks once.
+A scanner repeats its request until it is answered, so requests may be dropped. A command sends its
+request once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from bdr.common.source.events import Peer
 from bdr.common.wire.scan import Acquire, VerifyBegin
 
 SCANNER_SEEN_S = 5.0
-"""A scanner that asked within this time counts as connected."""
+"""A scanner whose last request is younger counts as connected."""
 
 LeaseRequest = Acquire | VerifyBegin
 
 
 class LeaseRequests:
-    """See the module's text. A repeated request keeps its place."""
+    """See the module's docstring. A repeated request keeps its position."""
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[Peer, int, type], LeaseRequest] = {}
@@ -29,21 +29,21 @@ class LeaseRequests:
         return iter([(peer, request) for (peer, *_), request in self._waiting.items()])
 
     def put(self, peer: Peer, request: LeaseRequest, *, now_at: float) -> None:
-        """Takes one; a repeated one is the same."""
+        """Adds a request, unless it is a repetition."""
         if isinstance(request, Acquire):
             self._seen_at[peer] = now_at
         self._waiting.setdefault(_key(peer, request), request)
 
     def put_back(self, peer: Peer, request: VerifyBegin) -> None:
-        """Its lease is over before it was granted: it waits again."""
+        """Its lease was closed before it was granted: the request is pending again."""
         self._waiting[_key(peer, request)] = request
 
     def remove(self, peer: Peer, request: LeaseRequest) -> None:
-        """It has been answered."""
+        """Removes an answered request."""
         del self._waiting[_key(peer, request)]
 
     def forget_scanners(self) -> None:
-        """A scanner was lost, nobody knows which; those that live repeat their requests."""
+        """An unidentified scanner was lost; live ones repeat their requests."""
         self._waiting = {
             key: request
             for key, request in self._waiting.items()
@@ -52,7 +52,7 @@ class LeaseRequests:
         self._seen_at.clear()
 
     def scanners(self, now_at: float) -> int:
-        """Scanners that asked lately."""
+        """Number of connected scanners."""
         return sum(now_at - seen_at < SCANNER_SEEN_S for seen_at in self._seen_at.values())
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The leases that are not over yet.
+"""The leases that are not closed yet.
 
-Those that are open are few. Committed ones may be many, where what they wait for is slow to
-become durable: they cost nothing until then.
+Open leases are few. Committed ones may be many while batches are slow to become durable; they cost
+nothing until then.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bdr.common.wire.scan import VerifyBegin
 
 
 class Leases:
-    """Open ones by number, in the order of their opening; committed ones in that of the batches."""
+    """Open leases by number, in order of opening; committed ones in batch order."""
 
     def __init__(self, story: Story) -> None:
         self._story = story
@@ -30,12 +30,12 @@ class Leases:
         self._committed: deque[Lease] = deque()
 
     def __iter__(self) -> Iterator[Lease]:
-        """Those that are open, which note what live batches cover."""
+        """The open leases."""
         return iter(list(self._open.values()))
 
     @property
     def open_count(self) -> int:
-        """How many are open."""
+        """Number of open leases."""
         return len(self._open)
 
     def open(
@@ -47,7 +47,7 @@ class Leases:
         now_at: float,
         barrier: int | None = None,
     ) -> Lease:
-        """Opens a lease; with a barrier it is a command's, see `Lease`."""
+        """Opens a lease; with a barrier for a command, see `Lease`."""
         lease = Lease(
             number=self._next_number,
             peer=peer,
@@ -62,14 +62,14 @@ class Leases:
         return lease
 
     def find(self, peer: Peer, number: int, *, is_verify: bool) -> Lease | None:
-        """The open lease of this number, if it is this peer's and of this kind."""
+        """The open lease of this number, if it belongs to this peer and is of this kind."""
         lease = self._open.get(number)
         if lease is None or (lease.peer, lease.is_verify) != (peer, is_verify):
             return None
         return lease
 
     def is_waiting(self, peer: Peer, request: LeaseRequest) -> bool:
-        """Whether this request, of a command, has a lease that is not granted yet."""
+        """Whether this request of a command has a lease that is not granted yet."""
         return isinstance(request, VerifyBegin) and any(
             lease.state is LeaseState.WAITING
             and (lease.peer, lease.request) == (peer, request.request)
@@ -77,26 +77,26 @@ class Leases:
         )
 
     def exclude(self, covered: Covered) -> None:
-        """A live batch goes out: its sectors are no longer any open lease's."""
+        """A live batch was dispatched: its sectors are excluded from all open leases."""
         for lease in self:
             lease.exclusions.exclude(covered)
 
     def committed(self, lease: Lease) -> None:
-        """Its batches have numbers, the highest so far: it waits until they are durable."""
+        """Its batches are numbered, the highest so far: it waits until they are durable."""
         del self._open[lease.number]
         self._committed.append(lease)
 
     def take_durable(self, durable: int) -> Iterator[Lease]:
-        """Committed leases whose batches, up to this number, are durable: they are over."""
+        """Removes and yields committed leases whose batches are durable, up to this number."""
         while self._committed and self._committed[0].barrier <= durable:
             yield self._committed.popleft()
 
     def remove(self, lease: Lease) -> None:
-        """An open one is over."""
+        """Removes an open lease."""
         del self._open[lease.number]
 
     def lose(self) -> None:
-        """All are over: what they have found is worth nothing."""
+        """Closes all leases: their results are invalid."""
         for lease in itertools.chain(self._open.values(), self._committed):
             lease.fire(Lost())
         self._open.clear()

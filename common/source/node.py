@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A source's whole decision: what goes to the target, in which order, and what is freed.
+"""The source's node: decides what is sent to the target, in which order, and what is freed.
 
-It cuts the published slots into batches, numbers them, keeps what is in flight inside a
-window, and frees slots when the target says that they are durable. On anything that may
-have lost a batch it greets the target again, which names the place to go on from
-(go-back-N). Resync batches stand in the order like any other.
+It divides the published slots into batches, numbers them, keeps batches in flight within a window,
+and frees slots once the target has acknowledged them as durable. After any event that may have lost
+a batch it starts a new session, for which the target gives the position to continue from
+(go-back-N). Resync batches are numbered in the same order.
 
 ===================  ==========================================================
-`session`            the conversation with the target
+`session`            the session with the target
 `order`              the order of batches
-`order.window`       numbers and places of batches in flight
-`order.consistency`  what the replica is worth, and which marker is due
+`order.window`       numbers and positions of batches in flight
+`order.consistency`  the replica's condition, and the pending marker
 `overflow`           when the capture leaves OVERFLOW
-`scheduler`          leases of scanners, exclusions, what is cleared
+`scheduler`          leases of scanners, exclusions, clearing of regions
 ===================  ==========================================================
 
-`handle` is the only way in: an event, and the actions that it leads to, in their order.
-Time comes as `Tick`, results of I/O come as events. What changes the capture's bitmaps or
-mode is followed by a `QueryStatus`, and nothing is decided before its answer.
+`handle` is the only entry point: it takes an event and returns actions, in order. Time arrives as
+`Tick`, results of I/O as events. An action that changes the capture's bitmaps or mode is followed
+by a `QueryStatus`, and nothing is decided before its answer.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ _IN_EVERY_ROUND = (
     events.SenderReady,
     events.RoundEnded,
 )
-"""Events that would leave no room in the story for anything else."""
+"""Events that are not recorded in the story, which they would fill."""
 
 
 class SourceNode:
-    """See the module's text. One instance lives as long as its reader process.
+    """See the module's docstring. One instance per reader process.
 
     Args:
-        volume: its name on both sides.
+        volume: name of the volume on both sides.
         info: of the capture.
-        status: the first look at it.
+        status: its first status.
         ring: its memory.
-        assume_clean: both devices are equal by the user's word, if neither has been
-            replicated before.
+        assume_clean: the operator asserts that both devices are equal; applied only if neither has
+            been replicated before.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class SourceNode:
             info=info, session=self.session, order=self.order, scheduler=self.scheduler
         )
         self.last_ack: Ack | None = None
-        """The target's last acknowledgement: what it remembers of its replica."""
+        """The target's last acknowledgement, with its record of the replica."""
         self.waits_for = Waits.TARGET
-        """What is to be watched, besides time and messages; as of the last `RoundEnded`."""
+        """What to poll for, besides time and messages; as of the last `RoundEnded`."""
         self._greeting = Greeting(
             volume=volume, info=info, order=self.order, assume_clean=assume_clean
         )
@@ -117,11 +117,11 @@ class SourceNode:
         self._actions: list[Action] = []
 
     def handle(self, event: Event) -> list[Action]:
-        """Takes one event; returns what to do, in order.
+        """Handles one event; returns the actions, in order.
 
         Raises:
-            InternalError: an invariant broke, or the event was not to come now; the message
-                holds the recent story.
+            InternalError: an invariant was violated, or the event is impossible now; the message
+                has the recent story.
         """
         actions = self._actions = []
         if self.session.state is Phase.STOPPED:
@@ -129,13 +129,13 @@ class SourceNode:
         if not isinstance(event, _IN_EVERY_ROUND):
             self._story.add(f"{self.session.state.name} <- {event}")
         if self._awaits_status and not isinstance(event, events.StatusArrived):
-            raise self._story.error(f"{event} before the answer to a look")
+            raise self._story.error(f"{event} before the answer to a status query")
         self._HANDLERS[type(event)](self, event)
         self.check_invariants()
         return actions
 
     def check_invariants(self) -> None:
-        """Raises InternalError where the state contradicts itself."""
+        """Raises InternalError if an invariant is violated."""
         contradiction = self.order.window.contradiction()
         if contradiction is not None:
             raise self._story.error(contradiction)
@@ -177,7 +177,7 @@ class SourceNode:
             case Ack() as ack if self.order.is_streaming and ack.epoch == self.order.epoch:
                 self._on_ack(ack)
             case _:
-                pass  # answers to an attempt or an epoch that is over
+                pass  # answers to an earlier attempt or epoch
         self._advance()
 
     def _on_ack(self, ack: Ack) -> None:
@@ -189,7 +189,7 @@ class SourceNode:
             self.session.progressed()
 
     def _fire(self, event: object) -> None:
-        """Has the session take an event, and does what follows from it."""
+        """Passes an event to the session, and performs its outcome."""
         self.session.fire(event)
         outcome, self.session.outcome = self.session.outcome, []
         for each in outcome:
@@ -215,7 +215,7 @@ class SourceNode:
     # The capture.
 
     def _mark(self, actions: list[Action]) -> None:
-        """Regions are marked by these actions: what leases have found is worth nothing."""
+        """Adds actions that mark regions, which invalidates the results of leases."""
         self.scheduler.forget()
         self._actions += actions
         self._awaits_status = True
@@ -270,7 +270,7 @@ class SourceNode:
     # Scanners and commands.
 
     def _advance(self) -> None:
-        """Gives scanners what they wait for; what is cleared is looked at before more."""
+        """Advances the scheduler; clearing regions is followed by a status query."""
         if self.session.state is Phase.STOPPED:
             return
         if not self._awaits_status:

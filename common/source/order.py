@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The order of batches: what is next, what is in flight, what a scan may add.
+"""The order of batches: the next one, those in flight, and those that a scan may add.
 
-Live slots, markers and resync batches stand in one order. Numbers come from the window,
-markers from the consistency, and both go on only while the session streams.
+Live slots, markers and resync batches are in one order. `Window` assigns numbers, `Consistency`
+determines markers; both only while the session is streaming.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bdr.common.wire.control import Ack, Welcome
 
 
 class Ring(Protocol):
-    """The capture's memory, as it is now; reading it has no effect."""
+    """The capture's present memory; reading it has no side effects."""
 
     def published(self, first: int, limit: int) -> int:
         """Slots from `first` on, at most `limit`, that are published and whole writes."""
@@ -44,24 +44,24 @@ class Ring(Protocol):
 
 
 class Waits(Enum):
-    """What the next batch waits for."""
+    """The event that the next batch waits for."""
 
     TARGET = auto()
-    """A message of the target: none may go."""
+    """A message of the target: no batch may be sent."""
     RING = auto()
-    """The next slot, or another mode of the capture."""
+    """The next published slot, or a change of the capture's mode."""
     SENDER = auto()
-    """A sender that can take it."""
+    """A sender that can accept it."""
 
 
 class Order:
-    """See the module's text.
+    """See the module's docstring.
 
     Args:
         info: of the capture.
-        status: the first look at it.
+        status: its first status.
         ring: its memory.
-        session: says whether batches may go.
+        session: determines whether batches may be sent.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Order:
         story: Story,
     ) -> None:
         self.status = status
-        """The last look at the capture."""
+        """The capture's last status."""
         self.now_at = 0.0
         self.window = Window(settings=window, stream=info.stream, tail=status.tail)
         self.consistency = Consistency(status, story)
@@ -85,28 +85,28 @@ class Order:
         self._session = session
         self._story = story
         self._seen_head = status.head
-        """The ring's head as the cursor of a session that is over had seen it."""
+        """The ring's highest head known from earlier sessions."""
 
-    # What is where.
+    # State.
 
     @property
     def is_streaming(self) -> bool:
-        """Whether batches may go at all."""
+        """Whether batches may be sent."""
         return self._session.state is Phase.STREAMING
 
     @property
     def condition(self) -> Condition:
-        """Of the replica, as this source has declared it."""
+        """The replica's condition, as declared by this source."""
         return self.consistency.state
 
     @property
     def epoch(self) -> int:
-        """Of the session; 0 before the first."""
+        """Epoch of the session; 0 before the first."""
         return self._session.epoch
 
     @property
     def head(self) -> int:
-        """The ring's head, as far as it is known."""
+        """The ring's last known head."""
         return max(self.status.head, self.cursor, self._seen_head)
 
     @property
@@ -129,28 +129,28 @@ class Order:
         """Every batch up to this number is durable."""
         return self.window.durable
 
-    # What happens.
+    # Events.
 
     def begin(self, welcome: Welcome) -> None:
-        """A session has begun."""
+        """A session has started."""
         self.consistency.begin(welcome.condition, head=self.head)
         self.window.begin(epoch=welcome.epoch, slot=welcome.slot)
 
     def forget(self) -> None:
-        """What is in flight may be lost: the target will say where to go on."""
+        """Batches in flight may be lost: the next WELCOME gives the position to continue from."""
         self._seen_head = self.head
         self.window.forget()
         self.consistency.forget()
 
     def see(self, status: CaptureStatus) -> None:
-        """A look at the capture."""
+        """Takes the capture's status."""
         self.status = status
         self.consistency.seen(status)
         if self.is_streaming:
             self.consistency.fire(StatusSeen(status, self.cursor))
 
     def acknowledge(self, ack: Ack) -> bool:
-        """Takes an acknowledgement that is possible; whether something became durable."""
+        """Takes a valid acknowledgement; returns whether a batch became durable."""
         return self.window.acknowledge(
             accepted=ack.accepted,
             durable=ack.durable,
@@ -161,7 +161,7 @@ class Order:
     # The next batch.
 
     def waits_for(self) -> Waits:
-        """What the next batch waits for, as the ring is now."""
+        """The event that the next batch waits for, given the present ring."""
         if not self._may_go():
             return Waits.TARGET
         if self._due_marker() is not None:
@@ -172,7 +172,7 @@ class Order:
         return Waits.SENDER if self._ring.published(self.cursor, limit) else Waits.RING
 
     def next_batch(self) -> BatchHeader | None:
-        """Numbers the next batch, if there is one and it may go."""
+        """Numbers the next batch, if there is one and it may be sent."""
         if not self._may_go():
             return None
         marker = self._due_marker()
@@ -193,7 +193,7 @@ class Order:
         return self.consistency.due_marker(self.cursor)
 
     def _limit(self) -> int:
-        """Most slots that the next batch may hold; 0 if none may go now."""
+        """Most slots of the next batch; 0 if none may be sent now."""
         limit = self.window.room_slots
         gap = self.consistency.gap()
         if gap is not None and self.cursor < gap <= self.cursor + limit:
@@ -218,12 +218,12 @@ class Order:
 
     @property
     def resync_limit(self) -> int:
-        """Resync batches in flight that are enough."""
+        """Target number of resync batches in flight."""
         return self._quota.limit
 
     @property
     def resync_batches_max(self) -> int:
-        """No lease may have more."""
+        """Most resync batches of a lease."""
         return self._quota.settings.batches
 
     @property
@@ -238,7 +238,7 @@ class Order:
         )
 
     def number_resync(self, batches: int) -> BatchHeader:
-        """Numbers so many resync batches, at most `resync_room`; returns the first's header."""
+        """Numbers this many resync batches, at most `resync_room`; returns the first header."""
         if not 0 < batches <= self.resync_room:
             raise self._story.error(f"{batches} batches for a room of {self.resync_room}")
         first = self._add(BatchKind.RESYNC)
@@ -247,5 +247,5 @@ class Order:
         return first
 
     def request_scan(self) -> None:
-        """A scanner waits for the replica to be declared inconsistent."""
+        """A scanner waits until the replica is declared inconsistent."""
         self.consistency.fire(ScanRequested())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""When the capture leaves OVERFLOW, and when regions of failed writes join a scan.
+"""Decides when the capture leaves OVERFLOW, and when failed writes' regions join a scan.
 
-Under a load above the link's rate the ring fills again and again. Each time that it does
-so soon, the next overflow lasts twice as long: what is written meanwhile only dirties
-regions, each of which is moved once, and the replica stays what it was.
+Under a load above the link's rate the ring overflows repeatedly. Each time that it does so soon
+after the last, the overflow lasts twice as long: writes during it only mark regions, each of which
+is copied once, and the replica keeps its condition.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from bdr.common.ring.layout import Mode
 
 @dataclass(frozen=True, slots=True)
 class OverflowSettings:
-    """Shares of the ring; times in seconds."""
+    """Fractions are of the ring's capacity."""
 
     resume_below: float = 0.25
-    """Leave OVERFLOW when no more than this share of the ring is in use."""
+    """Leave OVERFLOW when no more than this fraction of the ring is in use."""
     min_s: float = 1.0
-    """An OVERFLOW so soon after one was left lasts at least so long; doubles."""
+    """Minimum duration of an OVERFLOW that starts soon after the last; doubles."""
     max_s: float = 16.0
     failed_wait_s: float = 60.0
     failed_wait_max_s: float = 3600.0
-    """Regions of failed writes wait so long for the end of a scan, then join it, which begins
-    anew: each time in the same scan, twice as long."""
+    """Regions of failed writes wait this long for the end of a scan, then join it, which restarts
+    it; doubles each time within a scan."""
 
 
 @dataclass(frozen=True, slots=True)
 class StatusSeen:
-    """A look at the capture."""
+    """The capture's status arrived."""
 
     status: CaptureStatus
     now_at: float
@@ -42,16 +42,16 @@ class StatusSeen:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The capture was told to resume, at the look before."""
+    """The capture left OVERFLOW after the last status."""
 
     now_at: float
 
 
 class OverflowPacing(Machine[Mode]):
-    """See the module's text.
+    """See the module's docstring.
 
     Args:
-        status: the first look at the capture.
+        status: the capture's first status.
         capacity: slots of the ring.
     """
 
@@ -60,24 +60,24 @@ class OverflowPacing(Machine[Mode]):
     ) -> None:
         super().__init__(status.mode, story)
         self.has_begun = False
-        """Whether the last look found an overflow that no look had found before."""
+        """Whether the last status shows a new overflow."""
         self._status = status
         self._capacity = capacity
         self._settings = settings
         self._resumed_at = -math.inf
         self._wait_s = 0.0
         self._resume_at = 0.0
-        """An overflow lasts until then, at least."""
+        """Earliest end of the present overflow."""
         self._unfailed_at = 0.0
-        """When no region was marked that a scan does not know of."""
+        """Last time without regions of failed writes outside the scan."""
         self._failed_wait_s = settings.failed_wait_s
 
     def should_resume(self, now_at: float) -> bool:
-        """Whether the capture is to resume now."""
+        """Whether the capture should leave OVERFLOW, or merge its bitmaps, now."""
         status = self._status
         if self.state is Mode.STREAM:
-            # Writes that failed. Not in the middle of a scan, which would begin anew; but a
-            # region that cannot be read keeps its bit, so that a scan may never end.
+            # Failed writes. Not during a scan, which would restart; but an unreadable region keeps
+            # its bit, so that a scan may never end.
             is_due = now_at - self._unfailed_at >= self._failed_wait_s
             return status.active_regions > 0 and (not status.resync_regions or is_due)
         return (
@@ -89,7 +89,7 @@ class OverflowPacing(Machine[Mode]):
 
     def _on_look(self, looked: StatusSeen) -> None:
         status = looked.status
-        # Their number, not the mode: it may have begun anew since the last look.
+        # The count, not the mode: a new overflow may have started since the last status.
         self.has_begun = status.mode is Mode.OVERFLOW and status.overflows != self._status.overflows
         if self.has_begun:
             self._pace(looked.now_at)
@@ -103,11 +103,11 @@ class OverflowPacing(Machine[Mode]):
     def _on_resumed(self, resumed: Resumed) -> None:
         self._resumed_at = self._unfailed_at = resumed.now_at
         if self._status.active_regions and self._status.resync_regions:
-            # A scan begins anew, after an overflow too.
+            # The scan restarts, after an overflow too.
             self._failed_wait_s = min(2 * self._failed_wait_s, self._settings.failed_wait_max_s)
 
     def _pace(self, now_at: float) -> None:
-        """An overflow has begun: how long it lasts at least."""
+        """An overflow has started: sets its minimum duration."""
         settings = self._settings
         if now_at - self._resumed_at > 2 * max(self._wait_s, settings.min_s):
             self._wait_s = 0.0

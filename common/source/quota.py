@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How many resync batches may be in flight: live writes wait behind them.
+"""Limits the resync batches in flight, which delay live writes.
 
-What the ring gathers meanwhile must fit into it, or a scan over a slow link would make
-the overflow that the next scan has to repair.
+Writes captured meanwhile must fit into the ring, or a scan over a slow link would cause an
+overflow, and so the next scan.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RESYNC_SLOTS = 256
-"""What a resync batch has at most, as a rule: 1 MiB."""
+"""Typical maximum of slots in a resync batch: 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuotaSettings:
-    """Shares are of the ring."""
+    """Fractions are of the ring's capacity."""
 
     batches: int = 32
-    """Most resync batches in flight: a scan's part of the window."""
+    """Most resync batches in flight: a scan's share of the window."""
     share: float = 0.25
-    """And no more of them than fit into this share of the ring, but one."""
+    """At most as many as fit into this fraction of the ring, but at least one."""
     below: float = 0.5
-    """None is added while more than this share of the ring is in use."""
+    """None is added while more than this fraction of the ring is in use."""
 
 
 class ResyncQuota:
-    """See the module's text.
+    """See the module's docstring.
 
     Args:
         capacity: slots of the ring.
@@ -38,7 +38,7 @@ class ResyncQuota:
 
     @property
     def limit(self) -> int:
-        """Resync batches in flight that are enough."""
+        """Target number of resync batches in flight."""
         share = self.settings.share * self._capacity / RESYNC_SLOTS
         return max(1, min(self.settings.batches, int(share)))
 
@@ -46,12 +46,12 @@ class ResyncQuota:
         """Resync batches that may be numbered now.
 
         Args:
-            used_slots: of the ring, by writes that the target does not have yet.
+            used_slots: slots in use by writes that are not durable on the target.
             resync_in_flight: resync batches in flight.
             room_batches: batches for which the window has room.
         """
         if used_slots > self.settings.below * self._capacity:
             return 0
-        # Those of one lease go together.
+        # The batches of one lease are numbered together.
         limit = self.limit if resync_in_flight else self.settings.batches
         return max(0, min(limit - resync_in_flight, room_batches))

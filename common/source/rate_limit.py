@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How fast a scan may go. No clock here: time is an argument."""
+"""Limits the rate of a scan. No clock here: time is an argument."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ScanRateSettings:
-    """How fast a scan may go."""
+    """Rates of a scan."""
 
     rate: float | None = None
-    """Bytes of the device a second; None for as fast as it goes."""
+    """Bytes of the device per second; None: unlimited."""
     behind_slots: int = 4096
-    """While so many slots wait to be dispatched, live replication comes first."""
+    """While more slots than this wait to be dispatched, live replication has priority."""
     floor: float = 16 << 20
-    """Bytes a second that a scan gets even then."""
+    """Bytes per second of a scan meanwhile."""
     burst_s: float = 0.25
-    """What was not used is kept for so long."""
+    """Unused tokens are kept for this time."""
 
 
 class ScanRateLimit:
@@ -29,14 +29,14 @@ class ScanRateLimit:
         self._refilled_at: float | None = None
 
     def rate(self, *, behind_slots: int) -> float | None:
-        """Bytes a second now; None for no limit."""
+        """Bytes per second now; None: unlimited."""
         settings = self.settings
         if behind_slots <= settings.behind_slots:
             return settings.rate
         return settings.floor if settings.rate is None else min(settings.floor, settings.rate)
 
     def may_take(self, *, now_at: float, behind_slots: int) -> bool:
-        """Whether some work may be taken now; then `take` must say how much it was."""
+        """Whether work may be taken now; if so, the caller passes its size to `take`."""
         rate = self.rate(behind_slots=behind_slots)
         passed_s = now_at - self._refilled_at if self._refilled_at is not None else 0.0
         self._refilled_at = now_at
@@ -48,5 +48,5 @@ class ScanRateLimit:
         return self._tokens >= 0
 
     def take(self, size: int) -> None:
-        """`size` bytes were taken; more than there were, the next wait is longer."""
+        """Consumes `size` bytes; may overdraw, which lengthens the next wait."""
         self._tokens -= size

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which dirty regions are out for repair, and which chunks of them are left.
+"""Dirty regions that are taken for repair, and their remaining chunks.
 
-A region is **out** from the moment that its chunks are planned until it is cleared or given
-back, so that no look at the bitmap hands it out twice. A region that is longer than a chunk
-is cleared with the last of its chunks. One that the source cannot read keeps its bit, and is
-tried again after a while.
+A region is **taken** from the planning of its chunks until it is cleared or given back, so that no
+read of the bitmap takes it twice. A region longer than a chunk is cleared with the last of its
+chunks. A region that is unreadable on the source keeps its bit, and is retried later.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from bdr.common.capture.api import Bitmap, CaptureInfo
 from bdr.common.scan.plan import CHUNK_SECTORS, Chunk, joined, plan_chunks, unpack_bits
 
 ReadBits = Callable[[Bitmap, int, int], bytes]
-"""Bits of so many regions from one on, as `Capture.read_bitmap` gives them."""
+"""Bits of a range of regions, as `Capture.read_bitmap` returns them."""
 
 WINDOW_REGIONS = 8 * 65536
-"""Regions that are looked at in one go."""
+"""Regions that are read at a time."""
 
 
 class Regions:
-    """See the module's text.
+    """See the module's docstring.
 
     Args:
-        read_bits: gives the capture's bitmaps.
-        unreadable_s: an unreadable region is tried again after so long.
+        read_bits: reads the capture's bitmaps.
+        unreadable_s: an unreadable region is retried after this time.
     """
 
     def __init__(self, *, info: CaptureInfo, read_bits: ReadBits, unreadable_s: float) -> None:
@@ -40,30 +39,30 @@ class Regions:
         self._planned: deque[Chunk] = deque()
         self._next_region = 0
         self._is_exhausted = False
-        """Whether a look at the whole bitmap has found nothing to hand out; until something is
-        given back. What is marked anew comes with `forget`."""
+        """Whether the whole bitmap has no region that is not taken; until one is given back. New
+        marks imply `forget`."""
         self._partial: dict[int, dict[int, int]] = {}
-        """Of regions that are longer than a chunk: the chunks that are repaired."""
+        """For regions longer than a chunk: the repaired chunks."""
         self._unreadable: dict[int, tuple[float, list[Chunk]]] = {}
-        """Region, to when it is tried again, and what of it could not be read."""
+        """Region, to the time of its retry, and its unreadable chunks."""
 
     @property
     def unreadable(self) -> list[Chunk]:
-        """Ranges that the source could not read."""
+        """Ranges that are unreadable on the source."""
         return sorted({chunk for _, chunks in self._unreadable.values() for chunk in chunks})
 
     @property
     def unreadable_count(self) -> int:
-        """Regions that have some."""
+        """Regions with such ranges."""
         return len(self._unreadable)
 
     def of(self, chunk: Chunk) -> range:
-        """The regions in which a chunk lies."""
+        """The regions that a chunk overlaps."""
         size = self._info.region_sectors
         return range(chunk[0] // size, (chunk[0] + chunk[1] - 1) // size + 1)
 
     def forget(self) -> None:
-        """Nothing is out any more, and regions may have been marked anew."""
+        """Gives everything back; regions may have been marked anew."""
         self._planned.clear()
         self._partial.clear()
         self._unreadable.clear()
@@ -72,7 +71,7 @@ class Regions:
         self._next_region = 0
 
     def take(self, *, chunks_max: int, sectors_max: int) -> list[Chunk]:
-        """Chunks of dirty regions, which are out from now on; none if none are left."""
+        """Takes chunks of dirty regions; empty if none are left."""
         if not self._planned:
             self._plan()
         chunks: list[Chunk] = []
@@ -87,7 +86,7 @@ class Regions:
         return chunks
 
     def give_back(self, chunks: Sequence[Chunk]) -> None:
-        """A later look at the bitmap finds them again."""
+        """Gives chunks back: a later read of the bitmap finds them again."""
         self._is_exhausted = False
         for chunk in chunks:
             for region in self.of(chunk):
@@ -102,11 +101,11 @@ class Regions:
         unreadable: Sequence[Chunk],
         now_at: float,
     ) -> list[Chunk]:
-        """What of compared chunks may be cleared once their repairs are durable.
+        """The parts of compared chunks that may be cleared once their repairs are durable.
 
         Args:
-            again: not judged; given back.
-            unreadable: what the source cannot read; kept out until it is tried again.
+            again: not compared; given back.
+            unreadable: unreadable on the source; stay taken until their retry.
         """
         size = self._info.region_sectors
         bad = {region for chunk in unreadable for region in self.of(chunk)}
@@ -126,7 +125,7 @@ class Regions:
         return done if size > CHUNK_SECTORS else joined(done)
 
     def repaired(self, chunk: Chunk) -> range:
-        """A chunk's repair is durable; returns the regions that are to be cleared."""
+        """A chunk's repair is durable; returns the regions to clear."""
         regions = self.of(chunk)
         size = self._info.region_sectors
         if size > CHUNK_SECTORS:
@@ -140,7 +139,7 @@ class Regions:
         return regions
 
     def retry_unreadable(self, now_at: float) -> None:
-        """Gives back what could not be read, where its time is over."""
+        """Gives back unreadable regions whose retry is due."""
         for region, (retry_at, _) in list(self._unreadable.items()):
             if now_at >= retry_at:
                 del self._unreadable[region]
@@ -160,7 +159,7 @@ class Regions:
         return sorted(found)
 
     def _plan(self) -> None:
-        """Looks for the next part of the bitmap that has work."""
+        """Plans chunks from the next part of the bitmap with dirty regions."""
         if self._is_exhausted:
             return
         regions = self._info.regions

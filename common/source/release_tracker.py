@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the capture was told last: which slots are free, and which slot to wake the reader for."""
+"""The last release sent to the capture: freed slots, and the slot of the armed wake-up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bdr.common.source.order import Order, Waits
 
 
 class ReleaseTracker:
-    """Tells the capture once for a round, and only what is news.
+    """Issues at most one `Release` per round, and only if something changed.
 
     Args:
         order: of the batches; slots below its tail are free.
@@ -18,14 +18,15 @@ class ReleaseTracker:
         self._order = order
         self._tail = order.tail
         self._armed: int | None = None
-        """The slot that the capture wakes the reader for, until it has."""
+        """The slot of the armed wake-up; None once it has fired."""
 
     def woken(self) -> None:
-        """The capture has woken the reader, and will not again until it is asked to."""
+        """The wake-up has fired, and is disarmed until the next `Release`."""
         self._armed = None
 
     def end_round(self, waits_for: Waits) -> list[Action]:
-        """Frees what may be, and asks to be woken for the next slot if nothing else will."""
+        """Frees durable slots, and arms the wake-up for the next slot if nothing else is
+        awaited."""
         tail, cursor = self._order.tail, self._order.cursor
         has_to_arm = waits_for is Waits.RING and cursor != self._armed
         if not has_to_arm and tail == self._tail:

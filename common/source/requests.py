@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What scanners and commands ask of the reader.
+"""Requests of scanners and commands.
 
-A scanner's requests are taken at once. What a user asks about is the present: a command's
-requests wait for a look at the capture that came after them.
+A scanner's requests are handled at once. A command's wait for a status of the capture that is newer
+than the request, so that the answer is current.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNREADABLE_SHOWN = 1024
 
 
 class Requests:
-    """Hands requests to the scheduler, and answers how far a scan is."""
+    """Passes requests to the scheduler, and reports the progress of a scan."""
 
     def __init__(
         self, *, info: CaptureInfo, session: Session, order: Order, scheduler: ResyncScheduler
@@ -44,11 +44,11 @@ class Requests:
 
     @property
     def are_waiting(self) -> bool:
-        """Whether a look at the capture is due."""
+        """Whether requests wait for the capture's status."""
         return bool(self._waiting)
 
     def take(self, peer: Peer, request: Request) -> list[Action]:
-        """Takes a request; a command's waits."""
+        """Handles a scanner's request; queues a command's."""
         match request:
             case Acquire():
                 self._scheduler.acquire(peer, request)
@@ -59,10 +59,10 @@ class Requests:
         return []
 
     def answer_next(self) -> tuple[list[Action], list[Action]]:
-        """Takes the next that has waited, after a look.
+        """Handles the next queued request, after a status arrived.
 
         Returns:
-            Actions that mark regions, after which there must be another look; and others.
+            Actions that mark regions, which another status query must follow; and others.
         """
         peer, request = self._waiting.popleft()
         match request:

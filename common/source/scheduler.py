@@ -1,43 +1,43 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Who scans what, and where in the order it stands: the reader's side of a scan.
+"""Schedules scans: leases of chunks, and the position of repairs in the order.
 
-Scanners acquire **leases**, each of some dirty chunks. From then on until the scanner
-commits, every sector of them that a live batch covers is noted:
+Scanners acquire **leases**, each of some dirty chunks. Until the scanner commits, every sector of
+them that a live batch covers is recorded:
 
 ======= ============================= ============================================
         scanner                       reader
 ======= ============================= ============================================
-BEGIN   ACQUIRE, gets GRANT           a lease is open; notes what is dispatched
+BEGIN   ACQUIRE, receives GRANT       opens a lease; records what is dispatched
         reads and compares the source
         with the target's digests
-COMMIT  COMMIT, gets COMMITTED        closes the lease, numbers its batches, and
-                                      says which sectors live batches have
-        sends what differs, without
-        those sectors
+COMMIT  COMMIT, receives COMMITTED    closes the lease, numbers its batches, and
+                                      returns the sectors of live batches
+        sends the differences, without
+        these sectors
 ======= ============================= ============================================
 
-Why a stale block never overwrites a newer write: what was dispatched before BEGIN
-is on the source's disk (published means completed), so the read has it or something
-newer; what is dispatched in between is left out of the batch; what is dispatched
-after COMMIT follows it in the order.
+Why a stale block never overwrites a newer write: what was dispatched before BEGIN is on the
+source's disk (published means completed), so the scanner reads that or newer data; what is
+dispatched in between is excluded from the batch; what is dispatched after COMMIT follows it in the
+order.
 
-One thing must hold for that: what the ring has missed must be newer than any slot that
-the target does not have yet when it makes its digests. Else a slot of before the gap would
-have its sector left out, and the missed write, which the read has, would be lost; or the
-target's old block would be equal to what was missed, and the slot would come after that.
-So no lease is opened before the target has everything up to the head that the ring had
-when regions were last marked or merged (the **hold**).
+This requires that writes which the ring missed are newer than any slot that is not applied on the
+target when it computes its digests. Otherwise a slot from before the gap would have its sector
+excluded, and the missed write, which the scanner has read, would be lost; or the target's old block
+would equal the missed write, and the slot would overwrite it later. So no lease is opened before
+everything up to the head that the ring had when regions were last marked or merged is durable on
+the target (the **hold**).
 
-Regions are cleared when the target has acknowledged everything dispatched before
-the COMMIT of their last chunk, the repairs among it: an equal chunk may owe that to
-a repair of before that is not durable yet.
+Regions are cleared when the target has acknowledged everything dispatched before the COMMIT of
+their last chunk, including the repairs: a chunk may be equal because of an earlier repair that is
+not durable yet.
 
-Everything is forgotten, and bits stay set, when batches may have been lost, when regions
-may have been marked anew, and when a scanner is lost (`forget`). Chunks are then leased
-again, but only after all that was dispatched before is durable: a repair under way must
-not land on what is compared next.
+All leases are revoked, and bits stay set, when batches may have been lost, when regions may have
+been marked anew, and when a scanner is lost (`forget`). Chunks are then leased again, but only
+after everything dispatched before is durable: a repair in flight must not be applied to a chunk
+that is being compared.
 
-Commands that only verify have leases too: `common.source.verification`.
+Commands that only verify hold leases too: `common.source.verification`.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ from bdr.common.wire.scan import (
 
 
 class ResyncScheduler:
-    """See the module's text. One instance lives as long as its reader process.
+    """See the module's docstring. One instance per reader process.
 
     Args:
         order: of the batches.
-        read_bits: gives the capture's bitmaps.
+        read_bits: reads the capture's bitmaps.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class ResyncScheduler:
         self._requests = LeaseRequests()
         self._now_at = 0.0
 
-    # What the node asks.
+    # State.
 
     @property
     def has_open_leases(self) -> bool:
@@ -123,43 +123,43 @@ class ResyncScheduler:
 
     @property
     def scanners(self) -> int:
-        """Scanners that asked lately."""
+        """Number of connected scanners."""
         return self._requests.scanners(self._now_at)
 
-    # What happens.
+    # Events.
 
     def forget(self) -> None:
-        """Batches may have been lost, or regions marked anew; done at the next step."""
+        """Batches may have been lost, or regions marked anew; takes effect at the next step."""
         self._must_forget = True
 
     def scanner_lost(self) -> None:
-        """A connection ended, nobody knows whose."""
+        """An unidentified scanner disconnected."""
         self._must_forget = self._is_scanner_lost = True
 
     def dispatched(self, headers: Headers, payload: Buffer) -> None:
-        """A live batch goes out: its sectors are no longer any open lease's."""
+        """A live batch was dispatched: its sectors are excluded from open leases."""
         self._leases.exclude(Covered.of(headers, payload))
 
     def acquire(self, peer: Peer, request: LeaseRequest) -> None:
-        """Takes a request for a lease; a repeated one is the same."""
+        """Takes a request for a lease; a repetition is ignored."""
         if not self._leases.is_waiting(peer, request):
             self._requests.put(peer, request, now_at=self._now_at)
 
     def commit(self, peer: Peer, commit: Commit) -> list[Action]:
-        """Takes the end of a scanner's lease."""
+        """A scanner finished its lease."""
         lease = self._leases.find(peer, commit.lease, is_verify=False)
         if lease is None:
             return [Reply(peer, Revoked(commit.lease))]
         if lease.state is not LeaseState.GRANTED:
             return []  # repeated
         if commit.batches > self._order.resync_batches_max:
-            # It would wait for ever: this scanner is of another version.
+            # It would wait indefinitely: the scanner is of another version.
             return self._expire(lease)
         lease.fire(commit)
         return []
 
     def end(self, peer: Peer, end: VerifyEnd) -> list[Action]:
-        """Takes the end of a command's lease; the node has just looked at the capture."""
+        """A command finished its lease; the capture's status is current."""
         lease = self._leases.find(peer, end.lease, is_verify=True)
         if lease is None:
             return [Reply(peer, Revoked(end.lease))]
@@ -168,7 +168,7 @@ class ResyncScheduler:
         return []
 
     def mark(self, resync: Resync) -> list[Action]:
-        """Has ranges repaired; none means everything."""
+        """Marks ranges to be repaired; an empty list means everything."""
         # A region may be marked during its own repair.
         self.forget()
         size = self._info.device_sectors
@@ -177,10 +177,10 @@ class ResyncScheduler:
         return [MarkRegions(regions.start, len(regions)) for regions in marked]
 
     def step(self, now_at: float) -> list[Action]:
-        """Does what can be done now.
+        """Performs everything that is possible now.
 
-        After a `ClearRegions` the capture must be looked at before the next step, or bits
-        would be read that are about to be cleared.
+        A `ClearRegions` must be performed before the next step, which would otherwise read bits
+        that are about to be cleared.
         """
         self._now_at = now_at
         actions: list[Action] = []
@@ -202,7 +202,7 @@ class ResyncScheduler:
     # Losses.
 
     def _forget_all(self) -> list[Action]:
-        """Forgets what is under way: it may be lost, or regions marked anew."""
+        """Revokes all leases: batches may be lost, or regions marked anew."""
         actions: list[Action] = []
         for lease in self._leases:
             if lease.state is LeaseState.WAITING:
@@ -242,7 +242,7 @@ class ResyncScheduler:
         return actions
 
     def _advance(self, lease: Lease) -> list[Action]:
-        """Moves one lease on, if what it waits for has happened."""
+        """Advances one lease, if its barrier was reached."""
         order, room = self._order, self._order.resync_room
         is_old = self._now_at - lease.opened_at > self._settings.lease_s
         match lease.state:
@@ -282,7 +282,7 @@ class ResyncScheduler:
     # Requests for a lease.
 
     def _serve(self, peer: Peer, request: LeaseRequest) -> list[Action] | None:
-        """What a request leads to, or None while it must wait."""
+        """The answer to a request, or None while it must wait."""
         if isinstance(request, VerifyBegin):
             return self._begin_verify(peer, request)
         chunks = self._grants.next_chunks(now_at=self._now_at, open_leases=self._leases.open_count)

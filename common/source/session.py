@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The source's conversation with its target: greeting, silence, losses, pauses.
+"""The source's session with its target: handshake, timeouts, losses, pauses.
 
-- OFFLINE: no connection to the target. LINK UP -> greet.
-- GREETING: HELLO sent. WELCOME of this very attempt -> STREAMING. REFUSED -> PAUSED, or
-  STOPPED if it cannot pass. Silence -> HELLO again.
-- STREAMING: batches may go. A rewind, a loss, or silence -> greet again: at once the first
-  time, after growing pauses if nothing became durable since.
-- PAUSED: until the pause is over, then greet.
-- LINK DOWN, from anywhere -> OFFLINE. A REFUSED that was still on its way counts.
-- STOPPED: an error that does not pass was reported; nothing leads out.
+- OFFLINE: no connection to the target. LINK UP -> send HELLO.
+- GREETING: HELLO sent. WELCOME of the same attempt -> STREAMING. REFUSED -> PAUSED, or STOPPED if
+  it is permanent. Timeout -> HELLO again.
+- STREAMING: batches may be sent. A rewind, a loss, or a timeout -> HELLO again: at once the first
+  time, after increasing pauses if nothing became durable since.
+- PAUSED: until the pause has elapsed, then HELLO.
+- LINK DOWN, in any state -> OFFLINE. A REFUSED that arrives late is still handled.
+- STOPPED: a permanent error was reported; final state.
 
-Whenever batches in flight may be lost it says so by `DropInFlight`.
+Whenever batches in flight may be lost, the outcome includes `DropInFlight`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DOUBLINGS_MAX = 16
 
 
 class Phase(Enum):
-    """Where the conversation stands."""
+    """See the module's docstring."""
 
     OFFLINE = auto()
     GREETING = auto()
@@ -47,25 +47,25 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An error that does not pass."""
+    """A permanent error."""
 
     error: BdrError
 
 
 @dataclass(frozen=True, slots=True)
 class BadWelcome:
-    """A WELCOME that this source cannot follow."""
+    """A WELCOME that is invalid for this source."""
 
     attempt: int
     error: BdrError
 
 
-# What the node is to do, besides actions of its own.
+# Outcomes that the node handles, besides actions.
 
 
 @dataclass(frozen=True, slots=True)
 class DropInFlight:
-    """Whatever is in flight may be lost."""
+    """Batches in flight may be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class SendPing:
 
 @dataclass(frozen=True, slots=True)
 class SessionBegan:
-    """Batches may go, as this says."""
+    """Batches may be sent, from the position in this WELCOME."""
 
     welcome: Welcome
 
@@ -92,19 +92,19 @@ Outcome = DropInFlight | SendHello | SendPing | SessionBegan | Announce | Stop
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """Times, in seconds."""
+    """Timeouts and pauses."""
 
     hello_s: float = 1.0
     """Before a HELLO is repeated; doubles."""
     ping_s: float = 1.0
     silence_s: float = 5.0
-    """Without a message of the target for so long, the link counts as dead."""
+    """Without a message from the target for this time, the link counts as dead."""
     pause_min_s: float = 0.25
     pause_max_s: float = 10.0
 
 
 class Session(Machine[Phase]):
-    """See the module's text.
+    """See the module's docstring.
 
     Args:
         volume: for messages.
@@ -120,9 +120,9 @@ class Session(Machine[Phase]):
         super().__init__(Phase.OFFLINE, story)
         self.epoch = 0
         self.consecutive_losses = 0
-        """Losses in a row without anything that became durable."""
+        """Losses since a batch last became durable."""
         self.outcome: list[Outcome] = []
-        """What the last events ask for; whoever takes it empties it."""
+        """Results of the last events; the node removes them."""
         self._volume = volume
         self._settings = settings
         self.attempt = 0
@@ -135,11 +135,11 @@ class Session(Machine[Phase]):
         self._paused_until_at = 0.0
 
     def heard(self) -> None:
-        """A message of the target came, whatever it says."""
+        """A message arrived from the target."""
         self._heard_at = self._now_at
 
     def progressed(self) -> None:
-        """Something became durable: the next setback is the first of its row."""
+        """A batch became durable."""
         self.consecutive_losses = 0
 
     # Handlers.
@@ -210,7 +210,7 @@ class Session(Machine[Phase]):
 
     def _greet(self) -> None:
         self.attempt += 1
-        # Longer each time: an answer to an earlier attempt must find its way first.
+        # Doubles, so that the answer to an earlier attempt can arrive first.
         self._hello_at = self._now_at + min(
             self._settings.hello_s * 2 ** min(self._hellos, _DOUBLINGS_MAX),
             self._settings.pause_max_s,
@@ -220,7 +220,7 @@ class Session(Machine[Phase]):
         self.state = Phase.GREETING
 
     def _back_off(self, why: str) -> None:
-        """Greets again, slower each time that nothing became durable."""
+        """Sends HELLO again, after increasing pauses while nothing becomes durable."""
         if self.consecutive_losses == 0:
             self.consecutive_losses = 1
             self.outcome.append(Announce("rewind", {"epoch": self.epoch, "reason": why}))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Limits and times of a source's node."""
+"""Limits and timeouts of a source's node."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from bdr.common.source.window import WindowSettings
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSettings:
-    """Limits and times, in seconds."""
+    """Limits and timeouts."""
 
     lease_chunks: int = 64
     lease_sectors: int = 16 * CHUNK_SECTORS
     open_leases: int = 32
     lease_s: float = 30.0
-    """A lease that is open for so long belongs to nobody any more."""
+    """A lease that is open for longer expires."""
     unreadable_s: float = 60.0
-    """An unreadable region is tried again after so long."""
+    """An unreadable region is retried after this time."""
     rate_limit: ScanRateSettings = field(default_factory=ScanRateSettings)
 
 
 @dataclass(frozen=True, slots=True)
 class SourceSettings:
-    """Limits and times of every part."""
+    """Limits and timeouts of every component."""
 
     session: SessionSettings = field(default_factory=SessionSettings)
     window: WindowSettings = field(default_factory=WindowSettings)
@@ -37,11 +37,11 @@ class SourceSettings:
     quota: QuotaSettings = field(default_factory=QuotaSettings)
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     status_interval_s: float = 0.25
-    """The capture is looked at so often at least."""
+    """Longest time between two status queries."""
 
     def __post_init__(self) -> None:
         if self.quota.batches > self.window.batches:
-            # A lease whose batches never fit would wait forever.
+            # A lease whose batches never fit would wait indefinitely.
             raise ValueError(
                 f"quota: wanted at most {self.window.batches} batches, as the window has"
             )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Leases of commands, which only verify.
+"""Leases of commands, which only compare.
 
-One is granted when the target has everything dispatched before its opening; it ends when
-everything up to the ring's head as of its end has been dispatched. So every write that its
-reading may have seen is either on both sides, or left out. What is marked at its begin or at
-its end is left out too: it is known to differ, or will be.
+A lease is granted when everything dispatched before its opening is durable; it ends when everything
+up to the ring's head at its end has been dispatched. So every write that the comparison may have
+read is either on both sides or excluded. Regions that are marked at its start or at its end are
+excluded too, since they may differ.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Verification:
         self._chunks_max = chunks_max
 
     def is_possible(self, request: VerifyBegin) -> bool:
-        """Whether its ranges are chunks: ascending, within the device, not too many."""
+        """Whether its ranges are valid chunks: ascending, within the device, not too many."""
         end = 0
         for sector, sectors in request.ranges:
             if sector < end or not 0 < sectors <= CHUNK_SECTORS:
@@ -52,7 +52,7 @@ class Verification:
         return 0 < count <= self._chunks_max and end <= self._info.device_sectors
 
     def open(self, peer: Peer, request: VerifyBegin, *, now_at: float) -> Lease:
-        """Opens a lease of these chunks; it is to be granted later."""
+        """Opens a lease of these chunks, which is granted later."""
         chunks: list[Chunk] = request.ranges
         lease = self._leases.open(
             peer, request.request, chunks, now_at=now_at, barrier=self._order.dispatched
@@ -61,7 +61,7 @@ class Verification:
         return lease
 
     def exclude_marked(self, lease: Lease) -> None:
-        """Leaves out what is marked now."""
+        """Excludes the regions that are marked now."""
         status, size = self._order.status, self._info.region_sectors
         if status.active_regions or status.resync_regions:
             for chunk in lease.chunks:

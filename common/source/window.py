@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Batches in flight: their numbers, their places, and what became durable of them.
+"""Batches in flight: their numbers, positions, and acknowledgement.
 
-The one owner of a batch's number. Numbers are 1, 2, 3 ... within an epoch, without a hole;
-the batches in flight cover the slots from `tail` to `cursor`, without a hole. A resync
-batch or a marker covers none, and stands before slot `cursor`.
+The only place that assigns batch numbers. They are 1, 2, 3 ... within an epoch, without gaps; the
+batches in flight cover the slots from `tail` to `cursor`, without gaps. A resync batch or a marker
+covers none; its position is slot `cursor`.
 
-`forget` is go-back-N: what is in flight may be lost, and the target will say where to go
-on.
+`forget` is go-back-N: batches in flight may be lost, and the next WELCOME gives the position to
+continue from.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _DOUBLINGS_MAX = 6
 
 @dataclass(frozen=True, slots=True)
 class WindowSettings:
-    """Limits. Slots are of 4 KiB; times in seconds."""
+    """Limits. Slots are of 4 KiB."""
 
     slots: int = 8192
     """Most slots in flight: 32 MiB of payload."""
     batches: int = 128
-    """Most batches in flight; below every high-water mark on the way."""
+    """Most batches in flight; below every high-water mark on the path."""
     batch_slots: int = BATCH_SLOTS_MAX
     """Most slots in a batch: 4 MiB of payload."""
     progress_s: float = 20.0
-    """Without an arrival for so long, what is in flight counts as lost; doubles."""
+    """Without an arrival for this time, batches in flight count as lost; doubles."""
 
     def __post_init__(self) -> None:
         if not WRITE_SLOTS_MAX <= self.batch_slots <= BATCH_SLOTS_MAX:
@@ -48,7 +48,7 @@ class _InFlight:
 
 
 class Window:
-    """See the module's text.
+    """See the module's docstring.
 
     Args:
         stream: the capture's.
@@ -92,7 +92,7 @@ class Window:
 
     @property
     def room_slots(self) -> int:
-        """Most slots that the next batch may hold; 0 if that might not be one whole write."""
+        """Most slots of the next batch; 0 if a whole write might not fit."""
         if not self.room_batches:
             return 0
         room = self._settings.slots - (self.cursor - self.tail)
@@ -101,21 +101,21 @@ class Window:
 
     @property
     def has_resync_on_its_way(self) -> bool:
-        """Whether a resync batch may not have arrived yet."""
+        """Whether a resync batch in flight may not have arrived yet."""
         return any(each.is_resync and each.number > self.accepted for each in self._in_flight)
 
     def is_late(self, now_at: float) -> bool:
-        """Whether batches that were dispatched do not arrive."""
+        """Whether dispatched batches fail to arrive in time."""
         return self.accepted < self.dispatched and now_at >= self._late_at
 
     def begin(self, *, epoch: int, slot: int) -> None:
-        """A session begins: `slot` is the next."""
+        """A session starts: `slot` is the next."""
         self.forget()
         self._epoch = epoch
         self.tail = self.cursor = slot
 
     def forget(self) -> None:
-        """What is in flight may be lost."""
+        """Batches in flight may be lost."""
         self._in_flight.clear()
         self.resync_in_flight = 0
         self.cursor = self.tail
@@ -138,7 +138,7 @@ class Window:
             consecutive_losses: each of them doubles the timeout.
         """
         if self.accepted == self.dispatched:
-            # Nothing was awaited until now.
+            # No batch was in flight until now.
             self._await(now_at, consecutive_losses)
         header = BatchHeader(
             kind, marker, self._stream, self._epoch, self._next_number, self.cursor, count
@@ -151,13 +151,13 @@ class Window:
         return header
 
     def is_possible(self, *, accepted: int, durable: int) -> bool:
-        """Whether an acknowledgement speaks of batches that were dispatched."""
+        """Whether an acknowledgement refers to dispatched batches only."""
         return durable <= accepted <= self.dispatched
 
     def acknowledge(
         self, *, accepted: int, durable: int, now_at: float, consecutive_losses: int
     ) -> bool:
-        """Takes a possible acknowledgement; whether something became durable."""
+        """Takes a valid acknowledgement; returns whether a batch became durable."""
         if accepted > self.accepted:
             self.accepted = accepted
             self._await(now_at, consecutive_losses)
@@ -169,7 +169,7 @@ class Window:
         return len(self._in_flight) < before
 
     def contradiction(self) -> str | None:
-        """What is wrong, if the invariants do not hold."""
+        """The violated invariant, or None."""
         first = self._in_flight[0].number if self._in_flight else self._next_number
         end = self._in_flight[-1].end if self._in_flight else self.tail
         if (

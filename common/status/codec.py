@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Dataclasses as maps of plain values, which become JSON or msgpack. No I/O here.
+"""Dataclasses as maps of plain values, for JSON and msgpack. No I/O here.
 
     LINKS = Form(LinkCounts)
     READER = Form(ReaderValues, keys={"tail": "tail_slot"}, types={"links": flat(LINKS)})
 
-A form follows from the annotations of its dataclass; `keys` names the attributes that have
-another key, `types` those whose annotation does not say how they cross. An enumeration of
-texts crosses as its value, one of numbers as its name; a time as ISO 8601.
+A form is derived from the annotations of its dataclass; `keys` lists the attributes with another
+key, `types` those whose encoding does not follow from the annotation. An enumeration of texts is
+encoded as its value, one of numbers as its name; a time as ISO 8601.
 
-Decoding is strict: any value gives what the form declares or `StatusError`, which names the
-place. A key that the form lacks is ignored, since a later version may add some.
+Decoding is strict: any input gives a value of the declared types or `StatusError`, which names the
+key. Unknown keys are ignored, since a later version may add some.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ _SHOWN_MAX = 80
 
 @dataclass(frozen=True, slots=True)
 class FieldType:
-    """What a value may be.
+    """The type of a value.
 
     Attributes:
-        decode: from a plain value; raises `StatusError`.
-        encode: to a plain value.
-        is_flat: it has no key of its own: it is encoded to a part of the map around it, and
-            decoded from that map.
+        decode: converts from a plain value; raises `StatusError`.
+        encode: converts to a plain value.
+        is_flat: it has no key: its keys are among those of the enclosing map.
     """
 
     decode: Callable[[Any], Any]
@@ -48,12 +47,12 @@ class FieldType:
 
 
 class Form(Generic[T]):
-    """How a dataclass crosses.
+    """The encoding of a dataclass.
 
     Args:
         kind: the dataclass.
-        keys: attribute to its key, where that is not its name.
-        types: attribute to what it may be, where its annotation does not say it.
+        keys: attribute to key, where they differ.
+        types: attribute to type, where the annotation is not sufficient.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Form(Generic[T]):
         """The inverse of `encode`.
 
         Raises:
-            StatusError: no map, a key is missing, or a value is none that it may be.
+            StatusError: not a map, a key is missing, or a value is of the wrong type.
         """
         if not isinstance(raw, dict):
             raise wrong(raw, "a map")
@@ -102,21 +101,21 @@ class Form(Generic[T]):
         return self.kind(**found)
 
 
-# What a value may be.
+# Types of values.
 
 
 def nested(form: Form[Any]) -> FieldType:
-    """A map under a key of its own."""
+    """A nested map."""
     return FieldType(form.decode, form.encode)
 
 
 def flat(form: Form[Any]) -> FieldType:
-    """Keys among those of the map around it."""
+    """A dataclass whose keys are among those of the enclosing map."""
     return FieldType(form.decode, form.encode, is_flat=True)
 
 
 def flat_or_none(form: Form[Any]) -> FieldType:
-    """The same, or None where one of the keys is missing."""
+    """The same, or None if one of the keys is missing."""
     return FieldType(
         lambda raw: form.decode(raw) if form.keys <= raw.keys() else None,
         lambda value: {} if value is None else form.encode(value),
@@ -125,7 +124,7 @@ def flat_or_none(form: Form[Any]) -> FieldType:
 
 
 def prefixed(prefix: str) -> FieldType:
-    """Counts whose names are, behind a prefix, among the keys of the map around them."""
+    """Counts whose keys, with a prefix, are among those of the enclosing map."""
 
     def decode(raw: dict[str, Any]) -> dict[str, int]:
         names = [key for key in raw if isinstance(key, str) and key.startswith(prefix)]
@@ -137,7 +136,7 @@ def prefixed(prefix: str) -> FieldType:
 
 
 def or_none(its: FieldType) -> FieldType:
-    """The same, or None where it is unknown."""
+    """The same, or None if unknown."""
     return FieldType(
         lambda value: None if value is None else its.decode(value),
         lambda value: None if value is None else its.encode(value),
@@ -169,7 +168,7 @@ def mapping(its: FieldType) -> FieldType:
 
 
 def _type(hint: Any) -> FieldType:
-    """What an annotation says."""
+    """The type for an annotation."""
     arguments = get_args(hint)
     if isinstance(hint, FieldType):
         return hint
@@ -246,7 +245,7 @@ def unpack(data: bytes) -> Any:
     """The inverse of `pack`.
 
     Raises:
-        StatusError: no msgpack.
+        StatusError: not msgpack.
     """
     try:
         return msgpack.unpackb(data)
@@ -255,7 +254,7 @@ def unpack(data: bytes) -> Any:
 
 
 def wrong(value: object, wanted: str) -> StatusError:
-    """The error of a value that may not be there."""
-    # Of a container only its kind: it may be nested too deep for `repr`.
+    """The error for a value of the wrong type."""
+    # For a container only its type: it may be nested too deeply for `repr`.
     found = type(value).__name__ if isinstance(value, list | dict) else repr(value)[:_SHOWN_MAX]
     return StatusError(f"found {found}, wanted {wanted}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The status of a volume, made of what its processes report and of looks at the ring.
+"""Composes the status of a volume from the reports of its processes and the ring's status.
 
-No I/O, no clock here. Only what is reported now is believed: the values of a process that
-is silent or stopped are shown with it, and nothing is concluded from them.
+No I/O, no clock here. Only current reports count: the values of a process that is silent or stopped
+are shown with it, but nothing is derived from them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _Stages = tuple[StageStatus, ...]
 
 @dataclass(frozen=True, slots=True)
 class _RoleParts:
-    """What is found in another way on a source than on a target."""
+    """The parts of a status that are derived differently on source and target."""
 
     health: Health
     lag: LagStatus | None
@@ -56,17 +56,17 @@ class _RoleParts:
 
 
 class Composer:
-    """Keeps what is known of a volume, and makes its status of it.
+    """Collects the state of a volume, and composes its status.
 
     Args:
         volume: the volume's name.
         role: which side this host is.
-        rpo_s: the target may be so far behind.
-        started_at: when the monitor began, on the monotonic clock.
+        rpo_s: recovery point objective.
+        started_at: start of the monitor, on the monotonic clock.
 
     Attributes:
-        processes: takes reports, and which processes ought to run.
-        ring: of a source, takes looks at the ring.
+        processes: takes reports, and the set of expected processes.
+        ring: on a source, takes the ring's status.
     """
 
     def __init__(self, *, volume: str, role: VolumeRole, rpo_s: float, started_at: float) -> None:
@@ -91,9 +91,9 @@ class Composer:
         Args:
             now_at: on the monotonic clock.
             now_utc: on the wall clock.
-            is_alive: whether the system has a process of this id.
-            events: how often each has happened.
-            hooks: what became of the commands run on events.
+            is_alive: whether a process with this id exists.
+            events: count of each event.
+            hooks: outcomes of the commands run on events.
         """
         stages = self.processes.stages(now_at, is_alive)
         is_source = self._role is VolumeRole.SOURCE
@@ -186,7 +186,7 @@ class Composer:
 
 
 def _reporting(stages: _Stages, kind: type[_V]) -> list[_V]:
-    """What is reported now by processes of one stage."""
+    """The current values of the processes of one stage."""
     found = (stage.values for stage in stages if stage.state is StageState.REPORTING)
     return [values for values in found if isinstance(values, kind)]
 
@@ -196,7 +196,7 @@ def _first(stages: _Stages, kind: type[_V]) -> _V | None:
 
 
 def _links(stages: _Stages) -> LinkCounts:
-    """Also of processes that have stopped: what happened has happened."""
+    """Includes processes that have stopped, since the counts are cumulative."""
     return sum((stage.values.links for stage in stages if stage.values), LinkCounts())
 
 
@@ -243,5 +243,5 @@ def _intake(applier: ApplierValues | None, now_at: float) -> IntakeStatus:
 
 
 def _time(utc_s: int) -> datetime | None:
-    """A time as it was reported; 0, and what no clock says, is unknown."""
+    """A reported time; None for 0 and for implausible values."""
     return datetime.fromtimestamp(utc_s, UTC) if 0 < utc_s < _YEAR_3000_UTC else None

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whether a volume is well, judged from what is known of it. No I/O, no clock here.
+"""Judges the health of a volume. No I/O, no clock here.
 
 ========== ========= ==========================================================
-word       exit code meaning
+health     exit code meaning
 ========== ========= ==========================================================
-healthy    0         replicating, and not further behind than allowed
+healthy    0         replicating, and within `rpo_seconds`
 behind     1         replicating, but behind `rpo_seconds`, or not a prefix yet
 degraded   1         replicating with fewer senders or scanners than there should be
 resyncing  1         regions are being copied by the scanner
 broken     2         not replicating: the reasons say why
-unknown    2         a process does not report, so nobody knows
+unknown    2         a process does not report, so the state is not known
 ========== ========= ==========================================================
 
-The worst that applies counts. Only what is reported now is believed: a state that
-a silent process had before it fell silent is not taken for its present one.
+The worst state that applies counts. Only current reports count: the last state of a silent process
+is not taken as its present one.
 """
 
 from __future__ import annotations
@@ -27,59 +27,60 @@ from bdr.common.status.states import ConnectionState, HealthState, StageState
 from bdr.common.wire.condition import Condition
 
 MINIMUM_S = 2.0
-"""What was outstanding when a monitor began is durable by then, unless it is behind."""
+"""Writes that were outstanding when the monitor started are durable by then, unless the replica is
+behind."""
 
 _ORDER = list(HealthState)
 _NOT_STREAMING = {
     ConnectionState.OFFLINE: "no connection to the target",
     ConnectionState.GREETING: "waiting for the target's answer",
-    ConnectionState.PAUSED: "the target does not take batches for now",
-    ConnectionState.STOPPED: "the target refused for good",
+    ConnectionState.PAUSED: "the target temporarily refuses batches",
+    ConnectionState.STOPPED: "the target refused this source permanently",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
-    """What a source's monitor knows."""
+    """Inputs of the judgement on a source."""
 
     stages: Sequence[StageStatus]
     capture_error: str | None
     is_overflowing: bool
     dirty_regions: int
     phase: ConnectionState | None
-    """Of the reader's conversation; None if the reader does not report."""
+    """Of the reader's session; None if the reader does not report."""
     condition: Condition | None
     connected_senders: int
     behind_s: float
     is_minimum: bool
-    """It is at least so far behind: nobody has seen when the oldest write was made."""
+    """`behind_s` is a lower bound: the oldest write precedes the monitor's start."""
     rpo_s: float
     is_scanning: bool
 
 
 @dataclass(frozen=True, slots=True)
 class TargetFacts:
-    """What a target's monitor knows."""
+    """Inputs of the judgement on a target."""
 
     stages: Sequence[StageStatus]
     has_source: bool | None
     """A source's session is open; None if the applier does not report."""
     condition: Condition | None
     queued_s: float
-    """Age of the oldest that was received and is not durable."""
+    """Age of the oldest received batch that is not durable."""
     rpo_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The state, and why it is not a better one."""
+    """A volume's health, and the reasons for it."""
 
     state: HealthState
     reasons: tuple[str, ...]
 
 
 def judge(facts: SourceFacts | TargetFacts) -> Health:
-    """The worst that applies, with every reason from bad to good."""
+    """The worst state that applies, with all reasons, worst first."""
     found = _judge_stages(facts.stages)
     found += _judge_source(facts) if isinstance(facts, SourceFacts) else _judge_target(facts)
     found.sort(key=lambda entry: _ORDER.index(entry[0]), reverse=True)
@@ -98,7 +99,7 @@ def _judge_stages(stages: Sequence[StageStatus]) -> _Found:
         others_work = stage.stage in SCALABLE_STAGES and any(
             other.stage == stage.stage and other.state is StageState.REPORTING for other in stages
         )
-        # Without a scanner replication goes on; what it would repair is judged apart.
+        # Replication continues without a scanner; pending repairs are judged separately.
         goes_on = others_work or stage.stage == "scanner"
         if stage.state is StageState.STOPPED:
             judged = HealthState.DEGRADED if goes_on else HealthState.BROKEN
@@ -121,7 +122,7 @@ def _judge_source(facts: SourceFacts) -> _Found:
         said = _NOT_STREAMING.get(facts.phase, facts.phase.value)
         found.append((HealthState.BROKEN, said))
     elif facts.phase is not None:
-        # A sender that does not report is named already, and may be connected.
+        # A sender that does not report is listed already, and may be connected.
         do_senders_report = all(
             stage.state is StageState.REPORTING for stage in facts.stages if stage.stage == "sender"
         )
@@ -132,11 +133,11 @@ def _judge_source(facts: SourceFacts) -> _Found:
         found.append(
             (
                 HealthState.BEHIND,
-                f"{facts.behind_s:.1f} s behind, allowed are {facts.rpo_s:g} s",
+                f"{facts.behind_s:.1f} s behind, allowed: {facts.rpo_s:g} s",
             )
         )
     elif facts.is_minimum and facts.behind_s > MINIMUM_S:
-        text = f"behind for longer than is known, at least {facts.behind_s:.1f} s"
+        text = f"at least {facts.behind_s:.1f} s behind, since before the monitor's start"
         found.append((HealthState.BEHIND, text))
     return found
 
@@ -152,7 +153,7 @@ def _judge_content(facts: SourceFacts) -> _Found:
         )
         if facts.is_scanning:
             return [(HealthState.RESYNCING, f"{what}: resync under way")]
-        return [(HealthState.BROKEN, f"{what}, and no scanner is at work")]
+        return [(HealthState.BROKEN, f"{what}, and no scanner is running")]
     if facts.condition is Condition.CATCHING_UP:
         return [(HealthState.BEHIND, "the replica is catching up after an interruption")]
     return []

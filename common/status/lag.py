@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How far behind a replica is, from looks at the ring. No I/O, no clock here.
+"""Measures the replica's lag from samples of the ring. No I/O, no clock here.
 
-A look says how far the source has written (`head`) and what is durable on the
-target (`tail`). The age of the oldest write that is not durable yet is the time
-since the look that first saw it: looks are remembered, one for each that saw new
-writes, until their writes are durable.
+A sample has the end of the source's writes (`head`) and of those durable on the target (`tail`).
+The age of the oldest write that is not durable is the time since the first sample that included it:
+samples with new writes are kept until these are durable.
 
-What was outstanding at the very first look is older than can be known: the age is
-then a minimum, and says so.
+The age of writes that were outstanding at the first sample is unknown: the result is then a lower
+bound, and marked as such.
 """
 
 from __future__ import annotations
@@ -17,31 +16,31 @@ from dataclasses import dataclass
 
 SAMPLES_MAX = 4096
 WINDOW_S = 10.0
-"""Rates are over so long."""
+"""Period of the rates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """How far behind, at one moment."""
+    """The replica's lag at one instant."""
 
     slots: int
     seconds: float
     is_minimum: bool
-    """Nobody has seen when the oldest write was made: it is at least so old."""
+    """`seconds` is a lower bound."""
     written_per_s: float
     """Slots."""
     acked_per_s: float
     """Slots."""
     catch_up_s: float | None
-    """Time to be level at the present rates; None if it would never be."""
+    """Time to catch up at the present rates; None if it never would."""
 
 
 class LagMeter:
-    """Takes a few looks a second; costs O(1) each."""
+    """Takes a few samples a second; O(1) each."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[int, float]] = deque()
-        """(end, time): slots below `end`, and not below an earlier one, were seen then."""
+        """(end, time): slots below `end`, and not below an earlier one, were first sampled then."""
         self._history: deque[tuple[float, int, int]] = deque()
         self._unknown_below = -1
         self._tail = 0
@@ -51,7 +50,7 @@ class LagMeter:
     def sample(self, *, now_at: float, head: int, tail: int) -> None:
         """Slots below `head` are written, those below `tail` durable."""
         if head < self._head or tail < self._tail:
-            # Another capture under the old name.
+            # Another capture with the same path.
             self._samples.clear()
             self._history.clear()
             self._head = -1
@@ -70,7 +69,7 @@ class LagMeter:
 
     @property
     def lag(self) -> Lag:
-        """As of the last look."""
+        """As of the last sample."""
         began_at, head, tail = self._history[0] if self._history else (self._now_at, 0, 0)
         elapsed_s = self._now_at - began_at
         written = (self._head - head) / elapsed_s if elapsed_s > 0 else 0.0
@@ -89,7 +88,7 @@ class LagMeter:
         )
 
     def _thin_out(self) -> None:
-        """Merges neighbours; a write then counts as older than it is, never as younger."""
+        """Merges adjacent samples; a write may then count as older than it is, never as younger."""
         looks = list(self._samples)
         merged = [
             (later[0], earlier[1]) for earlier, later in zip(looks[::2], looks[1::2], strict=False)

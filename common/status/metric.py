@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a metric is, and the ways to declare one. No I/O here.
+"""Declaration of metrics. No I/O here.
 
-A value of None is unknown: the metric then has no sample.
+A value of None means unknown: the metric then has no sample.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BOTH: Roles = SOURCE + TARGET
 
 
 class MetricType(Enum):
-    """As Prometheus has them."""
+    """Types of Prometheus."""
 
     GAUGE = "gauge"
     COUNTER = "counter"
@@ -45,11 +45,11 @@ class Metric:
     """One metric.
 
     Attributes:
-        name: as it is scraped; a counter's ends with `_total`.
-        roles: on which sides it exists.
-        labels: its own, besides `volume` and `role`, which each has.
+        name: as exported; that of a counter ends with `_total`.
+        roles: sides that have it.
+        labels: in addition to `volume` and `role`, which every metric has.
         help: what it means, in one line.
-        samples: from a status.
+        samples: computes them from a status.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Metric:
 
     @property
     def type(self) -> MetricType:
-        """By its name, as Prometheus wants it."""
+        """By its name, as Prometheus requires."""
         return MetricType.COUNTER if self.name.endswith("_total") else MetricType.GAUGE
 
 
@@ -73,7 +73,7 @@ def of_volume(name: str, text: str, value: Callable[[VolumeStatus], _Value]) -> 
 
 
 def of_lag(name: str, text: str, value: Callable[[LagStatus], _Value]) -> Metric:
-    """A number of how far the target is behind."""
+    """A number of the replica's lag."""
     return _of_part(name, SOURCE, text, lambda status: status.lag, value)
 
 
@@ -108,7 +108,7 @@ def _of_part(
     return Metric(name, roles, (), text, samples)
 
 
-# One sample a process.
+# One sample per process.
 
 
 def by_process(

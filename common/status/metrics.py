@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Every metric of a volume. No I/O here.
 
-The exporter serves what is declared here, and `make docs` writes the table in
-docs/metrics.md from it: a metric's name, labels and help are nowhere else.
+The exporter serves these, and `make docs` writes the table in docs/metrics.md from them: a metric's
+name, labels and help are only here.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _hooks(status: VolumeStatus) -> Iterator[Sample]:
 
 OF_MONITOR = (
     Metric(
-        "bdr_health", BOTH, ("health",), "1 for the word that applies, 0 for the others", _health
+        "bdr_health", BOTH, ("health",), "1 for the state that applies, 0 for the others", _health
     ),
     of_volume("bdr_rpo_seconds", "the configured rpo_seconds", lambda it: it.rpo_s),
     of_volume(
@@ -60,11 +60,11 @@ OF_MONITOR = (
     ),
     of_volume(
         "bdr_monitor_uptime_seconds",
-        "age of the monitor; one that hangs stops counting",
+        "age of the monitor; does not increase if it hangs",
         lambda it: it.monitor_uptime_s,
     ),
 )
-"""What is served of a monitor that hangs, too."""
+"""Also served if the monitor hangs."""
 
 METRICS = (
     *OF_MONITOR,
@@ -80,7 +80,7 @@ METRICS = (
     ),
     of_lag(
         "bdr_catch_up_seconds",
-        "until level at the rates of the last 10 s; no sample if it would never be",
+        "until caught up at the rates of the last 10 s; no sample if never",
         lambda it: it.catch_up_s,
     ),
     of_ring(
@@ -102,16 +102,16 @@ METRICS = (
     by_sender("bdr_sent_batches_total", "batches sent, repeats included", lambda it: it.batches),
     by_sender("bdr_sent_slots_total", "slots sent, repeats included", lambda it: it.slots),
     by_sender(
-        "bdr_sent_bytes_total", "bytes handed to the network, repeats included", lambda it: it.bytes
+        "bdr_sent_bytes_total", "bytes passed to the network, repeats included", lambda it: it.bytes
     ),
     of_ring("bdr_ring_capacity_slots", "size of the ring in slots", lambda it: it.capacity),
-    of_ring("bdr_ring_used_slots", "slots not released yet", lambda it: it.used),
+    of_ring("bdr_ring_used_slots", "slots in use", lambda it: it.used),
     of_ring("bdr_ring_overflowing", "1 while writes are only marked", lambda it: it.is_overflowing),
-    of_ring("bdr_overflows_total", "times that the ring was full", lambda it: it.overflows),
+    of_ring("bdr_overflows_total", "overflows of the ring", lambda it: it.overflows),
     of_ring("bdr_missed_writes_total", "writes that were only marked", lambda it: it.missed_writes),
     of_ring(
         "bdr_failed_writes_total",
-        "writes that the device below refused",
+        "writes that failed on the underlying device",
         lambda it: it.failed_writes,
     ),
     of_ring("bdr_regions", "regions of the device", lambda it: it.regions),
@@ -133,37 +133,37 @@ METRICS = (
     ),
     of_volume(
         "bdr_connected",
-        "1 while source and target talk; no sample if unknown",
+        "1 while source and target are connected; no sample if unknown",
         lambda it: it.connection.is_up,
     ),
     by_link("bdr_connects_total", "connections whose handshake succeeded", lambda it: it.connects),
     by_link("bdr_disconnects_total", "connections that ended", lambda it: it.disconnects),
     by_link(
         "bdr_handshakes_failed_total",
-        "connections that did not speak the protocol",
+        "connections with a failed protocol handshake",
         lambda it: it.handshakes_failed,
     ),
     by_link(
         "bdr_authentications_failed_total",
-        "connections refused for their key",
+        "connections with a rejected key",
         lambda it: it.authentications_failed,
     ),
     Metric(
         "bdr_replica_condition",
         BOTH,
         ("condition",),
-        "1 for the one that applies of consistent, catching_up, inconsistent, unknown; else 0",
+        "1 for the condition that applies (consistent, catching_up, inconsistent, unknown), else 0",
         _condition,
     ),
     of_intake("bdr_queued_bytes", "bytes received and not durable", lambda it: it.queued_bytes),
     of_intake(
         "bdr_queued_age_seconds",
-        "age of the oldest that is queued; above rpo_seconds the target is behind",
+        "age of the oldest queued batch; above rpo_seconds the target is behind",
         lambda it: it.queued_age_s,
     ),
     of_intake(
         "bdr_last_ack_age_seconds",
-        "time since the last acknowledgement; sources ask every second",
+        "time since the last acknowledgement; sources request one every second",
         lambda it: it.last_ack_age_s,
     ),
     of_intake(
@@ -181,7 +181,7 @@ METRICS = (
     ),
     by_applier(
         "bdr_bad_messages_total",
-        "messages that were none of the protocol",
+        "messages that violate the protocol",
         lambda it: it.bad_messages,
     ),
     by_process(
@@ -192,12 +192,13 @@ METRICS = (
     ),
     by_process("bdr_report_age_seconds", BOTH, "time since its last report", lambda it: it.age_s),
     by_process(
-        "bdr_process_restarts_total", BOTH, "restarts that this monitor saw", lambda it: it.restarts
+        "bdr_process_restarts_total",
+        BOTH,
+        "restarts observed by this monitor",
+        lambda it: it.restarts,
     ),
-    Metric("bdr_events_total", BOTH, ("event",), "how often each event has happened", _events),
-    Metric(
-        "bdr_hooks_total", BOTH, ("outcome",), "commands for events, by what became of them", _hooks
-    ),
+    Metric("bdr_events_total", BOTH, ("event",), "count of each event", _events),
+    Metric("bdr_hooks_total", BOTH, ("outcome",), "commands run on events, by outcome", _hooks),
 )
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The status of a volume on one host, as its monitor publishes it. No I/O here.
 
-The monitor builds it (`common.status.compose`); `bdr status`, `bdr top`, `bdr wait`, events,
-hooks and the exporter read it. It crosses `status.sock` as a msgpack map, and is that map in
-`bdr status --json`; docs/metrics.md lists the keys.
+The monitor composes it (`common.status.compose`); `bdr status`, `bdr top`, `bdr wait`, events,
+hooks and the exporter read it. It is sent over `status.sock` as a msgpack map, which `bdr status
+--json` prints; docs/metrics.md lists the keys.
 
-None is what is unknown, or does not exist on this side; it is never shown as 0.
+None means unknown, or not applicable on this side; it is never shown as 0.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ STATUS_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class LagStatus:
-    """How far the target is behind; of a source."""
+    """The replica's lag; on a source."""
 
     seconds: float | None
     """Age of the oldest write that is not durable on the target."""
     is_minimum: bool
-    """It was written before the monitor's first look: it is at least so old."""
+    """`seconds` is a lower bound: the write precedes the monitor's first sample."""
     slots: int | None
     catch_up_s: float | None
-    """Until level at the present rates; None also if it would never be."""
+    """Until caught up at the present rates; None also if never."""
     written_slots_per_s: float
     acked_slots_per_s: float
 
@@ -56,13 +56,13 @@ class LagStatus:
 
 @dataclass(frozen=True, slots=True)
 class RingStatus:
-    """The ring, as the monitor sees it itself. Slots are numbers, not indexes."""
+    """The ring, as read by the monitor itself. Slots are numbers, not indexes."""
 
     head: int
     tail: int
     capacity: int
     used: int
-    """Slots that are not released yet."""
+    """Slots in use."""
     mode: Mode
     regions: int
     dirty_regions: int
@@ -79,7 +79,7 @@ class RingStatus:
 
 @dataclass(frozen=True, slots=True)
 class ResyncStatus:
-    """What is to be copied, and what was."""
+    """Progress of a resync."""
 
     is_running: bool
     dirty_regions: int
@@ -89,7 +89,7 @@ class ResyncStatus:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionStatus:
-    """The conversation of source and target."""
+    """The connection between source and target."""
 
     state: ConnectionState | None
     is_up: bool | None
@@ -101,38 +101,38 @@ class ConnectionStatus:
 
 @dataclass(frozen=True, slots=True)
 class IntakeStatus:
-    """What a target has received, and its journal."""
+    """Received batches on a target, and its journal."""
 
     last_ack_age_s: float | None
     queued_bytes: int | None
     """Received and not durable."""
     queued_age_s: float | None
-    """Of the oldest of that."""
+    """Of the oldest of these."""
     journal_bytes: int | None
     journal_size_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """The replica's content and place."""
+    """The replica's condition and position."""
 
     condition: Condition | None
     since_utc: datetime | None
     """Since when the condition holds."""
     accepted_utc: datetime | None
-    """When its last change was accepted."""
+    """When the last batch was accepted: the age of the replica."""
     slot: int | None
     """Every slot below it is durable on the target."""
     stream: str | None
     left_bytes: int | None
-    """To be compared."""
+    """Bytes to be compared."""
     intake: IntakeStatus | None
-    """Of a target."""
+    """On a target."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """One process that ought to run."""
+    """One expected process."""
 
     name: str
     stage: str
@@ -140,10 +140,10 @@ class StageStatus:
     age_s: float
     """Time since its last report, or since it was first expected."""
     restarts: int
-    """As far as this monitor saw them."""
+    """Observed by this monitor."""
     pid: int | None
     values: StageValues | None
-    """As last reported, also where it is silent or stopped."""
+    """As last reported, also if it is silent or stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class HookCounts:
 
 @dataclass(frozen=True, slots=True)
 class VolumeStatus:
-    """A volume, as its monitor on one host sees it."""
+    """A volume's status on one host."""
 
     volume: str
     role: VolumeRole
@@ -165,7 +165,7 @@ class VolumeStatus:
     """To the millisecond."""
     health: HealthState
     reasons: tuple[str, ...]
-    """Why it is no better, from bad to good."""
+    """Reasons for the health, worst first."""
     rpo_s: float
     is_rpo_exceeded: bool
     lag: LagStatus | None
@@ -176,12 +176,12 @@ class VolumeStatus:
     resync: ResyncStatus | None
     stages: tuple[StageStatus, ...]
     events: Mapping[str, int]
-    """How often each has happened."""
+    """Count of each event."""
     hooks: HookCounts
     monitor_uptime_s: float
 
     def to_map(self) -> dict[str, Any]:
-        """The map that JSON users and subscribers see."""
+        """The map for JSON and subscribers."""
         return {
             "version": STATUS_VERSION,
             **_STATUS.encode(self),
@@ -196,7 +196,7 @@ class VolumeStatus:
         """The inverse of `to_map`.
 
         Raises:
-            StatusError: no status of this version.
+            StatusError: not a status of this version.
         """
         if isinstance(raw, dict) and raw.get("version") != STATUS_VERSION:
             raise wrong(raw.get("version"), f"a status of version {STATUS_VERSION}")
@@ -244,7 +244,7 @@ _STATUS = Form(
 
 
 def encode_status(status: VolumeStatus) -> bytes:
-    """As it crosses `status.sock`."""
+    """The message on `status.sock`."""
     return pack(status.to_map())
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The processes of a volume: which ought to run, and what each reported last. No I/O here.
+"""The processes of a volume: expected ones, and their last reports. No I/O here.
 
-A process is known once it was expected or has reported. Where the set that ought to run is
-given, only that counts: others are forgotten.
+A process is known once it was expected or has reported. If the set of expected processes is given,
+all others are dropped.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from bdr.common.status.reports import Report
 from bdr.common.status.states import StageState
 
 SILENT_AFTER_S = 3.0
-"""A process reports every second; after so long it counts as silent."""
+"""A process reports every second; without a report for this time it counts as silent."""
 
 IsAlive = Callable[[int], bool]
-"""Whether a process with this id exists: one that was killed sends no last report."""
+"""Whether a process with this id exists: a killed process sends no last report."""
 
 
 @dataclass(slots=True)
@@ -27,17 +27,17 @@ class _Known:
     first_at: float
     report: Report | None = None
     pids: int = 0
-    """How many processes have borne the name."""
+    """Number of processes that had the name."""
 
 
 class Processes:
-    """Takes reports, and says what is known of each process."""
+    """Takes reports, and derives the state of each process."""
 
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
 
     def take(self, report: Report) -> None:
-        """One report; ignored if it is of another stage, or older than what is known."""
+        """Takes a report; ignored if it is of another stage, or older than the last."""
         known = self._known.setdefault(report.name, _Known(report.stage, report.sent_at))
         if known.stage != report.stage:
             return
@@ -48,13 +48,13 @@ class Processes:
         known.report = report
 
     def expect(self, stages: Mapping[str, str], now_at: float) -> None:
-        """Every process that ought to run, by name, with its stage."""
+        """Sets the expected processes: name to stage."""
         kept = {name: known for name, known in self._known.items() if name in stages}
         new = {name: _Known(stage, now_at) for name, stage in stages.items() if name not in kept}
         self._known = kept | new
 
     def stages(self, now_at: float, is_alive: IsAlive) -> tuple[StageStatus, ...]:
-        """Each process as of now, by name."""
+        """The present state of each process, by name."""
         return tuple(
             _stage(name, known, now_at, is_alive) for name, known in sorted(self._known.items())
         )

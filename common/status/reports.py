@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What each stage reports of itself to its volume's monitor. No I/O here.
+"""Reports of each stage to its volume's monitor. No I/O here.
 
-The counters are absolute, so a lost report loses nothing. A report is a msgpack map:
+Counters are absolute, so reports may be lost. A report is a msgpack map:
 
 ========= =======================================================================
 version   1
@@ -29,12 +29,12 @@ REPORT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class LinkCounts:
-    """What happened on the connections of a process over the network, since its start."""
+    """Counts of a process's network connections, since its start."""
 
     connects: int = 0
     disconnects: int = 0
     handshakes_failed: int = 0
-    """Connections that failed to greet."""
+    """Connections with a failed handshake."""
     authentications_failed: int = 0
 
     def __add__(self, other: Self) -> LinkCounts:
@@ -49,7 +49,7 @@ class LinkCounts:
 
 @dataclass(frozen=True, slots=True)
 class ReaderValues:
-    """What the reader reports."""
+    """Values of the reader's report."""
 
     phase: ConnectionState
     condition: Condition | None
@@ -72,7 +72,7 @@ class ReaderValues:
 
 @dataclass(frozen=True, slots=True)
 class SenderValues:
-    """What a sender reports; repeats count."""
+    """Values of a sender's report; repeats are included."""
 
     is_connected: bool
     batches: int
@@ -83,7 +83,7 @@ class SenderValues:
 
 @dataclass(frozen=True, slots=True)
 class ScannerValues:
-    """What a scanner reports."""
+    """Values of a scanner's report."""
 
     is_connected: bool
     leases: int
@@ -96,7 +96,7 @@ class ScannerValues:
 
 @dataclass(frozen=True, slots=True)
 class ApplierValues:
-    """What the applier reports."""
+    """Values of the applier's report."""
 
     condition: Condition
     has_source: bool
@@ -109,16 +109,16 @@ class ApplierValues:
     accepted_utc: int
     """When the last batch was accepted, in the same way."""
     left_bytes: int
-    """What its source has left to compare."""
+    """Bytes that its source has not compared yet."""
     device_sectors: int
     jobs: int
     """Made durable since its start."""
     bytes: int
-    """Of these jobs."""
+    """Payload of these jobs."""
     queued_bytes: int
     """Received and not durable."""
     queued_s: float
-    """Age of the oldest of that."""
+    """Age of the oldest of these."""
     checksummed_bytes: int
     journal_bytes: int | None
     """In use; None without a journal."""
@@ -126,9 +126,9 @@ class ApplierValues:
     acked_at: float | None
     """When the last acknowledgement was sent, on the monotonic clock."""
     bad_messages: int
-    """None of the protocol."""
+    """Messages that violate the protocol."""
     dropped: Mapping[str, int]
-    """Batches by why they were dropped."""
+    """Dropped batches, by reason."""
     links: LinkCounts
 
 
@@ -174,13 +174,13 @@ def _encode_values(values: StageValues | None) -> dict[str, Any]:
 
 
 VALUES = FieldType(_decode_values, _encode_values, is_flat=True)
-"""What the process of the map around it reported, under `values`; `{}` for None."""
+"""The values of the process in the enclosing map, under `values`; `{}` for None."""
 
 _REPORT = Form(Report, types={"values": VALUES})
 
 
 def encode_report(report: Report) -> bytes:
-    """As it crosses the socket."""
+    """The message on the socket."""
     return pack({"version": REPORT_VERSION, **_REPORT.encode(report)})
 
 
@@ -188,7 +188,7 @@ def decode_report(data: bytes) -> Report:
     """The inverse of `encode_report`.
 
     Raises:
-        StatusError: no report of this version.
+        StatusError: not a report of this version.
     """
     raw = unpack(data)
     if not isinstance(raw, dict) or raw.get("version") != REPORT_VERSION:

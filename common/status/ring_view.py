@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What looks at the ring show: its fill, and how far behind the target is. No I/O here."""
+"""The ring's usage and the replica's lag, from samples of the ring. No I/O here."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from bdr.common.status.model import LagStatus, RingStatus
 
 
 class RingView:
-    """Takes looks at the ring.
+    """Takes samples of the ring.
 
     Args:
-        rpo_s: the target may be so far behind.
+        rpo_s: recovery point objective.
 
     Attributes:
-        error: why the ring cannot be looked at now.
-        is_rpo_exceeded: as of the last look that succeeded.
+        error: why the ring cannot be read now.
+        is_rpo_exceeded: as of the last successful sample.
     """
 
     def __init__(self, *, rpo_s: float) -> None:
@@ -28,19 +28,19 @@ class RingView:
         self.is_rpo_exceeded = False
 
     def seen(self, info: CaptureInfo, status: CaptureStatus, *, now_at: float) -> None:
-        """A look that succeeded."""
+        """Takes a successful sample."""
         self._seen, self.error = (info, status), None
-        # Published is what the source's disk has; reserved slots are not written yet.
+        # Published slots are on the source's disk; reserved ones are not written yet.
         self._meter.sample(now_at=now_at, head=status.unpublished, tail=status.tail)
         self.is_rpo_exceeded = self._meter.lag.seconds > self._rpo_s
 
     def lost(self, error: str) -> None:
-        """The capture is gone, or refuses."""
+        """The capture is gone, or refused the request."""
         self._seen, self.error = None, error
 
     @property
     def lag(self) -> LagStatus:
-        """Of the last look; its rates stay known when the ring cannot be looked at."""
+        """As of the last sample; rates stay known while the ring cannot be read."""
         lag, is_seen = self._meter.lag, self._seen is not None
         return LagStatus(
             seconds=round(lag.seconds, 3) if is_seen else None,
@@ -53,7 +53,7 @@ class RingView:
 
     @property
     def ring(self) -> RingStatus | None:
-        """The ring, if it can be looked at."""
+        """The ring, if it can be read."""
         if self._seen is None:
             return None
         info, status = self._seen
@@ -78,7 +78,7 @@ class RingView:
 
     @property
     def left_bytes(self) -> int | None:
-        """What is marked to be compared; a region may be marked in both bitmaps."""
+        """Bytes marked to be compared; a region may be marked in both bitmaps."""
         if self._seen is None:
             return None
         info, status = self._seen

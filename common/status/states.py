@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The words of a status. No I/O here.
+"""Enumerations of a status. No I/O here.
 
-Their values are what users see, in `bdr status`, in JSON and in Prometheus' labels.
+Their values are visible in `bdr status`, in JSON and in Prometheus labels.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from enum import Enum
 
 
 class VolumeRole(Enum):
-    """Which side of a volume a host is."""
+    """The side of a volume that a host is."""
 
     SOURCE = "source"
     TARGET = "target"
 
 
 class HealthState(Enum):
-    """From good to bad; `common.status.health` says what each means."""
+    """From good to bad; `common.status.health` defines each."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -28,23 +28,23 @@ class HealthState(Enum):
 
     @property
     def exit_code(self) -> int:
-        """Of `bdr status`."""
+        """The exit code of `bdr status`."""
         return {"healthy": 0, "broken": 2, "unknown": 2}.get(self.value, 1)
 
 
 class StageState(Enum):
-    """What is known of a process."""
+    """The state of a process."""
 
     REPORTING = "reporting"
     STARTING = "starting"
-    """Expected, and no report yet."""
+    """Expected, without a report yet."""
     SILENT = "silent"
     STOPPED = "stopped"
-    """It has sent its last report, or does not exist any more."""
+    """Has sent its last report, or does not exist any more."""
 
 
 class ConnectionState(Enum):
-    """The conversation of source and target, as one of them sees it."""
+    """The session of source and target, as seen by one of them."""
 
     # On the source: the names of `common.source.session.Phase`.
     OFFLINE = "OFFLINE"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The file or block device that a journal lives in: opened alone, preallocated, synced."""
+"""The file or block device of a journal: opened exclusively, preallocated, synced."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bdr.common.wire.codec import Buffer
 
 
 class JournalFile:
-    """Opens or creates the journal's file, for this process alone.
+    """Opens or creates the journal's file, exclusively.
 
     Args:
         path: a block device, or a file in an existing directory.
-        is_read_only: to look at it only; then it must exist, and may be in use.
+        is_read_only: for inspection; it must exist, and may be in use.
 
     Raises:
-        StateError: it cannot be opened, or something else uses it.
+        StateError: it cannot be opened, or is in use.
     """
 
     def __init__(self, path: str, *, is_read_only: bool = False) -> None:
@@ -65,7 +65,7 @@ class JournalFile:
         except BlockingIOError:
             self.is_in_use = True
         else:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)  # an applier that starts meanwhile is right to
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # so that an applier can start meanwhile
 
     @property
     def size_bytes(self) -> int:
@@ -73,10 +73,10 @@ class JournalFile:
         return os.lseek(self._fd, 0, os.SEEK_END)
 
     def allocate(self, size_bytes: int) -> None:
-        """Makes a file that big, with its space set aside; a device must be that big.
+        """Extends a file to this size and preallocates its space; a device must have it.
 
         Raises:
-            StateError: there is not so much room.
+            StateError: there is not enough space.
         """
         if self.is_block:
             if self.size_bytes < size_bytes:
@@ -93,28 +93,27 @@ class JournalFile:
         except OSError as error:
             os.ftruncate(self._fd, before)
             raise StateError(
-                f"journal {self.path}: setting {size_bytes} bytes aside: {error.strerror}; make "
-                "room, name a path with more room, or a smaller --journal-size"
+                f"journal {self.path}: allocating {size_bytes} bytes: {error.strerror}; free "
+                "space, or set a path with more space, or a smaller --journal-size"
             ) from error
 
     def cut(self, size_bytes: int) -> None:
-        """Gives the space behind `size_bytes` of a file free."""
+        """Frees the space after `size_bytes` of a file."""
         if not self.is_block and self.size_bytes > size_bytes:
             os.ftruncate(self._fd, size_bytes)
             os.fsync(self._fd)
 
     def drop_page_cache(self) -> None:
-        """Makes what a killed process left durable, and forgets what is cached of it.
+        """Syncs what a killed process left in the page cache, then drops the cache.
 
-        Without the sync, a power cut could take back what is about to be applied.
-        Without the forgetting, pages that once failed to reach the disk could pass
-        for what is on it.
+        Without the sync, a power cut could revert entries that are about to be applied. Without
+        dropping the cache, pages whose write-back failed could be read as if they were on the disk.
         """
         self.sync()
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Fewer bytes only at the end of the file."""
+        """Reads `length` bytes; fewer only at the end of the file."""
         try:
             data = os.pread(self._fd, length, offset)
             while len(data) < length and (
@@ -126,7 +125,7 @@ class JournalFile:
         return data
 
     def write(self, offset: int, pieces: list[Buffer]) -> None:
-        """Writes the pieces one behind the other, without copying them."""
+        """Writes the buffers contiguously, without copying them."""
         try:
             written = os.pwritev(self._fd, pieces, offset)
             total = sum(map(len, pieces))
@@ -143,10 +142,10 @@ class JournalFile:
             raise self._failed("fdatasync", error) from error
 
     def twin(self) -> JournalFile:
-        """The same file by a descriptor of its own, for another thread.
+        """The same file by another descriptor, for another thread.
 
-        Linux tells of a write-back that failed once a descriptor: of two threads that sync
-        by one of them, only one would learn that what was written did not reach the disk.
+        Linux reports a failed write-back once per open descriptor: of two threads that sync the
+        same descriptor, only one would get the error.
         """
         twin = copy.copy(self)
         try:
@@ -156,7 +155,7 @@ class JournalFile:
         return twin
 
     def close(self) -> None:
-        """Gives it free."""
+        """Closes the file, which releases the lock."""
         os.close(self._fd)
 
     def _write_rest(self, offset: int, pieces: list[Buffer], written: int) -> None:
@@ -171,6 +170,6 @@ class JournalFile:
 
     def _failed(self, what: str, error: OSError) -> StateError:
         return StateError(
-            f"journal {self.path}: {what}: {error.strerror}; mend the disk or make room, then "
+            f"journal {self.path}: {what}: {error.strerror}; repair the disk or free space, then "
             "start the applier again: nothing acknowledged is lost"
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files and devices that one process alone may write, and that outlive a power cut."""
+"""Exclusive locks on files and devices, and durable directory entries."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PAUSE_S = 0.05
 
 
 def lock_exclusively(fd: int) -> bool:
-    """Takes flock(2) on a descriptor for itself alone; whether it could.
+    """Takes an exclusive flock(2) on a descriptor; returns whether it succeeded.
 
-    Waits a little: who only looks holds a shared lock for a moment, as udev does when
-    a disk was closed, which is when a killed process is started again.
+    Retries for a while: a probe may hold a shared lock briefly, as udev does after a disk was
+    closed, which is when a killed process is restarted.
     """
     deadline_at = time.monotonic() + PATIENCE_S
     while True:
@@ -31,7 +31,7 @@ def lock_exclusively(fd: int) -> bool:
 
 
 def sync_directory(path: str) -> None:
-    """Makes the name of a file that was created durable; raises OSError."""
+    """Makes the directory entry of a new file durable; raises OSError."""
     descriptor = os.open(Path(path).resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The file that holds a replica's record: two copies, written in turn."""
+"""The file with a replica's record: two copies, written alternately."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bdr.common.target.record import ReplicaRecord
 
 
 class RecordFile:
-    """Opens or creates the file, for this process alone.
+    """Opens or creates the file, exclusively.
 
     Raises:
         StateError: it cannot be opened, is locked by another applier, is damaged,
@@ -44,11 +44,11 @@ class RecordFile:
     def load(
         self, *, volume: str, device_sectors: int, device: str = "", allow_foreign: bool = False
     ) -> ReplicaRecord:
-        """What is remembered of this volume, or a blank record.
+        """The record of this volume, or a blank one.
 
         Args:
-            device: what the target calls itself, if it does; `save` remembers it.
-            allow_foreign: also of a device that was promoted, or is another one.
+            device: the target's identity, if it has one; `save` stores it.
+            allow_foreign: also load the record of a promoted or another device.
 
         Raises:
             StateError: damaged, of another volume, or of a bigger device; or of one that was
@@ -72,19 +72,19 @@ class RecordFile:
         if record.volume != volume:
             raise StateError(
                 f"replica state {self.path}: found that of volume {record.volume!r}, wanted that "
-                f"of {volume!r}; name another state file"
+                f"of {volume!r}; set another state file"
             )
         if record.device not in ("", self._device) and not allow_foreign:
             raise StateError(
                 f"replica state {self.path}: found the target to be {device!r}, wanted "
-                f"{record.device!r}, which has the replica; name that as target, or, if the disk "
-                f"was replaced, `bdr demote {volume}` has everything compared"
+                f"{record.device!r}, which has the replica; set that as target, or, if the disk "
+                f"was replaced, run `bdr demote {volume}`: then everything is compared"
             )
         if record.promoted_utc and not allow_foreign:
             raise StateError(
                 f"replica state {self.path}: found its device promoted, on "
                 f"{utc(record.promoted_utc)}; wanted a replica: `bdr demote {volume}` makes "
-                "it one again, and gives up what was written to it"
+                "it one again, and discards what was written to it"
             )
         if record.device_sectors > device_sectors:
             raise StateError(
@@ -95,10 +95,10 @@ class RecordFile:
         return replace(record, device_sectors=device_sectors, device=self._device)
 
     def _drop_page_cache(self) -> None:
-        """Makes what a killed process left durable, and forgets what is cached of it.
+        """Syncs what a killed process left in the page cache, then drops the cache.
 
-        Else a record could be believed that a power cut takes back, when others, such
-        as a journal's superblock, were built on it already.
+        Otherwise a power cut could revert a record that other state, such as a journal's
+        superblock, already depends on.
         """
         try:
             os.fdatasync(self._fd)
@@ -107,7 +107,7 @@ class RecordFile:
             raise self._failed(error) from error
 
     def save(self, record: ReplicaRecord) -> None:
-        """Writes the older copy anew and syncs it.
+        """Overwrites the older copy and syncs it.
 
         Raises:
             StateError: the disk failed or is full; the other copy is intact.
@@ -127,15 +127,15 @@ class RecordFile:
 
     def _failed(self, error: OSError) -> StateError:
         return StateError(
-            f"replica state {self.path}: {error.strerror}; mend the disk, then start the "
+            f"replica state {self.path}: {error.strerror}; repair the disk, then start the "
             "applier again: nothing acknowledged is lost"
         )
 
     def close(self) -> None:
-        """Gives the file free."""
+        """Closes the file, which releases the lock."""
         os.close(self._fd)
 
 
 def utc(seconds: int) -> str:
-    """A time of a record as people read it."""
+    """A time of a record, in human-readable form."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The device below a capture, read by scanners.
+"""The underlying device of a capture, read by scanners.
 
-Two ways to read, by what the capture is; the wrong one reads what is not there:
+The capture determines how to read; the wrong way returns stale data:
 
-- The kernel module sends writes below as bios, past the page cache of the device
-  below. Buffered reads of that device could give what was cached before: O_DIRECT,
-  and nothing else. A table may put another device below: what a user has named is
-  compared with what the module says.
+- The kernel module submits bios to the underlying device, bypassing its page cache. Buffered reads
+  could return stale cached data, so O_DIRECT is required. A table reload may change the underlying
+  device, so a configured path is compared with the module's.
 - The nbdkit plugin writes its file through the page cache. Buffered reads share that
-  cache, so they see each write as soon as the plugin has; O_DIRECT would write back
-  what is dirty before each read, and tmpfs has none.
+  cache, so they see each write as soon as the plugin has made it; O_DIRECT would force write-back
+  before each read, and tmpfs does not support it.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ class SourceDevice:
     """Opens a device or file for reading.
 
     Args:
-        underdev: the device below, if the user has named it.
-        chardev: the capture's path, which tells what kind it is.
-        info: what the capture says of the device.
+        underdev: the underlying device, if configured.
+        chardev: the capture's path, whose file type tells which kind it is.
+        info: of the capture.
 
     Raises:
-        DeviceError: missing, unreadable, another one, or smaller than the capture.
+        DeviceError: missing, unreadable, not that of the capture, or smaller.
     """
 
     def __init__(self, underdev: str | None, *, chardev: str, info: CaptureInfo) -> None:
@@ -61,10 +60,10 @@ class SourceDevice:
             raise
 
     def _check_is_below(self, below: str) -> None:
-        # Where it has another name here, the user's word counts.
+        # If its path does not exist in this mount namespace, the configuration counts.
         if os.path.exists(below) and os.stat(below).st_rdev != os.fstat(self._fd).st_rdev:
             raise DeviceError(
-                f"underlying device {self.path!r}: the module says that {below!r} is below; "
+                f"underlying device {self.path!r}: the module's is {below!r}; "
                 "wanted the same device: correct underdev"
             )
 
@@ -72,7 +71,7 @@ class SourceDevice:
         """Fills the buffer, which is page aligned.
 
         Raises:
-            OSError: a part of it cannot be read.
+            OSError: a part cannot be read.
         """
         done = os.preadv(self._fd, [buffer], offset)
         while 0 < done < len(buffer):
@@ -84,5 +83,5 @@ class SourceDevice:
             raise OSError(errno.EIO, "it ends before")
 
     def close(self) -> None:
-        """Gives the device free."""
+        """Closes the device."""
         os.close(self._fd)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The target's device or file: opened for itself alone, written, zeroed, synced.
+"""The target's device or file: opened exclusively, written, zeroed, synced.
 
-Discards and zeroes use fallocate(2), which on block devices as on files leaves
-the range reading as zeros, so that a replica reads as its source does. Where the
-device can do neither, zeros are written.
+Discards and zeroes use fallocate(2), after which the range reads as zeros on block devices and
+files, so that a replica reads like its source. If the device supports neither, zeros are written.
 """
 
 from __future__ import annotations
@@ -28,30 +27,30 @@ _ZERO_RANGE = 0x10
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL)
 _ZEROS = memoryview(bytes(1 << 20))
 _ZERO_BYTES_MAX = 256 << 20
-"""In one call: where the kernel has to write them, nothing ends it before."""
+"""Per call: where the kernel writes zeros itself, the call is not interruptible."""
 _BLKSSZGET = 0x1268
 _SYS = Path("/sys/dev/block")
 _IDENTITIES = ("dm/uuid", "md/uuid", "wwid", "device/wwid", "serial", "device/serial")
-"""Attributes of a block device, the first of which counts. All outlive a reboot."""
+"""Identifying attributes of a block device, in order of preference. All are persistent."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class TargetDevice:
-    """A block device or a file of fixed size that this process alone may write.
+    """A block device or a file of fixed size, opened exclusively.
 
     Args:
         path: must exist; a file is not created, nor its size changed.
 
     Attributes:
         sectors: of 512 bytes.
-        identity: what a block device calls itself (a disk's serial, an LVM volume's
-            UUID), by which one that was replaced is known; "" if it does not.
+        identity: identifier of a block device (a disk's serial, an LVM volume's UUID), which
+            detects a replaced disk; "" if it has none.
 
     Raises:
-        DeviceError: missing, neither device nor file, or in use (mounted, opened
-            exclusively, behind a loop device, or fed by another applier).
+        DeviceError: missing, neither device nor file, or in use (mounted, opened exclusively,
+            backing a loop device, or locked by another applier).
     """
 
     def __init__(self, path: str) -> None:
@@ -88,10 +87,10 @@ class TargetDevice:
             raise
 
     def apply(self, extents: Extents, payload: Buffer) -> None:
-        """Carries out the extents in order. Not durable before `sync`.
+        """Applies the extents in order. Not durable before `sync`.
 
         Raises:
-            DeviceError: the device failed; what was applied before stays.
+            DeviceError: the device failed; earlier extents stay applied.
         """
         view = memoryview(payload)
         fd = self._fd
@@ -115,10 +114,10 @@ class TargetDevice:
             ) from error
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fills the buffer with what was applied, durable or not; any thread may.
+        """Fills the buffer with applied data, durable or not; thread-safe.
 
         Raises:
-            DeviceError: the device failed, or ends before.
+            DeviceError: the device failed, or is too short.
         """
         try:
             found = os.preadv(self._fd, [buffer], offset)
@@ -134,7 +133,7 @@ class TargetDevice:
         """Makes everything applied durable.
 
         Raises:
-            DeviceError: the device failed; after that nothing unsynced may be trusted.
+            DeviceError: the device failed; unsynced data may be lost.
         """
         try:
             os.fdatasync(self._fd)
@@ -145,14 +144,14 @@ class TargetDevice:
             ) from error
 
     def close(self) -> None:
-        """Gives the device free."""
+        """Closes the device, which releases the lock."""
         os.close(self._fd)
 
     def _drop_page_cache(self) -> None:
-        """Makes what a process of before left durable, and forgets what is cached.
+        """Syncs what an earlier process left in the page cache, then drops the cache.
 
-        Pages that once failed to be written count as clean from then on. A scan that read
-        them would find equal what the disk does not have.
+        A page counts as clean after its write-back failed. A scan that read it would find data
+        equal that is not on the disk.
         """
         self.sync()
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -188,7 +187,8 @@ class TargetDevice:
             offset += written
 
     def _zero(self, offset: int, length: int, *, free: bool) -> None:
-        """Zeros a range: whole blocks by the device, in pieces, and what is no block by hand."""
+        """Zeros a range: whole blocks by the device, in bounded calls; partial blocks by writing
+        zeros."""
         end = offset + length
         first = min(-(-offset // self._block_bytes) * self._block_bytes, end)
         last = max(end // self._block_bytes * self._block_bytes, first)
@@ -207,7 +207,7 @@ class TargetDevice:
                 return
             self._can_zero = False
         if self._can_punch:
-            # tmpfs has holes, but no ZERO_RANGE.
+            # tmpfs supports holes, but not ZERO_RANGE.
             if self._fallocate(_PUNCH_HOLE | _KEEP_SIZE, offset, length):
                 return
             self._can_punch = False
@@ -218,7 +218,7 @@ class TargetDevice:
             self._write_rest(_ZEROS[: offset + length - at], at)
 
     def _fallocate(self, mode: int, offset: int, length: int) -> bool:
-        """Whether the device could; raises OSError where it can, and failed."""
+        """Returns whether the device supports it; raises OSError if it does and failed."""
         while _libc.fallocate(self._fd, mode, offset, length):
             code = ctypes.get_errno()
             if code in _UNSUPPORTED:
@@ -229,7 +229,7 @@ class TargetDevice:
 
 
 def _logical_block_bytes(fd: int) -> int:
-    """What a block device's ranges must be multiples of."""
+    """Granularity of a block device's ranges."""
     (size,) = struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))
     return int(size)
 

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whether a source's HELLO is taken, and where it goes on.
+"""Admission of a source's HELLO, and the position from which it continues.
 
-Where a known stream goes on: at `record.slot`, if the source still has it (tail <=
-slot <= head). Anything else needs a scan of everything; the replica is then UNKNOWN.
-That is remembered, whatever is restarted, until the source declares by a marker that it
-has marked every region to be scanned.
+A known stream continues at `record.slot`, if the source still has it (tail <= slot <= head).
+Otherwise everything must be scanned, and the replica is UNKNOWN. This is persistent across
+restarts, until the source declares by a marker that it has marked every region to be scanned.
 
-The user's word that both devices are equal (`assume_clean`) spares that once, at first
-contact: this target has had no source yet, and no target has acknowledged a slot of
-this capture. Left in a configuration, it must not make a replica of one that differs:
-after the device was attached anew, or the target restored or replaced.
+The operator's assertion that both devices are equal (`assume_clean`) avoids that scan once, at
+first contact: this target has had no source yet, and no target has acknowledged a slot of this
+capture. If it stays in the configuration, it must not apply to devices that differ: after the
+device was attached again, or the target restored or replaced.
 """
 
 from __future__ import annotations
@@ -25,29 +24,29 @@ from bdr.common.wire.control import Hello, RefusedReason
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a HELLO is not taken: found, and wanted."""
+    """Why a HELLO is refused; `text` has what was found and wanted."""
 
     reason: RefusedReason
     text: str
 
 
 class Assumption(Enum):
-    """What became of the user's word that both devices are equal."""
+    """Whether `assume_clean` was applied."""
 
-    NOT_GIVEN = "not asked for"
-    HAD_SOURCE = "not taken: this replica has had a source before, so it may differ"
-    HAD_TARGET = "not taken: this source has been replicated before, so the target may lack writes"
-    TAKEN = "taken: the devices are held to be equal, unchecked"
+    NOT_GIVEN = "not set"
+    HAD_SOURCE = "ignored: this replica has had a source before, so it may differ"
+    HAD_TARGET = "ignored: this source has been replicated before, so the target may lack writes"
+    TAKEN = "applied: the devices are assumed to be equal, unchecked"
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where an admitted source goes on."""
+    """The position from which an admitted source continues."""
 
     slot: int
     condition: Condition
     is_known: bool
-    """Whether the replica stands within the source's ring."""
+    """Whether the replica's position is within the source's ring."""
     assumption: Assumption
 
 
@@ -60,13 +59,13 @@ def refusal(
     silent_s: float,
     silence_s: float,
 ) -> Refusal | None:
-    """Why a HELLO cannot be taken, or None if it can.
+    """Why a HELLO is refused, or None if it is admitted.
 
     Args:
-        record: the replica's, as of the last job.
-        jobs_waiting: jobs that wait for the target's disk, of which there may be `jobs_max`.
-        silent_s: since when the replica's source was not heard.
-        silence_s: so long a silent source keeps others out.
+        record: of the replica, as of the last job.
+        jobs_waiting: jobs that are not durable, of at most `jobs_max`.
+        silent_s: time since the last message from the replica's source.
+        silence_s: a source that is silent for longer no longer excludes others.
     """
     if hello.volume != record.volume:
         return Refusal(
@@ -82,14 +81,14 @@ def refusal(
     if jobs_waiting >= jobs_max:
         return Refusal(
             RefusedReason.BUSY,
-            f"found {jobs_max} jobs that wait for the target's disk; greet again",
+            f"found {jobs_max} jobs that wait for the target's disk; send HELLO again",
         )
     if hello.stream == record.stream and hello.head < record.slot:
-        # A ring's head never goes back. Accepting it would force a full resync.
+        # A ring's head never decreases: a delayed HELLO. Accepting it would force a full resync.
         return Refusal(
             RefusedReason.BUSY,
-            f"found a HELLO of before: its ring ends at slot {hello.head}, wanted "
-            f"{record.slot} or more, which the replica has; greet again",
+            f"found a delayed HELLO: its ring ends at slot {hello.head}, wanted "
+            f"{record.slot} or more, which the replica has; send HELLO again",
         )
     if record.stream not in (NO_STREAM, hello.stream) and silent_s < silence_s:
         return Refusal(
@@ -101,18 +100,18 @@ def refusal(
 
 
 def start(hello: Hello, record: ReplicaRecord) -> Start:
-    """Where a source goes on whose HELLO can be taken."""
+    """The position from which an admitted source continues."""
     assumption = _assumption(hello, record)
     if hello.stream == record.stream and hello.tail <= record.slot <= hello.head:
         return Start(record.slot, record.condition, True, assumption)
     if assumption is Assumption.TAKEN:
-        # Equal by the user's word, once what the ring still holds has been applied.
+        # Equal by assertion, once the rest of the ring has been applied.
         return Start(hello.tail, Condition.CATCHING_UP, False, assumption)
     return Start(hello.tail, Condition.UNKNOWN, False, assumption)
 
 
 def describe(hello: Hello, record: ReplicaRecord, start: Start) -> Facts:
-    """Facts of a start at a place that the replica does not know."""
+    """Facts of a start at a position that does not follow from the record."""
     return {
         "stream": hello.stream.hex(),
         "tail": hello.tail,

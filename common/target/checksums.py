@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Requests for checksums, and when each may be answered.
+"""Queue of requests for checksums.
 
-A request is taken up when everything that was accepted before it is durable.
+A request is processed when everything accepted before it is durable.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from bdr.common.wire.codec import DIGESTS_MAX, RANGES_MAX
 from bdr.common.wire.control import Checksums, DigestsRefused
 
 REQUESTS_MAX = 256
-"""That wait or are worked on; beyond it they are refused."""
+"""Queued or in progress; more are refused."""
 RANGE_SECTORS_MAX = 2048
 """1 MiB."""
 
 REFUSED_TEXTS = {
     DigestsRefused.NO_SESSION: "the session of this epoch is not open",
-    DigestsRefused.BUSY: "too many requests wait",
-    DigestsRefused.BAD_RANGES: "the ranges reach beyond the device, or are too many or too long",
+    DigestsRefused.BUSY: "too many requests are queued",
+    DigestsRefused.BAD_RANGES: "the ranges exceed the device, or are too many or too long",
 }
-"""What people are told."""
+"""Texts for log and users."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     job: int
-    """Must be durable first."""
+    """Number of the job that must be durable first."""
     made: MakeDigests
 
 
 class ChecksumQueue:
-    """In their order.
+    """A FIFO queue.
 
     Args:
-        device_sectors: of the target.
+        device_sectors: size of the target.
     """
 
     def __init__(self, *, device_sectors: int) -> None:
@@ -46,10 +46,10 @@ class ChecksumQueue:
         self._in_progress = 0
 
     def put(self, peer: Peer, request: Checksums, *, last_job: int) -> DigestsRefused:
-        """Takes a request, or says why not.
+        """Queues a request, or returns why it is refused.
 
         Args:
-            last_job: the last that was given out.
+            last_job: number of the last job.
         """
         if not self._is_possible(request):
             return DigestsRefused.BAD_RANGES
@@ -59,7 +59,7 @@ class ChecksumQueue:
         return DigestsRefused.NONE
 
     def ready(self, durable_job: int) -> list[MakeDigests]:
-        """Requests whose time has come."""
+        """Removes and returns the requests that can be processed."""
         found = []
         while self._waiting and self._waiting[0].job <= durable_job:
             found.append(self._waiting.popleft().made)
@@ -67,11 +67,11 @@ class ChecksumQueue:
         return found
 
     def done(self) -> None:
-        """One was answered."""
+        """A request was answered."""
         self._in_progress -= 1
 
     def _is_possible(self, request: Checksums) -> bool:
-        """Whether its ranges lie within the device, and its answer fits a message."""
+        """Whether its ranges are within the device, and its answer fits a message."""
         size = request.block_sectors
         digests = 0
         for sector, sectors in request.ranges:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What goes into a target's node, and what comes out of it.
+"""Events and actions of a target's node.
 
-Events are what happened, in the past tense; actions what is to be done, in the
-imperative, in their order.
+Events state what happened, in the past tense; actions what to do, in the imperative, in order.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ LogName = Literal["unknown-position", "welcome", "refused", "rewind", "condition
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time is now `now_at`; comes before other events."""
+    """The time is `now_at`; precedes the other events of a round."""
 
     now_at: float
     now_utc: int = 0
-    """Seconds since 1970, for people to read."""
+    """Wall clock: seconds since 1970, for display."""
 
 
 @dataclass(frozen=True, slots=True)
 class MessageArrived:
-    """A message of a source or a scanner."""
+    """A message arrived from a source or a scanner."""
 
     peer: Peer
     message: Message
@@ -41,7 +40,7 @@ class MessageArrived:
 
 @dataclass(frozen=True, slots=True)
 class OtherProtocolArrived:
-    """A HELLO of another protocol version."""
+    """A HELLO of another protocol version arrived."""
 
     peer: Peer
     protocol: int
@@ -50,7 +49,7 @@ class OtherProtocolArrived:
 
 @dataclass(frozen=True, slots=True)
 class BatchArrived:
-    """A batch of the right form; nothing else about it is known."""
+    """A well-formed batch arrived; its content is not validated yet."""
 
     batch: Batch
 
@@ -64,7 +63,7 @@ class Durable:
 
 @dataclass(frozen=True, slots=True)
 class DigestsMade:
-    """A `MakeDigests` is done."""
+    """A `MakeDigests` was completed."""
 
     peer: Peer
     digests: Digests
@@ -72,7 +71,7 @@ class DigestsMade:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """The process is about to end in an orderly way."""
+    """The process is shutting down cleanly."""
 
 
 Event = (
@@ -82,7 +81,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """To this peer, over the control socket; may be lost."""
+    """Send to this peer, over the control socket; may be lost."""
 
     peer: Peer
     message: Message
@@ -90,14 +89,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Have the store do this job."""
+    """Pass this job to the store."""
 
     job: Job
 
 
 @dataclass(frozen=True, slots=True)
 class MakeDigests:
-    """Read these ranges and make their digests, once every durable job is on the device."""
+    """Compute the digests of these ranges, once every durable job is applied to the device."""
 
     peer: Peer
     request: Checksums

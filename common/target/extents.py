@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From slots to the few operations that apply them. No I/O here.
+"""Merges slots into the operations that apply them. No I/O here.
 
-Neighbouring slots that continue each other on the device and in memory become
-one extent, so a sequential batch is one write, whatever its slots. The order of
-slots is kept: a later extent may overwrite an earlier one.
+Adjacent slots that are contiguous on the device and in memory become one extent, so a sequential
+batch is one write. The order of slots is kept: a later extent may overwrite an earlier one.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ _LAST_OP = np.uint64(max(Op))
 
 @dataclass(frozen=True, slots=True)
 class Extents:
-    """Operations in the order in which they must be applied; bytes throughout.
+    """Operations in the order in which they must be applied; all in bytes.
 
-    Four lists of one length: plain ints, since the applier hands them to system
-    calls one by one.
+    Four lists of equal length: plain ints, since the applier passes them to system calls one by
+    one.
     """
 
     op: list[int]
     offset: list[int]
-    """Where on the device."""
+    """Offset on the device."""
     length: list[int]
     source: list[int]
-    """Where in the payload a WRITE begins; meaningless for the others."""
+    """Offset in the payload, for a WRITE; meaningless for others."""
 
     def __len__(self) -> int:
         return len(self.op)
@@ -48,11 +47,11 @@ def plan(headers: Buffer, payload: Buffer, *, device_sectors: int) -> Extents:
     Args:
         headers: 8 bytes a slot.
         payload: 4096 bytes a slot.
-        device_sectors: size of the device that they are meant for.
+        device_sectors: size of the device.
 
     Raises:
-        InvalidSlotsError: an unknown operation, or a slot that reaches beyond the
-            device. Nothing of such a batch may be applied.
+        InvalidSlotsError: an unknown operation, or a slot that exceeds the device. Nothing of such
+            a batch may be applied.
     """
     words = np.frombuffer(headers, "<u8")
     if not len(words):
@@ -67,7 +66,7 @@ def plan(headers: Buffer, payload: Buffer, *, device_sectors: int) -> Extents:
     if ranged.any():
         lengths = np.frombuffer(payload, "<u8").reshape(-1, PAYLOAD_BYTES // 8)[:, 0]
         sectors = np.where(ranged, lengths, sectors)
-    # Compared without adding, which could wrap around.
+    # Compared without an addition, which could overflow.
     room = np.uint64(device_sectors) - np.minimum(columns.sector, np.uint64(device_sectors))
     outside = touches & (sectors > room)
     if outside.any():

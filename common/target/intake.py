@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Batches, put into order and checked.
+"""Reorders and validates batches.
 
-- A batch of another stream or epoch, or one already accepted, is dropped unread.
-- The next in order is checked (digest, place, slots) and becomes a job. A later one waits in
-  a bounded buffer.
-- One that is damaged, or misses its place, breaks the session with a REWIND: the source
-  greets again. One that reaches outside the device is refused for good.
+- A batch of another stream or epoch, or one already accepted, is dropped unchecked.
+- The next batch in order is validated (digest, position, slots) and becomes a job. A later one is
+  kept in a bounded buffer.
+- A damaged or misplaced batch breaks the session with a REWIND: the source sends HELLO again. A
+  batch that exceeds the device is refused permanently.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class IntakeSettings:
     """Limits."""
 
     reorder_batches: int = 256
-    """How far ahead of the next batch one may be and still wait."""
+    """Most batches that one may be ahead of the next and still be kept."""
     reorder_bytes: int = 64 << 20
 
 
 class Intake:
-    """See the module's text.
+    """See the module's docstring.
 
     Args:
-        session: whose batches are taken.
-        replica: makes jobs of them.
-        dropped: counts what is not taken, by why.
+        session: whose batches are accepted.
+        replica: turns them into jobs.
+        dropped: counts dropped batches, by reason.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class Intake:
         self._actions: list[Action] = []
 
     def forget(self) -> None:
-        """Nothing waits for its turn any more."""
+        """Drops the batches in the buffer."""
         self.reorder.clear()
 
     def take(self, batch: Batch) -> list[Action]:
-        """Takes a batch of the right form; nothing else about it is known."""
+        """Takes a well-formed batch, whose content is not validated yet."""
         actions = self._actions = []
         session, record, header = self._session, self._replica.record, batch.header
         if not session.is_open or (header.stream, header.epoch) != (record.stream, record.epoch):

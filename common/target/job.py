@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a target does to its device: the unit that its stores write and its journal keeps."""
+"""A change of the target's device: the unit of stores and journal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bdr.common.wire.codec import Buffer
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Apply `extents` of `payload`, after all earlier jobs; then make it durable.
+    """Apply `extents` of `payload`, after all earlier jobs, and make it durable.
 
-    `record` is what must be remembered once the job is durable. `headers` are the
-    slots' headers that the extents were planned from, for a journal to keep.
+    `record` becomes the replica's record once the job is durable. `headers` are the slots' headers
+    from which the extents were planned, for the journal.
     """
 
     number: int
-    """1, 2, 3 ... within an applier process."""
+    """1, 2, 3 ... per applier process."""
     extents: Extents
     headers: Buffer
     payload: Buffer

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A target's whole decision: whose batches are taken, in which order, and what is answered.
+"""The target's node: decides which batches are accepted, in which order, and the answers.
 
 ============  =================================================================
-`admission`   whether a HELLO is taken, and where its source goes on
-`session`     the session of the source that was admitted last
-`intake`      batches, put into order and checked
+`admission`   whether a HELLO is admitted, and its source's position
+`session`     the session of the last admitted source
+`intake`      reordering and validation of batches
 `replica`     the record, and the jobs that lead to it
-`checksums`   requests for checksums, and when each may be answered
+`checksums`   queue of requests for checksums
 ============  =================================================================
 
-A HELLO that is admitted opens a new session: epoch + 1, batch 1, from the slot up to which
-everything was accepted. Its WELCOME goes when all of that, and the new epoch, are durable.
-Jobs are done in order; when one is durable, the session's source gets an ACK.
+An admitted HELLO opens a new session: epoch + 1, batch 1, from the slot up to which everything was
+accepted. Its WELCOME is sent when all of that, and the new epoch, are durable. Jobs are performed
+in order; when one is durable, an ACK is sent to the source.
 
-A RESYNC batch repairs what a scan found to differ: it is applied in its place in the
-order, and moves nothing forward.
+A RESYNC batch repairs differences found by a scan: it is applied in batch order, and does not
+advance the slot.
 
-`handle` is the only way in: an event, and the actions that it leads to, in their order.
-Time comes as `Tick`, results of I/O come as events.
+`handle` is the only entry point: it takes an event and returns actions, in order. Time arrives as
+`Tick`, results of I/O as events.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ from bdr.common.wire.control import (
 
 
 class TargetNode:
-    """See the module's text. One instance lives as long as its applier process.
+    """See the module's docstring. One instance per applier process.
 
     Args:
-        record: what the target remembers.
+        record: the persistent record.
     """
 
     def __init__(self, *, record: ReplicaRecord, settings: TargetSettings | None = None) -> None:
         self.settings = settings or TargetSettings()
         self.dropped: Counter[str] = Counter()
-        """What was not taken, by why."""
+        """Counts of dropped messages and batches, by reason."""
         self.acked_at: float | None = None
         """When the last acknowledgement was sent."""
         self._story = Story()
@@ -81,16 +81,16 @@ class TargetNode:
         self._silence = Silence()
         self._actions: list[Action] = []
 
-    # What the loop asks.
+    # State.
 
     @property
     def record(self) -> ReplicaRecord:
-        """The replica's place when every job so far is done."""
+        """The record once every job so far is durable."""
         return self._replica.record
 
     @property
     def jobs(self) -> JobQueue:
-        """Those that are not durable yet."""
+        """Jobs that are not durable yet."""
         return self._replica.jobs
 
     @property
@@ -100,26 +100,26 @@ class TargetNode:
 
     @property
     def accepts_batches(self) -> bool:
-        """Whether batches are to be read; what a source sends beyond its window waits."""
+        """Whether batches should be read; those beyond a source's window stay in the socket."""
         return not self.jobs.is_full
 
     @property
     def has_source(self) -> bool:
-        """Whether a source's session is open and its source was heard lately."""
+        """Whether a session is open and its source is not silent."""
         return self._session.is_open and self._silence.seconds < self.settings.source_silence_s
 
     @property
     def queued_s(self) -> float:
-        """For how long the oldest job has waited for the disk."""
+        """Age of the oldest job that is not durable."""
         return self.jobs.oldest_s(self._replica.now_at)
 
-    # The way in.
+    # Entry point.
 
     def handle(self, event: Event) -> list[Action]:
-        """Takes one event; returns what to do, in order.
+        """Handles one event; returns the actions, in order.
 
         Raises:
-            InternalError: an invariant broke; the message holds the recent story.
+            InternalError: an invariant was violated; the message has the recent story.
         """
         actions = self._actions = []
         if isinstance(event, events.MessageArrived | events.OtherProtocolArrived):
@@ -129,7 +129,7 @@ class TargetNode:
         return actions
 
     def check_invariants(self) -> None:
-        """Raises InternalError where the state contradicts itself."""
+        """Raises InternalError if an invariant is violated."""
         at, lowest = self._session, self._intake.reorder.lowest
         if (
             self.jobs.durable > self.jobs.last
@@ -178,7 +178,7 @@ class TargetNode:
         at = self._session
         is_same = at.peer == peer and hello.stream == self.record.stream
         if at.state is SessionState.OPENING and is_same:
-            # Its WELCOME still waits for the disk: answer the latest attempt then.
+            # Its WELCOME still waits for the disk: it will answer the latest attempt.
             at.fire(session.Repeated(hello.attempt))
         else:
             self._open_session(peer, hello)
@@ -199,12 +199,12 @@ class TargetNode:
         at = self._session
         is_its = at.state is not SessionState.NONE and at.peer == peer
         if is_its and at.state is SessionState.OPENING:
-            return  # its WELCOME is on its way
+            return  # its WELCOME is pending
         if not is_its or ping.epoch != self.record.epoch:
-            text = "the target does not know this session: it was restarted or taken over"
+            text = "unknown session: the target was restarted, or another source took over"
             self._send(peer, Rewind(ping.epoch, RewindReason.NO_SESSION, text))
         elif at.close_reason is not None:
-            # It pings on, so that message was lost.
+            # It still sends PING, so that message was lost.
             self._send(peer, at.close_reason)
         else:
             self._silence.heard()

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a target remembers of its replica, and how that is written. No I/O here.
+"""A target's persistent record of its replica, and its format. No I/O here.
 
-The record lives in two copies of 4096 bytes, written in turn: a power cut while
-one is written leaves the other. Each copy bears a generation and a checksum; the
-intact one of the higher generation counts.
+The record is stored in two copies of 4096 bytes, written alternately: a power cut during a write
+leaves the other copy intact. Each copy has a generation and a checksum; the intact one with the
+higher generation is valid.
 
 Copy: 8 bytes magic, u64 generation, u32 body length, xxh3-128 of generation and
-body (16 bytes), body: msgpack map, which lacks the times and the rest of a scan where
-they are not known. Little-endian.
+body (16 bytes), body: msgpack map, with the keys of `_KEYS`; optional ones are left out where the
+value is unknown. Little-endian.
 """
 
 from __future__ import annotations
@@ -54,37 +54,37 @@ _HEAD = struct.Struct("<8sQI16s")
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRecord:
-    """The replica's place in its source's stream, as of the last sync."""
+    """The replica's position in its source's stream, as of the last sync."""
 
     volume: str
     device_sectors: int
     stream: bytes = NO_STREAM
-    """Zeros: no source has been seen yet."""
+    """Zeros: the target has had no source yet."""
     slot: int = 0
     """Every slot below it is durable on the device."""
     epoch: int = 0
-    """Last epoch given out; the next one is higher, so old batches are known."""
+    """Last epoch; the next one is higher, which identifies batches of earlier sessions."""
     condition: Condition = Condition.INCONSISTENT
     clean: bool = True
-    """The device holds nothing beyond `slot`: set by a clean stop, or by a journal's replay."""
+    """The device has no writes beyond `slot`: after a clean stop, or a journal's replay."""
     journal: bytes = NO_JOURNAL
-    """Id of the journal that is in use, and so has what is newer than the state file."""
+    """Id of the journal in use, whose record is newer than the state file's."""
     since_utc: int = 0
     """Since when the condition holds: seconds since 1970, UTC; 0 if that is not known."""
     accepted_utc: int = 0
-    """When the last batch was accepted, in the same way: how old the replica is."""
+    """When the last batch was accepted, in the same unit: the age of the replica."""
     left_bytes: int = 0
-    """What its source had left to compare, as it last said, while a scan is needed."""
+    """Bytes that its source has not compared yet, as last reported, while a scan is needed."""
     promoted_utc: int = 0
-    """When the device was taken for use, in the same way; 0: it is a replica."""
+    """When the device was promoted, in the same unit; 0: it is a replica."""
     device: str = ""
-    """What the device calls itself, if it does: see `common.storage.target_device`."""
+    """Identity of the device, if it has one: see `common.storage.target_device`."""
 
     def at_start(self) -> ReplicaRecord:
-        """The record as a starting applier must see it.
+        """The record for a starting applier.
 
-        After a crash the device may hold writes beyond `slot`, in any mixture: the
-        content is a prefix again only when the source has sent all it had.
+        After a crash the device may hold any subset of the writes beyond `slot`: the content is a
+        prefix again only when the source has sent everything that it had.
         """
         if self.condition is Condition.CONSISTENT and not self.clean:
             return replace(self, condition=Condition.CATCHING_UP, since_utc=0)
@@ -92,10 +92,10 @@ class ReplicaRecord:
 
 
 def demoted(record: ReplicaRecord, *, stream: bytes, now_utc: int) -> ReplicaRecord:
-    """The record of a device that becomes a replica again: all of it is to be compared.
+    """The record of a device that becomes a replica again, to be compared completely.
 
     Args:
-        stream: one that no source has, so that none may go on where it was.
+        stream: one that no source has, so that none continues from its former position.
         now_utc: now, seconds since 1970.
     """
     return replace(
@@ -124,7 +124,7 @@ def encode_copy(record: ReplicaRecord, generation: int) -> bytes:
 
 
 def decode_copy(data: bytes) -> tuple[int, ReplicaRecord] | None:
-    """Generation and record, or None where the copy is torn, blank or foreign."""
+    """Generation and record, or None if the copy is torn, blank or foreign."""
     if len(data) != COPY_BYTES:
         return None
     magic, generation, length, digest = _HEAD.unpack_from(data)
@@ -144,25 +144,25 @@ def decode_copy(data: bytes) -> tuple[int, ReplicaRecord] | None:
 
 
 def choose(copies: list[bytes], *, where: str) -> tuple[int, ReplicaRecord] | None:
-    """The copy that counts, or None where nothing was ever made durable.
+    """The valid copy, or None if nothing was ever made durable.
 
     Raises:
-        StateError: something is there, and no copy of it is intact.
+        StateError: the file is not blank, and no copy is intact.
     """
     intact = [found for found in map(decode_copy, copies) if found is not None]
     if intact:
         return max(intact, key=lambda found: found[0])
     if any(copy.strip(b"\0") for copy in copies) and not _is_first_save_torn(copies):
         raise StateError(
-            f"replica state {where}: found bytes that are no intact record of this version, "
+            f"replica state {where}: found no intact record of this version, "
             f"wanted two copies that begin with {MAGIC.decode()}; if this file is not BDR's, "
-            "name another one; if it is, delete it and let the source scan"
+            "set another one; if it is, delete it and let the source scan"
         )
     return None
 
 
 def _is_first_save_torn(copies: list[bytes]) -> bool:
-    """Whether the power was cut in the very first save: the second found copy 0 blank."""
+    """Whether the power was cut during the first save, which writes copy 1."""
     others = copies[:1] + copies[2:]
     begun = copies[1][: len(MAGIC)].rstrip(b"\0")
     return MAGIC.startswith(begun) and not any(copy.strip(b"\0") for copy in others)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Batches that came before their turn."""
+"""Buffer for batches that arrive out of order."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from bdr.common.wire.batch import Batch
 
 
 class ReorderBuffer:
-    """Bounded by how far ahead a batch may be, and by its bytes.
+    """Bounded by batch numbers and by bytes.
 
     Args:
-        batches: how far ahead of the next batch one may be and still wait.
-        size: bytes of those that wait.
+        batches: most batches that one may be ahead of the next.
+        size: most bytes of buffered batches.
     """
 
     def __init__(self, *, batches: int, size: int) -> None:
@@ -28,11 +28,11 @@ class ReorderBuffer:
 
     @property
     def lowest(self) -> int | None:
-        """Number of the first that waits."""
+        """Lowest buffered batch number."""
         return min(self._waiting, default=None)
 
     def put(self, batch: Batch, *, wanted: int) -> bool:
-        """Keeps a batch until its turn; whether there was room.
+        """Buffers a batch; returns whether there was room.
 
         Args:
             wanted: number of the next batch in order.
@@ -45,13 +45,13 @@ class ReorderBuffer:
         return True
 
     def take(self, number: int) -> Batch | None:
-        """The batch of this number, if it waits here."""
+        """Removes and returns the batch of this number, if it is buffered."""
         batch = self._waiting.pop(number, None)
         if batch is not None:
             self._size -= batch.size
         return batch
 
     def clear(self) -> None:
-        """Nothing waits any more."""
+        """Drops all batches."""
         self._waiting.clear()
         self._size = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The replica's record, and the jobs that lead to it. No I/O here."""
+"""The replica's record, and the jobs that change it. No I/O here."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from bdr.common.wire.condition import Condition
 
 
 class Replica:
-    """Each change of the record is a job.
+    """Turns each change of the record into a job.
 
     Args:
-        record: what the target remembered when its process began.
+        record: as loaded at the start of the process.
     """
 
     def __init__(self, record: ReplicaRecord) -> None:
         self.record = record.at_start()
-        """The replica's place when every job so far is done."""
+        """The record once every job so far is durable."""
         self.jobs = JobQueue()
         self.now_at = 0.0
         self.now_utc = 0
 
     @property
     def is_crowded(self) -> bool:
-        """Whether so many jobs wait for the disk that messages make no more of them."""
+        """Whether messages may create no more jobs."""
         return self.jobs.waiting >= JOBS_MAX
 
     def begin_session(self, stream: bytes, start: Start) -> Job:
-        """A source of this stream goes on there, in an epoch of its own."""
+        """A source of this stream continues from there, in a new epoch."""
         return self._advance(
             replace(
                 self.record,
@@ -48,7 +48,7 @@ class Replica:
         )
 
     def accept(self, batch: Batch, extents: Extents) -> Job:
-        """The next batch in order was accepted; it consists of these extents."""
+        """The next batch in order was accepted; it has these extents."""
         header = batch.header
         condition = self.record.condition
         if header.kind is BatchKind.MARKER:
@@ -60,7 +60,7 @@ class Replica:
         return self._advance(record, extents, batch.headers, batch.payload)
 
     def remember_left(self, left_bytes: int) -> Job | None:
-        """So much is left to be compared, as the source says; None if that is no news."""
+        """Records the bytes left to compare, as reported by the source; None if unchanged."""
         record = self.record
         is_news = record.condition.needs_scan and left_bytes != record.left_bytes
         if not is_news or self.is_crowded:
@@ -68,7 +68,7 @@ class Replica:
         return self._advance(replace(record, left_bytes=left_bytes))
 
     def close(self) -> Job:
-        """The last job before a clean stop: nothing lies beyond the record's slot."""
+        """The last job before a clean stop: the device has no writes beyond the record's slot."""
         return self._advance(replace(self.record, clean=True))
 
     def _advance(

@@ -2,11 +2,11 @@
 """A source's session at its target.
 
 - NONE: no source.
-- OPENING: a HELLO was taken; its WELCOME goes when all that was accepted before, and the
-  new epoch, are durable.
-- OPEN: batches are taken.
-- BROKEN: nothing more of it is taken; its source was sent `close_reason`, and is again at each
-  PING, since the message may have been lost.
+- OPENING: a HELLO was admitted; its WELCOME is sent when everything accepted before, and the new
+  epoch, are durable.
+- OPEN: batches are accepted.
+- BROKEN: no more batches are accepted; `close_reason` was sent to its source, and is sent again at
+  each PING, since the message may have been lost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bdr.common.wire.control import Refused, Rewind
 
 
 class SessionState(Enum):
-    """See the module's text."""
+    """See the module's docstring."""
 
     NONE = auto()
     OPENING = auto()
@@ -32,7 +32,7 @@ class SessionState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A HELLO of `peer` was taken; `job` makes its epoch durable."""
+    """A HELLO of `peer` was admitted; `job` makes its epoch durable."""
 
     peer: Peer
     attempt: int
@@ -41,21 +41,21 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """The same source greets again, before its WELCOME went."""
+    """The same source sent HELLO again, before its WELCOME was sent."""
 
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The next batch in order was made this job."""
+    """The next batch in order became this job."""
 
     job: int
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """Nothing more of it can be taken, as its source is told."""
+    """No more batches can be accepted; `close_reason` is sent to the source."""
 
     close_reason: Rewind | Refused
 
@@ -66,7 +66,7 @@ class Closed:
 
 
 class Session(Machine[SessionState]):
-    """See the module's text. Batches are numbered 1, 2, 3 ... within a session."""
+    """See the module's docstring. Batches are numbered 1, 2, 3 ... within a session."""
 
     def __init__(self, story: Story) -> None:
         super().__init__(SessionState.NONE, story)
@@ -86,7 +86,7 @@ class Session(Machine[SessionState]):
 
     @property
     def is_open(self) -> bool:
-        """Whether batches are taken."""
+        """Whether batches are accepted."""
         return self.state is SessionState.OPEN
 
     # Handlers.

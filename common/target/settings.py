@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Limits and times of a target's node."""
+"""Limits and timeouts of a target's node."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bdr.common.target.intake import IntakeSettings
 
 @dataclass(frozen=True, slots=True)
 class TargetSettings:
-    """Limits and times."""
+    """Limits and timeouts."""
 
     intake: IntakeSettings = field(default_factory=IntakeSettings)
     source_silence_s: float = 15.0
-    """A source silent for so long no longer keeps others out: longer than any pause of its own."""
+    """A source silent for this time no longer excludes others; longer than any of its pauses."""

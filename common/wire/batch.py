@@ -7,18 +7,18 @@ A **batch** is three frames:
 frame content                 size
 ===== ======================= ===================================================
 0     msgpack [fields, digest] under 256 bytes; `fields` is itself packed msgpack
-1     the slots' headers      8 bytes a slot, little-endian, as they stand in the ring
-2     the slots' payload      4096 bytes a slot, as it stands in the ring
+1     the slots' headers      8 bytes per slot, little-endian, as in the ring
+2     the slots' payload      4096 bytes per slot, as in the ring
 ===== ======================= ===================================================
 
 `fields` is [protocol, kind, marker, stream, epoch, number, first, count]; a
 **descriptor** is the same list without the protocol.
 
-The digest is xxh3-128 over `fields`, frame 1 and frame 2, so a batch is intact as
-a whole or not at all. It is checked last: a stale transmission of slots that were
-reused since may be torn, and is recognised by its epoch or number before.
+The digest is xxh3-128 over `fields`, frame 1 and frame 2, so it covers the whole batch. It is
+checked last: a stale transmission may have a wrong digest, since its slots may have been reused
+meanwhile, and is recognised by its epoch or number first.
 
-Decoding never trusts: any input gives a batch or `WireError`, nothing else.
+Decoding is strict: any input gives a batch or `WireError`, nothing else.
 """
 
 from __future__ import annotations
@@ -51,29 +51,29 @@ _HEADER_FIELDS = 7
 
 
 class BatchKind(IntEnum):
-    """What a batch carries."""
+    """The content of a batch."""
 
     LIVE = 0
-    """Slots of the ring, in order: the replica moves forward by them."""
+    """Slots of the ring, in order: they advance the replica."""
     RESYNC = 1
-    """What a scan found to differ: repairs regions, moves nothing forward."""
+    """Repairs of differences found by a scan: the replica does not advance."""
     MARKER = 2
-    """No slots: the replica's condition changes at this place in the order."""
+    """No slots: the replica's condition changes at this position in the order."""
 
 
 class Marker(IntEnum):
-    """What a batch of kind MARKER declares."""
+    """The condition that a batch of kind MARKER declares."""
 
     NONE = 0
     INCONSISTENT = 1
-    """From here on the replica misses writes: not consistent until a scan ends."""
+    """From here on the replica lacks writes: not consistent until a scan ends."""
     CONSISTENT = 2
     """The replica is a prefix of the source again."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchHeader:
-    """What frame 0 says of a batch."""
+    """The fields in frame 0."""
 
     kind: BatchKind
     marker: Marker
@@ -82,7 +82,7 @@ class BatchHeader:
     number: int
     """1, 2, 3 ... within the epoch."""
     first: int
-    """First slot (LIVE), or the slot in front of which the batch stands."""
+    """First slot (LIVE), or the slot that the batch precedes."""
     count: int
     """Slots in frames 1 and 2."""
 
@@ -94,7 +94,7 @@ class BatchHeader:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch as received: header trusted in form, content trusted after `is_intact`."""
+    """A received batch: its format is valid, its content only if `is_intact`."""
 
     header: BatchHeader
     sealed_fields: bytes
@@ -103,7 +103,7 @@ class Batch:
     payload: Buffer
 
     def is_intact(self) -> bool:
-        """Whether the digest fits what was received."""
+        """Whether the digest matches."""
         return _digest(self.sealed_fields, self.headers, self.payload) == self.digest
 
     @property
@@ -148,7 +148,7 @@ def decode_batch(frames: list[Buffer]) -> Batch:
 
 
 def encode_descriptor(header: BatchHeader) -> bytes:
-    """One message from reader to sender: the header that the batch shall have."""
+    """One message from reader to sender: the header of the batch to send."""
     return pack(_fields(header))
 
 
@@ -156,7 +156,7 @@ def decode_descriptor(data: Buffer) -> BatchHeader:
     """The inverse of `encode_descriptor`.
 
     Raises:
-        WireError: the reader and this sender are of different versions.
+        WireError: reader and sender are of different versions.
     """
     return _header(unpack(data, BATCH_FIELDS_BYTES_MAX, "descriptor"), "descriptor")
 

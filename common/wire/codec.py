@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Messages as msgpack maps, from literal tables. No I/O here.
 
-A conversation has one table, which freezes the names on the wire: a class or an attribute
-may be renamed, and nothing that crosses a socket changes.
+Each interface has one table, which freezes the names on the wire: renaming a class or an attribute
+does not change the encoding.
 
     CODEC: Codec[Message] = Codec(
         {"ping": Form(Ping, {"epoch": U64, "left_bytes": U64})}
     )
 
-The fields of a form stand in the order of the dataclass's. A message is the map of its
-fields, with its name under "type". Decoding never trusts: any input gives a message of
-the table or `WireError`, nothing else.
+The fields of a form are in the order of the dataclass's. A message is the map of its fields, with
+its name under "type". Decoding is strict: any input gives a message of the table or `WireError`,
+nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAME_BYTES_MAX = 64
 TEXT_BYTES_MAX = 1024
 BLOB_BYTES_MAX = 60 * 1024
 DIGESTS_MAX = BLOB_BYTES_MAX // DIGEST_BYTES
-"""Most that one request for checksums may ask for."""
+"""Most digests per checksum request."""
 RANGES_MAX = 1024
 
 Buffer = bytes | memoryview
@@ -48,22 +48,22 @@ _SHOWN_MAX = 80
 
 @dataclass(frozen=True, slots=True)
 class FieldType:
-    """What a field may hold."""
+    """The type of a field."""
 
     accepts: Callable[[object], bool]
     make: Callable[[Any], Any] = lambda value: value
-    """From an accepted value to the attribute's."""
+    """Converts an accepted value to the attribute's."""
     put: Callable[[Any], Any] = lambda value: value
     """The inverse of `make`."""
 
 
 def is_u64(value: object) -> bool:
-    """Whether it is a number that fits 64 bits, and no bool."""
+    """Whether it is an unsigned 64-bit number, and not a bool."""
     return type(value) is int and 0 <= value <= _U64_MAX
 
 
 def is_bytes(value: object, size: int) -> bool:
-    """Whether it is exactly so many bytes."""
+    """Whether it is a byte string of this size."""
     return isinstance(value, bytes) and len(value) == size
 
 
@@ -89,7 +89,7 @@ RANGES = FieldType(
     _decode_ranges,
     _encode_ranges,
 )
-"""Pairs of u64, little-endian, one after the other."""
+"""Pairs of u64, little-endian, concatenated."""
 
 
 def member(kind: type[IntEnum]) -> FieldType:
@@ -100,14 +100,14 @@ def member(kind: type[IntEnum]) -> FieldType:
 
 @dataclass(frozen=True, slots=True)
 class Form(Generic[M]):
-    """A message's fields on the wire, in the order of its class's."""
+    """A message's fields on the wire, in the order of its class."""
 
     kind: type[M]
     fields: Mapping[str, FieldType]
 
 
 class Codec(Generic[M]):
-    """Encodes and decodes the messages of one conversation.
+    """Encodes and decodes the messages of one interface.
 
     Args:
         forms: name on the wire to its form.
@@ -167,7 +167,7 @@ def unpack(data: Buffer, limit_bytes: int, what: str) -> Any:
     """The inverse of `pack`.
 
     Raises:
-        WireError: too long, or no msgpack; `what` begins the message.
+        WireError: too long, or not msgpack; `what` starts the message.
     """
     if len(data) > limit_bytes:
         raise WireError(f"{what}: found {len(data)} bytes, wanted at most {limit_bytes}")
@@ -178,6 +178,7 @@ def unpack(data: Buffer, limit_bytes: int, what: str) -> Any:
 
 
 def shown(value: object) -> str:
-    """For a message. Of a container only its kind: it may be nested too deep for `repr`."""
+    """A value for an error message; of a container only its type, since it may be nested too deeply
+    for `repr`."""
     text = type(value).__name__ if isinstance(value, list | dict) else repr(value)
     return text if len(text) <= _SHOWN_MAX else f"{text[: _SHOWN_MAX - 3]}..."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a replica's content is worth."""
+"""The condition of a replica's content."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from enum import IntEnum
 
 
 class Condition(IntEnum):
-    """The values stand in messages and in records on disk."""
+    """The values are in messages and in records on disk."""
 
     CONSISTENT = 0
-    """The source as it was at some moment."""
+    """The source at some point in time."""
     CATCHING_UP = 1
-    """Holds writes of unknown place beyond its durable slot; consistent again when
-    the source has sent everything up to its head."""
+    """Has an unknown subset of the writes beyond its durable slot; consistent again when the source
+    has sent everything up to its head."""
     INCONSISTENT = 2
-    """Misses writes, in regions that the source has marked: needs a scan of those."""
+    """Lacks writes, in regions that the source has marked: needs a scan of these."""
     UNKNOWN = 3
-    """Of unknown content: needs a scan of everything. Ends with the first INCONSISTENT
-    marker, by which the source says that it has marked every region."""
+    """Of unknown content: needs a scan of everything. Ends with the first INCONSISTENT marker, by
+    which the source declares that it has marked every region."""
 
     @property
     def needs_scan(self) -> bool:

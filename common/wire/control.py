@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Control messages, between reader or scanner (DEALER) and applier (ROUTER).
 
-`MESSAGES` is the protocol: the names there, and nothing else, cross the wire.
+`MESSAGES` defines the protocol: only the names there are on the wire.
 
-Ping and acknowledgement go back and forth once a second while a session is open: PING
-says how much is left to be compared, ACK what the target remembers of its replica. An
-ACK also comes whenever something became durable.
+While a session is open, the source sends a PING every second, which the target answers with an ACK:
+PING has the bytes left to compare, ACK the target's record of the replica. An ACK is also sent
+whenever a batch became durable.
 """
 
 from __future__ import annotations
@@ -46,60 +46,60 @@ class RefusedReason(IntEnum):
 
     @property
     def is_permanent(self) -> bool:
-        """Whether asking again cannot help."""
+        """Whether a retry cannot succeed."""
         return self is not RefusedReason.BUSY
 
 
 class RewindReason(IntEnum):
-    """Why batches of an epoch are of no use any more."""
+    """Why batches of an epoch are no longer accepted."""
 
     NO_SESSION = 1
     """The target was restarted, or another source took over."""
     MISSING = 2
-    """A batch did not come while many later ones did."""
+    """A batch did not arrive while many later ones did."""
     DAMAGED = 3
     MISPLACED = 4
-    """A batch begins at another slot than the one before ended."""
+    """A batch does not start at the end of the previous one."""
 
 
 class DigestsRefused(IntEnum):
-    """Why there are no digests."""
+    """Why a request for digests was refused."""
 
     NONE = 0
-    """There are."""
+    """Not refused."""
     NO_SESSION = 1
     """The session of this epoch is not open."""
     BUSY = 2
-    """Too many requests wait."""
+    """Too many requests are queued."""
     BAD_RANGES = 3
     UNREADABLE = 4
-    """The target cannot read its device there."""
+    """The target's device is unreadable there."""
 
     @property
     def is_permanent(self) -> bool:
-        """Whether asking again cannot help."""
+        """Whether a retry cannot succeed."""
         return self in (DigestsRefused.BAD_RANGES, DigestsRefused.UNREADABLE)
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Source to target: who I am and what my ring still holds."""
+    """Source to target: identity of the source, and range of its ring."""
 
     protocol: int
     attempt: int
-    """Counts the HELLOs of a reader; the answer bears it, so late answers are known."""
+    """Counts the HELLOs of a reader; repeated in the answer, which identifies late answers."""
     volume: str
     stream: bytes
     device_sectors: int
     tail: int
     head: int
     assume_clean: bool
-    """The user says that both devices are equal: at first contact no scan is needed."""
+    """The operator asserts that both devices are equal: no scan at first contact."""
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Target to source: go on from `slot`, in this epoch, with batch `number`."""
+    """Target to source: continue from `slot`, in this epoch, with batch `number`."""
 
     attempt: int
     epoch: int
@@ -110,7 +110,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Target to source: no, and why."""
+    """Target to source: the HELLO or a batch was refused."""
 
     attempt: int
     reason: RefusedReason
@@ -119,11 +119,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Source to target: still here; the answer is an ACK."""
+    """Source to target: keep-alive; answered by an ACK."""
 
     epoch: int
     left_bytes: int
-    """Bytes of the device that are left to be compared; 0 for none."""
+    """Bytes of the device left to compare; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +136,16 @@ class Ack:
     durable: int
     """Every batch up to this number is durable."""
     condition: Condition
-    """Of the replica, as the target remembers it."""
+    """Of the replica, in the target's record."""
     since_utc: int
     """Since when the condition holds: seconds since 1970; 0 if that is not known."""
     accepted_utc: int
-    """When the last batch was accepted, in the same way."""
+    """When the last batch was accepted, in the same unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rewind:
-    """Target to source: batches of this epoch are of no use any more, greet again."""
+    """Target to source: batches of this epoch are no longer accepted; send HELLO again."""
 
     epoch: int
     reason: RewindReason
@@ -154,24 +154,25 @@ class Rewind:
 
 @dataclass(frozen=True, slots=True)
 class Checksums:
-    """Scanner to target: what do these ranges hold, once all that came before is applied?"""
+    """Scanner to target: request for digests of these ranges, once everything accepted before is
+    applied."""
 
     request: int
     epoch: int
     block_sectors: int
-    """0: one digest a range; else one for every so many sectors, the last may be shorter."""
+    """0: one digest per range; else one per this many sectors, the last may be shorter."""
     ranges: list[Range]
 
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """Target to scanner: one xxh3-128 after the other, as asked, or why not."""
+    """Target to scanner: the requested xxh3-128 digests, concatenated, or a refusal."""
 
     request: int
     digests: bytes
     refused: DigestsRefused
     text: str
-    """For people: empty, or why there are none."""
+    """For log and users: the reason of the refusal, or empty."""
 
 
 Message = Hello | Welcome | Refused | Ping | Ack | Rewind | Checksums | Digests
@@ -227,7 +228,7 @@ MESSAGES: Codec[Message] = Codec(
 
 
 class OtherProtocolError(WireError):
-    """A HELLO of another protocol version, readable enough to be refused politely."""
+    """A HELLO of another protocol version, which can be answered with REFUSED."""
 
     def __init__(self, protocol: Any, attempt: Any) -> None:
         super().__init__(f"found protocol version {protocol}, wanted {PROTOCOL}")
@@ -244,8 +245,8 @@ def decode_message(data: Buffer) -> Message:
     """The inverse of `encode_message`.
 
     Raises:
-        OtherProtocolError: a HELLO whose protocol version differs.
-        WireError: no message of this protocol.
+        OtherProtocolError: a HELLO of another protocol version.
+        WireError: not a message of this protocol.
     """
     raw = unpack(data, MESSAGE_BYTES_MAX, "message")
     if isinstance(raw, dict) and raw.get("type") == "hello":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Messages within a source host: scanners and commands (DEALER) to the reader (ROUTER).
 
-A scanner acquires a **lease** of some chunks, compares them, and commits; a command that
-verifies begins and ends a lease of its own. `common.source.scheduler` says what they mean.
+A scanner acquires a **lease** of some chunks, compares them, and commits; a command that verifies
+begins and ends its own lease. `common.source.scheduler` defines their meaning.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from bdr.common.wire.codec import BLOB, RANGES, STREAM, TEXT, U64, Buffer, Codec
 
 @dataclass(frozen=True, slots=True)
 class Acquire:
-    """A lease, please; `request` comes back in the answer. Repeated until answered."""
+    """Request for a lease; `request` is repeated in the answer. Sent again until answered."""
 
     request: int
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A lease's chunks were compared; `batches` resync batches are to be numbered.
+    """A lease's chunks were compared; `batches` resync batches need numbers.
 
-    `again` are ranges that were not judged, to be leased again; `unreadable` are ranges
-    that the source cannot read.
+    `again` are ranges that were not compared, to be leased again; `unreadable` are ranges that are
+    unreadable on the source.
     """
 
     lease: int
@@ -41,7 +41,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class VerifyBegin:
-    """A lease for exactly these ranges, to be compared only."""
+    """Request for a lease of exactly these ranges, for comparison only."""
 
     request: int
     ranges: list[Range]
@@ -49,14 +49,14 @@ class VerifyBegin:
 
 @dataclass(frozen=True, slots=True)
 class VerifyEnd:
-    """They were compared: which sectors may not be judged?"""
+    """The ranges were compared: request for the sectors to be ignored."""
 
     lease: int
 
 
 @dataclass(frozen=True, slots=True)
 class Resync:
-    """Have these ranges repaired; none means everything."""
+    """Mark these ranges to be repaired; empty: everything."""
 
     request: int
     ranges: list[Range]
@@ -64,7 +64,7 @@ class Resync:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """How far is the scan?"""
+    """Request for the progress of the scan."""
 
     request: int
 
@@ -74,12 +74,12 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A lease of the chunks `ranges`, to be compared within `epoch`."""
+    """A lease of the chunks `ranges`, to be compared in `epoch`."""
 
     request: int
     lease: int
     stream: bytes
-    """The capture's; a scanner that knows another one reads below another capture."""
+    """Of the capture; a scanner with another one has opened another capture."""
     epoch: int
     ranges: list[Range]
 
@@ -88,8 +88,7 @@ class Grant:
 class Committed:
     """The batches are `number`, `number` + 1 ..., before slot `first`.
 
-    `excluded` is one bit for each sector of the lease's chunks, one after the other; empty
-    for none.
+    `excluded` has one bit for each sector of the lease's chunks, concatenated; empty: none.
     """
 
     lease: int
@@ -101,7 +100,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """`busy` is one bit for each sector of the lease's chunks: not to be judged."""
+    """`busy` has one bit for each sector of the lease's chunks: set for those to be ignored."""
 
     lease: int
     busy: bytes
@@ -109,7 +108,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """Forget this lease; its chunks will be leased again."""
+    """This lease is void; its chunks will be leased again."""
 
     lease: int
 
@@ -194,10 +193,10 @@ def encode_answer(message: Answer) -> bytes:
 
 
 def decode_request(data: Buffer) -> Request:
-    """Raises WireError for what is none."""
+    """Raises WireError if it is not one."""
     return REQUESTS.decode(data)
 
 
 def decode_answer(data: Buffer) -> Answer:
-    """Raises WireError for what is none."""
+    """Raises WireError if it is not one."""
     return ANSWERS.decode(data)
