@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The applier: receives batches, and makes the target device follow its source.
+"""The applier: receives batches, and applies them to the target device.
 
-Poll, handle, perform around `common.target.node`; disk work runs in the thread of a
-`StoreWorker`, checksums in those of a `Checksummer`.
+Poll, handle, perform around `common.target.node`; disk I/O runs in the thread of a `StoreWorker`,
+checksums in those of a `Checksummer`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TICK_MS = 250
 KEPT_BYTES = 48 << 20
 """Freed receive buffers that are kept for the next batches."""
 ROUND_BATCHES = 16
-"""Batches taken before control messages get their turn."""
+"""Most batches per round, so that control messages are not delayed."""
 
 
 class Applier:
@@ -44,12 +44,12 @@ class Applier:
 
     Args:
         node: from the target's record.
-        worker: does the disk work.
-        checksummer: makes digests of what the device holds.
+        worker: performs the disk I/O.
+        checksummer: computes digests of the device.
         address: to listen on.
         port: for batches; `port` + 1 is for control.
-        run_directory: where the monitor's socket is, if there is one.
-        journal: whose fill is reported, if there is one.
+        run_directory: location of the monitor's socket, if any.
+        journal: whose usage is reported, if any.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Applier:
         )
 
     def run(self) -> None:
-        """Runs until SIGTERM, then makes what was accepted durable.
+        """Runs until SIGTERM, then makes everything accepted durable.
 
         Raises:
             PermanentError: the device or the state file failed.
@@ -180,7 +180,7 @@ class Applier:
         self.loop.listen(self._data, self._on_data, is_wanted=self._node.accepts_batches)
 
     def _receive_frames(self) -> list[Buffer]:
-        """One message; of a longer one than a batch only so much is kept."""
+        """One message; excess frames are dropped."""
         frames: list[Buffer] = []
         while True:
             frame = self._data.recv(copy=False)
@@ -191,7 +191,7 @@ class Applier:
 
     def _count_bad(self, error: WireError) -> None:
         self._bad_messages += 1
-        # The sender of junk may send much of it: log the 1st, 2nd, 4th, 8th ...
+        # Invalid messages may be frequent: log the 1st, 2nd, 4th, 8th ...
         if not self._bad_messages & (self._bad_messages - 1):
             self._log.warning("bad-message", reason=str(error), so_far=self._bad_messages)
 
@@ -206,7 +206,7 @@ class Applier:
             case events.Apply(job):
                 self._worker.put(job)
             case events.Send(peer, message):
-                # A source that went away is answered when it greets again.
+                # A disconnected source is answered when it sends HELLO again.
                 with contextlib.suppress(zmq.ZMQError):
                     self._control.send_multipart([peer, encode_message(message)], zmq.NOBLOCK)
             case events.MakeDigests(peer, request):
@@ -218,7 +218,7 @@ class Applier:
 
 
 def _nothing() -> None:
-    """What happens on the sockets is only counted."""
+    """Socket events are only counted."""
 
 
 @options.stage(

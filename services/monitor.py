@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The monitor: gathers what a volume's processes report, and publishes its status.
+"""The monitor: collects the reports of a volume's processes, and publishes its status.
 
-One process a volume and host. On a source it also looks at the ring itself, as an
-observer: how far behind the replica is stays known while any other process is
-stopped. What follows from reports and looks: `common.status.compose`.
+One process per volume and host. On a source it also samples the ring itself, as an observer: the
+replica's lag stays known while any other process is stopped. `common.status.compose` derives the
+status from reports and samples.
 
 Sockets in the volume's run directory:
 
 ============  ====  ============================================================
 metrics.sock  PULL  reports of the processes (`services.runtime.reports`)
-status.sock   XPUB  topic `status`: the whole status as a msgpack map, every
-                    second, at once when the health changes, and to each new
-                    subscriber; topic `event`: what happened
+status.sock XPUB topic `status`: the whole status as a msgpack map, every second, immediately when
+                    the health changes, and to each new subscriber; topic `event`: events of the
+                    volume
 events.sock   SUB   the reader's announcements, passed on under `event`
 ============  ====  ============================================================
 
-Nothing waits for it: reports that it does not take in time are dropped by their
-sender, and a subscriber that does not read loses messages.
+Nothing blocks on the monitor: reports that it does not receive in time are dropped by their sender,
+and a subscriber that does not read loses messages.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ class Monitor:
     Args:
         volume: the volume's name.
         role: source or target.
-        chardev: of a source, the capture to look at.
-        run_directory: where the sockets are bound.
-        programs_dir: where each process that ought to run has its program file;
-            without it, whatever has reported once ought to run.
-        rpo_s: the replica may be so far behind.
-        hooks: runs the user's command.
-        exporter: serves Prometheus, if it is to be served.
+        chardev: on a source, path of the capture.
+        run_directory: location of the sockets.
+        programs_dir: directory with a program file for each expected process; without it, every
+            process that has reported once is expected.
+        rpo_s: recovery point objective.
+        hooks: runs the configured command.
+        exporter: the Prometheus endpoint, if configured.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Monitor:
         self._expect_at = 0.0
         began_at = time.monotonic()
         self.status: VolumeStatus
-        """The last one; of each tick."""
+        """The last status; updated at each tick."""
         self._composer = Composer(volume=volume, role=role, rpo_s=rpo_s, started_at=began_at)
         self.loop = Loop()
         context = self.loop.context
@@ -134,7 +134,7 @@ class Monitor:
                 self._exporter.close()
             self.loop.close()
 
-    # What comes in.
+    # Input.
 
     def _on_reports(self) -> None:
         while sockets.is_readable(self._reports):
@@ -153,11 +153,11 @@ class Monitor:
         while sockets.is_readable(self._status):
             has_new |= self._status.recv().startswith(b"\x01")
         if has_new:
-            # A subscriber wants the present: `bdr wait` ends a minute's waiting by it.
+            # A new subscriber gets the present status, on which `bdr wait` relies.
             self._tick(time.monotonic())
             self._publish()
 
-    # What goes on by the clock.
+    # Timer.
 
     def _on_tick(self, now_at: float) -> None:
         if now_at >= self._sample_at:
@@ -209,7 +209,7 @@ class Monitor:
             self._hooks.put(event, self.status)
 
     def _sample_ring(self, chardev: str, now_at: float) -> None:
-        """Looks at the ring; a capture that is gone is tried again every two seconds."""
+        """Samples the ring; a capture that is gone is reopened every `REOPEN_S`."""
         try:
             if self._capture is None:
                 if now_at < self._open_at:
@@ -226,7 +226,7 @@ class Monitor:
             self._composer.ring.seen(self._capture.info, status, now_at=now_at)
 
     def _expect(self, now_at: float) -> None:
-        """Takes the set of processes that ought to run from their program files."""
+        """Reads the set of expected processes from their program files."""
         if self._programs_dir is None:
             return
         try:
@@ -241,7 +241,7 @@ class Monitor:
 
 
 def _exporter(address: str, port: int) -> Exporter:
-    # A quarter of the monitor's memory: imported only where it is wanted.
+    # Imported on demand: a quarter of the monitor's memory.
     from bdr.services.monitoring.exporter import Exporter  # noqa: PLC0415
 
     return Exporter(address, port)
@@ -258,7 +258,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _nothing() -> None:
-    """Everything happens in handlers and by the clock."""
+    """Everything is done in handlers and by the timer."""
 
 
 @options.stage(
@@ -269,7 +269,7 @@ def _nothing() -> None:
         click.Option(
             ["--programs-dir"],
             type=click.Path(file_okay=False),
-            help="Directory with a file VOLUME-STAGE[-N].conf for each process that ought to run.",
+            help="Directory with a file VOLUME-STAGE[-N].conf for each expected process.",
         ),
     ],
 )
@@ -284,11 +284,11 @@ def main(
     metrics_port: int | None,
     on_event: list[str] | None,
 ) -> None:
-    """Gathers what VOLUME's processes report, judges its health, and serves both."""
+    """Collects the reports of VOLUME's processes, judges its health, and publishes both."""
 
     def build() -> Monitor:
         if role == "source" and chardev is None:
-            raise PermanentError("--chardev: found none, wanted that of the source")
+            raise PermanentError("--chardev: not set; wanted that of the source")
         run_directory = RunDirectory(run_dir)
         return Monitor(
             volume=volume,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The reader: drains the ring, and alone decides order.
+"""The reader: drains the ring, and determines the order of batches.
 
-Poll, handle, perform around `common.source.node`: payload never passes through it.
+Poll, handle, perform around `common.source.node`; payload does not pass through this process.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from bdr.services.runtime.sockets import RunDirectory
 
 TICK_MS = 250
 _REQUESTS = ("leases", "requests")
-"""Names of the sockets for scanners, and for commands that a user runs."""
+"""Names of the sockets for scanners, and for commands."""
 
 
 class Reader:
     """One process, one volume.
 
     Args:
-        volume: its name on both sides.
+        volume: name of the volume on both sides.
         capture: opened as consumer.
         control: ZeroMQ address of the applier's control socket.
-        run_directory: where the descriptor and event sockets are bound.
-        assume_clean: both devices are equal by the user's word, if neither has been
-            replicated before.
-        settings: limits and times.
+        run_directory: location of the sockets.
+        assume_clean: the operator asserts that both devices are equal; applied only if neither has
+            been replicated before.
+        settings: limits and timeouts.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Reader:
         """Runs until SIGTERM.
 
         Raises:
-            PermanentError: the capture is gone, or the target refused for good.
+            PermanentError: the capture is gone, or the target refused permanently.
         """
         try:
             self.loop.run(tick=self._on_tick, tick_ms=TICK_MS, after=self._end_round)
@@ -130,10 +130,10 @@ class Reader:
         order, scheduler = self.node.order, self.node.scheduler
         last_ack = self.node.last_ack
         if last_ack is not None and last_ack.condition is not order.condition:
-            last_ack = None  # the target is about to say the new one
+            last_ack = None  # superseded: the next acknowledgement has the new one
         return ReaderValues(
             phase=ConnectionState[self.node.session.state.name],
-            # Before the first WELCOME it is not known.
+            # Unknown before the first WELCOME.
             condition=order.condition if order.epoch else None,
             since_utc=last_ack.since_utc if last_ack else 0,
             accepted_utc=last_ack.accepted_utc if last_ack else 0,
@@ -181,7 +181,7 @@ class Reader:
                 self._handle(events.RequestArrived(name.encode() + peer, request))
 
     def _end_round(self) -> None:
-        """Dispatches what senders take, then waits for what the node waits for."""
+        """Dispatches batches to ready senders, then polls for what the node waits for."""
         while sockets.is_writable(self._descriptors) and self._handle(events.SenderReady()):
             pass
         self._handle(events.RoundEnded())
@@ -189,14 +189,14 @@ class Reader:
         self.loop.listen(
             self._descriptors, _nothing, zmq.POLLOUT, is_wanted=waits_for is Waits.SENDER
         )
-        # A slot that may not go yet would wake this process forever; without, a look at each
-        # tick finds what else there is to know.
+        # A slot that may not be sent yet would cause a busy loop; without polling, the status query
+        # of each tick is sufficient.
         self.loop.listen(self._capture.fileno(), self._on_wakeup, is_wanted=waits_for is Waits.RING)
 
     # Handle and perform.
 
     def _handle(self, event: events.Event) -> bool:
-        """Has the node take an event, and what follows from it; whether anything did."""
+        """Passes an event to the node and performs its actions; returns whether there were any."""
         waiting: deque[events.Event] = deque([event])
         has_acted = False
         while waiting:
@@ -215,7 +215,7 @@ class Reader:
             case events.Release(tail, cursor):
                 self._capture.release(tail=tail, cursor=cursor)
             case events.Send(message):
-                # Not connected: the node repeats what matters.
+                # Not connected: the node repeats messages that matter.
                 with contextlib.suppress(zmq.Again):
                     self._control.send(encode_message(message), zmq.NOBLOCK)
             case events.Reply(peer, answer):
@@ -233,12 +233,12 @@ class Reader:
             case events.Stop(error):
                 raise error
             case events.QueryStatus():
-                pass  # its answer is an event
+                pass  # answered by an event
             case _:
                 assert_never(action)
 
     def _announce(self, name: str, facts: Facts) -> None:
-        # The user's own word: also to be seen with --noprint.
+        # The outcome of an operator's setting: also logged with --noprint.
         write = self._log.warning if name == "assume-clean" else self._log.info
         write(name, **facts)
         self._events.send_multipart([name.encode(), msgpack.packb(facts)])
@@ -258,7 +258,7 @@ def main(
     assume_clean: bool,
     scan_rate: int | None,
 ) -> None:
-    """Drains the ring of VOLUME and has its senders ship it to the target."""
+    """Drains the ring of VOLUME, and dispatches batches to its senders."""
 
     def build() -> Reader:
         run_directory = RunDirectory(run_dir)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A scanner: compares dirty regions of both sides, and sends what differs.
+"""A scanner: compares dirty regions of both sides, and sends the differences.
 
-Poll, handle, perform around `common.scan.repairer`. It keeps no state that matters: the
-reader leases out work and gives each batch its place in the order (see
-`common.source.scheduler`); several scanners share one scan, since each asks for more when
-it is done.
+Poll, handle, perform around `common.scan.repairer`. It has no persistent state: the reader grants
+leases and assigns each batch its position in the order (see `common.source.scheduler`); several
+scanners share one scan, since each requests the next lease when it is done.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ class Scanner:
 
     Args:
         capture: opened as observer.
-        source: the device below it.
+        source: its underlying device.
         address: of the target.
         port: of the target's data socket.
-        run_directory: where the reader's sockets are.
+        run_directory: location of the reader's sockets.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Scanner:
         self._reporter.tick(now_at, len(self._comparison.up))
 
     def _end_round(self) -> None:
-        """Sends what is ready, and asks for work."""
+        """Sends queued batches, and requests leases."""
         data = self._comparison.sockets["data"]
         while self._outgoing and sockets.is_writable(data):
             frames = self._outgoing.popleft()
@@ -133,7 +132,7 @@ def main(
     run_dir: str,
     underdev: str | None,
 ) -> None:
-    """Compares VOLUME with its replica where it must, and repairs the replica."""
+    """Compares dirty regions of VOLUME with its replica, and repairs the replica."""
 
     def build() -> Scanner:
         capture = open_capture(chardev, Role.OBSERVER)

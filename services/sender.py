@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A sender: ships batches straight from ring memory to the target.
+"""A sender: sends batches from ring memory to the target, without a copy.
 
-It keeps no state and decides nothing: the reader says which slots, as what. Any
-number of senders may run. If its connection to the target breaks, batches may be
-lost on the way; it then drops its descriptors too by closing that socket, which
-the reader sees, and which has the pair greet anew.
+It has no state: the reader's descriptors give slots and batch numbers. Any number of senders may
+run. If its connection to the target is lost, batches may be lost; it then closes the descriptor
+socket too, which drops its descriptors; the reader detects this and starts a new session.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from bdr.services.runtime.sockets import RunDirectory
 
 TICK_MS = 1000
 KEPT_BYTES = 64 << 20
-"""So much ring memory stays in this process's resident set after it was sent."""
+"""Ring memory that stays in this process's resident set after it was sent."""
 
 
 class Sender:
@@ -36,7 +35,7 @@ class Sender:
     Args:
         capture: opened as observer.
         data: ZeroMQ address of the applier's data socket.
-        run_directory: where the reader's descriptor socket is.
+        run_directory: location of the reader's descriptor socket.
     """
 
     def __init__(self, *, capture: Capture, data: str, run_directory: RunDirectory) -> None:
@@ -86,7 +85,7 @@ class Sender:
         self._data.connect(self._data_address)
 
     def _on_link_up(self) -> None:
-        # Only now: descriptors taken earlier would wait here while others could send.
+        # Only now: descriptors received earlier would be delayed while other senders are ready.
         self._is_connected = True
         self._log.info("connected", target=self._data_address)
         self._descriptors.connect(self._descriptors_address)
@@ -114,13 +113,13 @@ class Sender:
     def _send(self, header: BatchHeader) -> None:
         stream = self._capture.info.stream
         if header.stream != stream:
-            # The memory that is mapped here is not what the reader means.
+            # The memory mapped here is not that of the reader's capture.
             raise StaleCaptureError.of_stream(header.stream, stream)
         first, count = header.first, header.count
         headers = self._capture.header_bytes(first, count)
         payload = self._capture.payload(first, count)
         top = encode_batch(header, headers, payload)
-        # The views stay unreleased: libzmq reads ring memory until the bytes are out.
+        # The views are not released: libzmq reads ring memory until the bytes are sent.
         self._data.send_multipart([top, headers, payload], copy=False)
         self._batches += 1
         self._slots += count
@@ -150,7 +149,7 @@ def main(
     port: int,
     run_dir: str,
 ) -> None:
-    """Ships batches of VOLUME to the target; run as many as the link can use."""
+    """Sends batches of VOLUME to the target; run as many as the link can use."""
 
     def build() -> Sender:
         return Sender(

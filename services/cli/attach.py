@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`bdr attach` and `bdr detach`: the kernel's capture in front of a device."""
+"""`bdr attach` and `bdr detach`: the kernel module's capture of a device."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def attach(
     stable: str,
     discard: str,
 ) -> None:
-    """Capture the writes of DEVICE: creates /dev/mapper/NAME in front of it."""
+    """Capture the writes of DEVICE: creates /dev/mapper/NAME over it."""
     wanted = Attachment(
         name=name,
         underlying=device,
@@ -72,16 +72,16 @@ def attach(
 
 @click.command()
 @click.argument("name")
-@click.option("--force", is_flag=True, help="Also with writes that the replica does not have.")
+@click.option("--force", is_flag=True, help="Even if the replica lacks writes.")
 def detach(name: str, *, force: bool) -> None:
-    """Remove /dev/mapper/NAME; the device below keeps its data."""
+    """Remove /dev/mapper/NAME; the underlying device keeps its data."""
     detach_device(LinuxHost(), name.removeprefix("/dev/mapper/"), force=force)
     click.echo(f"/dev/mapper/{name.removeprefix('/dev/mapper/')} is detached")
 
 
 @click.group()
 def main() -> None:
-    """The two commands alone, for `deploy/setup.sh`."""
+    """Only these two commands, for `deploy/setup.sh`."""
 
 
 main.add_command(attach)

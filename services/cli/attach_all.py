@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`bdr attach-all` and `detach-all`: the kernel's captures that bdr.toml names.
+"""`bdr attach-all` and `detach-all`: the kernel module's captures in bdr.toml.
 
-The systemd unit calls them before file systems are mounted and after they are
-unmounted. What is attached already, or gone already, is left as it is.
+The systemd unit calls them before file systems are mounted and after they are unmounted. Volumes
+that are attached or detached already are skipped.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from bdr.services.cli import options as cli_options
 def attach_all(config_path: str) -> None:
     """Attaches every source of bdr.toml that has a `mapper`.
 
-    One that cannot be attached does not keep the others from it; the exit code is
-    then that of the last failure.
+    If one cannot be attached, the others still are; the exit code is then that of the last failure.
     """
     _each(config_path, _attach)
 
 
 @click.command(params=[cli_options.config_path()])
-@click.option("--force", is_flag=True, help="Also with writes that the replica does not have.")
+@click.option("--force", is_flag=True, help="Even if the replica lacks writes.")
 def detach_all(config_path: str, force: bool) -> None:
     """Detaches every source of bdr.toml that has a `mapper`; unmount first."""
     _each(config_path, lambda host, volume: _detach(host, volume, force=force))

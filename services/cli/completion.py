@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`bdr completion`: the script that teaches a shell to complete `bdr`."""
+"""`bdr completion`: a shell's completion script."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ def main() -> None:
 
 @main.command(params=[cli_options.config_path()])
 def check(config_path: str) -> None:
-    """Checks bdr.toml, and whether the devices that it names are there.
+    """Checks bdr.toml, and whether the devices in it exist.
 
-    Prints one line for each mistake and ends with 64 if there is one. Devices that
-    are missing are only pointed out: they may appear later.
+    Prints one line for each mistake, and exits with 64 if there is one. Missing devices are only
+    reported: they may appear later.
     """
     found = config.load(config_path)
     for name, volume in found.volume.items():
@@ -34,14 +34,14 @@ def check(config_path: str) -> None:
                 click.echo(f"{config_path}: volume.{name}.{key}: {path} does not exist now")
     roles = [volume.role for volume in found.volume.values()]
     click.echo(
-        f"{config_path}: good: {roles.count('source')} source and {roles.count('target')} "
+        f"{config_path}: valid: {roles.count('source')} source and {roles.count('target')} "
         "target volumes"
     )
 
 
 @main.command(params=[cli_options.config_path(), cli_options.volume(is_required=False)])
 def show(config_path: str, volume: str | None) -> None:
-    """Prints every value in force, defaults included, of VOLUME or of everything."""
+    """Prints every effective value, including defaults, of VOLUME or of everything."""
     found = config.load(config_path)
     if volume is None:
         click.echo(config.as_toml("host", found.host))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`bdr doctor`: what this host lacks to run BDR, and the command that mends it.
+"""`bdr doctor`: missing prerequisites of this host, and how to fix them.
 
-Each check looks and changes nothing. `must` is needed by every host, or by the
-volumes that bdr.toml names; `may` by one of the two ways to capture a device.
+Checks change nothing. A finding with `must` is required on every host, or by the volumes in
+bdr.toml; others only by one of the two kinds of capture.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ MODULE = "bdr"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One look.
+    """Result of one check.
 
     Attributes:
-        subject: what was looked at.
-        is_good: whether it will do.
+        subject: what was checked.
+        is_good: whether it is sufficient.
         found: what was found.
-        fix: the command or step that mends it.
-        must: whether BDR cannot do without it here.
+        fix: the command or step that fixes it.
+        must: whether it is required on this host.
     """
 
     subject: str
@@ -53,7 +53,7 @@ class Finding:
 
 
 def findings(found: Config | None, config_error: str | None) -> Iterator[Finding]:
-    """Every check, in the order of a setting up."""
+    """Every check, in the order of an installation."""
     uses_module = _uses(found, lambda path: os.path.dirname(path) == "/dev")
     uses_nbdkit = _uses(found, lambda path: os.path.dirname(path) != "/dev")
     yield from _program()
@@ -148,8 +148,8 @@ def _clock() -> Finding:
     synced = Path("/run/systemd/timesync/synchronized").exists() or any(
         Path(path).exists() for path in ("/run/chrony", "/run/ntpd.pid", "/run/chrony/chronyd.pid")
     )
-    state = "kept in step" if synced else "set" if good else "not set"
-    return Finding("clock", good and synced, f"{state}; only the times of logs depend on it",
+    state = "synchronized" if synced else "set" if good else "not set"
+    return Finding("clock", good and synced, f"{state}; used for display only",
                    "apt-get install systemd-timesyncd", must=False)  # fmt: skip
 
 
@@ -165,10 +165,12 @@ def _directories(found: Config) -> Iterator[Finding]:
 def _volumes(found: Config) -> Iterator[Finding]:
     for name, volume in found.volume.items():
         if isinstance(volume, Source):
-            yield _exists(f"{name}.chardev", volume.chardev, "attach the device first")
+            yield _exists(f"{name}.chardev", volume.chardev, "attach the device")
             yield _reachable(name, volume)
         else:
-            yield _exists(f"{name}.target", volume.target, "make the device, of the source's size")
+            yield _exists(
+                f"{name}.target", volume.target, "create the device, with the source's size"
+            )
             yield _bindable(name, volume)
         on_event = volume.on_event or found.host.on_event
         if on_event:
@@ -220,10 +222,10 @@ def _read(path: str) -> str:
 
 @click.command(params=[cli_options.config_path()])
 def main(config_path: str) -> None:
-    """Looks at this host: what is missing, and the command that mends it.
+    """Checks this host: what is missing, and the command that fixes it.
 
-    Ends with 1 if something that is needed here is missing. What only the kernel
-    module or only the nbdkit plugin needs counts if a volume in bdr.toml uses it.
+    Exits with 1 if something required is missing. Prerequisites of the kernel module or of the
+    nbdkit plugin are required if a volume in bdr.toml uses it.
     """
     found, error, note = None, None, None
     if os.path.exists(config_path):
@@ -232,7 +234,7 @@ def main(config_path: str) -> None:
         except BdrError as problem:
             error = str(problem)
     else:
-        note = f"{config_path} is not there; `bdr client` and `bdr server` need none"
+        note = f"{config_path} does not exist; `bdr client` and `bdr server` need none"
     is_missing = False
     for finding in findings(found, error):
         bad = "MISSING" if finding.must else "missing"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`bdr client` and `bdr server`: one side of one volume, in the foreground.
 
-A supervisord of its own runs the processes from a private run directory, which is
-removed at the end. Logs come to standard output. If a process ends for a reason
-that does not pass, the whole side ends with that process's exit code.
+A private supervisord runs the processes from a private run directory, which is removed at the end.
+Logs go to standard output. After a permanent error of a process, everything is stopped, and the
+exit code is that process's.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ _DOWN = ("EXITED", "FATAL", "UNKNOWN")
 
 
 class StageEndedError(BdrError):
-    """A process ended for a reason that does not pass."""
+    """A process exited with a permanent error."""
 
     def __init__(self, name: str, code: int) -> None:
         super().__init__(
-            f"{name} ended for good with exit code {code}; its last lines above say why"
+            f"{name} exited permanently with code {code}; see its last log lines above"
         )
         self.exit_code = code or 1
 
 
 def _options(side: str, *own: click.Option) -> list[click.Option]:
-    """Those of a side, and those of both."""
+    """The options of one command, followed by those of both."""
     return [
         *own,
         options.KeyOption(VOLUME._replace(default=cli_options.FOREGROUND_VOLUME)),
@@ -71,14 +71,13 @@ def _options(side: str, *own: click.Option) -> list[click.Option]:
 
 @options.command(_options("client", *options.of(Source, "client")))
 def client(**given: Any) -> None:
-    """Run a source: ship the writes of a captured device to a target.
+    """Run a source: send the writes of a captured device to a target.
 
     \b
     bdr client --address backup.example.com --port 8437 \\
         --chardev /dev/bdr-db --underdev /dev/vg0/db
 
-    Runs in the foreground until Ctrl-C or SIGTERM. The target comes first: see
-    `bdr server --help`.
+    Runs in the foreground until Ctrl-C or SIGTERM. Start the target first: see `bdr server --help`.
     """
     volume = Source(role="source", **_taken(Source, given))
     found = _config(volume, given)
@@ -93,8 +92,8 @@ def server(**given: Any) -> None:
     \b
     bdr server --address 0.0.0.0 --port 8437 --target /dev/vg0/db-replica
 
-    Runs in the foreground until Ctrl-C or SIGTERM. Its state and journal stay: a
-    source that comes back goes on where it was.
+    Runs in the foreground until Ctrl-C or SIGTERM. State and journal are kept: after a restart, the
+    source continues from the last position.
     """
     volume = Target(role="target", **_taken(Target, given))
     found = _config(volume, given)
@@ -104,7 +103,7 @@ def server(**given: Any) -> None:
 
 
 def _taken(table: type, given: dict[str, Any]) -> dict[str, Any]:
-    """What of the options belongs to a table."""
+    """The given options that are keys of a table."""
     return {name: given[name] for name in keys_of(table) if name in given}
 
 
@@ -121,7 +120,7 @@ def _config(volume: Source | Target, given: dict[str, Any]) -> Config:
     )
     problems = conflicts.problems(host, {name: volume})
     if problems:
-        # Tables and keys are options here.
+        # Keys are options here.
         raise ConfigError(
             [
                 problem.replace(f"volume.{name}.", "--").replace("host.run_dir", "--run-dir")
@@ -137,7 +136,7 @@ def _private_dir() -> str:
 
 
 def _check_source(volume: Source) -> None:
-    """Says at once what the processes would find later."""
+    """Reports errors at once that the processes would report later."""
     capture = open_capture(volume.chardev, Role.OBSERVER)
     try:
         below = capture.info.underlying
@@ -152,8 +151,8 @@ def _check_source(volume: Source) -> None:
         socket.getaddrinfo(volume.address, volume.port)
     except OSError as error:
         click.echo(
-            f"bdr: --address: {volume.address}: {error.strerror}; wanted a host's name or address: "
-            "trying on, in case it is known later",
+            f"bdr: --address: {volume.address}: {error.strerror}; wanted a host name or address: "
+            "retrying, in case it can be resolved later",
             err=True,
         )
 
@@ -171,12 +170,12 @@ def _is_same(one: str, other: str) -> bool:
 
 
 def _run(found: Config, run_dir: str | None) -> None:
-    """Runs the side until a signal, or until a process ends for good."""
+    """Runs until a signal, or until a permanent error of a process."""
     supervision = Supervision(found.host.run_dir)
     if (
         supervision.run_dir / cli_options.FOREGROUND_FILE
     ).exists() and not supervision.is_running():
-        # A side that was killed could not take it away.
+        # Left behind by a command that was killed.
         shutil.rmtree(supervision.run_dir, ignore_errors=True)
     try:
         os.makedirs(supervision.run_dir, mode=0o700)
@@ -204,14 +203,14 @@ def _run(found: Config, run_dir: str | None) -> None:
 
 
 def _write_config(found: Config, run_dir: Path) -> None:
-    """Leaves what this side is for commands that get `--run-dir`."""
+    """Writes the configuration for commands with `--run-dir`."""
     tables = [as_toml("host", found.host)]
     tables += [as_toml(f"volume.{name}", volume) for name, volume in found.volume.items()]
     (run_dir / cli_options.FOREGROUND_FILE).write_text("\n".join(tables))
 
 
 class _Foreground:
-    """supervisord as a child, its output, and its end."""
+    """supervisord as a child process."""
 
     def __init__(self, supervision: Supervision) -> None:
         self._supervision = supervision
@@ -244,9 +243,9 @@ class _Foreground:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             umask=0o077,
-            # A Ctrl-C comes here first; supervisord is then ended in order.
+            # Ctrl-C is delivered to this process only, which then stops supervisord in order.
             start_new_session=True,
-            # Nothing is left running, even if this process is killed.
+            # Nothing keeps running, even if this process is killed.
             preexec_fn=end_with_parent,  # noqa: PLW1509
         )
 
@@ -257,13 +256,13 @@ class _Foreground:
             try:
                 states = self._supervision.processes()
             except BdrError:
-                continue  # not up yet, or on its way down
+                continue  # starting or stopping
             for state in states:
                 if state["statename"] in _DOWN:
                     raise StageEndedError(str(state["name"]), int(state["exitstatus"]))
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        # supervisord would stop one stage after the other, a second for each.
+        # supervisord would stop the stages sequentially, one second each.
         with contextlib.suppress(BdrError):
             self._supervision.stop_all()
         process.terminate()
@@ -279,9 +278,9 @@ class _Foreground:
 
 
 def _relay(output: IO[bytes]) -> None:
-    """Copies whole lines, so that those of different processes do not mix.
+    """Copies whole lines, so that those of different processes are not mixed.
 
-    Goes on where they can go nowhere: supervisord would stand still with its pipe full.
+    Continues if they cannot be written: supervisord would block on a full pipe.
     """
     for line in output:
         with contextlib.suppress(OSError):

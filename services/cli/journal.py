@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`bdr journal PATH`: what a journal holds, whether it is sound, and what to do.
+"""`bdr journal PATH`: content and integrity of a journal, and what to do.
 
-Looks only; changes nothing.
+Read-only.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from bdr.common.storage.journal_file import JournalFile
 
 
 class JournalInUseError(RetryableError):
-    """An applier writes to the journal, so its log cannot be looked at."""
+    """An applier writes to the journal, so its log cannot be read."""
 
 
 @click.command()
 @click.argument("path", type=click.Path())
 def main(path: str) -> None:
-    """Prints what the journal at PATH holds, and whether it is sound.
+    """Prints the content of the journal at PATH, and whether it is intact.
 
-    Ends with 0 if it is, 72 if it is not, and 75 while an applier uses it.
+    Exits with 0 if it is intact, with 72 if not, and with 75 while an applier uses it.
     """
     try:
         _inspect(path)
@@ -47,7 +47,7 @@ def _inspect(path: str) -> None:
         _row("superblock", ", ".join(f"copy {at} {copy.value}" for at, copy in enumerate(copies)))
         if file.is_in_use:
             raise JournalInUseError(
-                f"journal {path}: found it in use; stop the applier to have the log looked at"
+                f"journal {path}: found it in use; stop the applier to inspect the log"
             )
         found = recover(
             file.read,

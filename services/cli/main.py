@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The command `bdr`: its subcommands, by what they are for.
+"""The command `bdr`: its subcommands, by purpose.
 
-A subcommand's module is imported when it is called, so that `bdr status` does not
-wait for what only `bdr top` needs.
+A subcommand's module is imported when it is called, so that `bdr status` does not import what only
+`bdr top` needs.
 """
 
 from __future__ import annotations
@@ -17,53 +17,53 @@ from bdr.common.errors import BdrError
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "One side in the foreground": {
-        "client": ("cli.foreground:client", "Run a source from nothing but options."),
-        "server": ("cli.foreground:server", "Run a target from nothing but options."),
+        "client": ("cli.foreground:client", "Run a source, configured by options only."),
+        "server": ("cli.foreground:server", "Run a target, configured by options only."),
     },
     "Capturing a device with the kernel module": {
         "attach": ("cli.attach:attach", "Capture the writes of a device."),
         "detach": ("cli.attach:detach", "Stop capturing it."),
-        "attach-all": ("cli.attach_all:attach_all", "Attach what bdr.toml names."),
-        "detach-all": ("cli.attach_all:detach_all", "Detach what bdr.toml names."),
+        "attach-all": ("cli.attach_all:attach_all", "Attach the devices in bdr.toml."),
+        "detach-all": ("cli.attach_all:detach_all", "Detach the devices in bdr.toml."),
     },
     "This host, from bdr.toml": {
         "config": ("cli.config:main", "Check or show the configuration."),
         "run": ("cli.run:run", "Run everything under supervisord; for systemd."),
-        "reload": ("cli.run:reload", "Apply a changed bdr.toml to what runs."),
+        "reload": ("cli.run:reload", "Apply a changed bdr.toml to the running processes."),
         "scale": ("cli.run:scale", "Add or remove processes of a stage."),
         "ctl": ("cli.run:ctl", "supervisorctl of this host's supervisord."),
     },
     "On the target": {
-        "promote": ("cli.promote:promote", "Make a replica a device to use."),
-        "demote": ("cli.promote:demote", "Make it a replica again."),
+        "promote": ("cli.promote:promote", "Make a replica a usable device."),
+        "demote": ("cli.promote:demote", "Make the device a replica again."),
     },
-    "Looking": {
-        "status": ("cli.status:main", "Is each volume well? Usable as a check."),
-        "wait": ("cli.wait:main", "Wait until the replica has everything."),
+    "Inspection": {
+        "status": ("cli.status:main", "Health of each volume; usable as a check."),
+        "wait": ("cli.wait:main", "Wait until every write is durable on the replica."),
         "top": ("cli.top:main", "A live view."),
-        "verify": ("cli.scan:verify", "Is the replica equal? By checksums, in use."),
-        "resync": ("cli.scan:resync", "Have the replica made equal, and wait."),
-        "doctor": ("cli.doctor:main", "What this host lacks, and what mends it."),
-        "journal": ("cli.journal:main", "What a journal holds."),
+        "verify": ("cli.scan:verify", "Compare a volume with its replica, while in use."),
+        "resync": ("cli.scan:resync", "Repair the replica, and wait for it."),
+        "doctor": ("cli.doctor:main", "Missing prerequisites of this host, and fixes."),
+        "journal": ("cli.journal:main", "Content and integrity of a journal."),
     },
     "Processes that supervisord runs": {
-        "reader": ("reader:main", "Drains the ring, alone decides order."),
-        "sender": ("sender:main", "Ships batches to the target."),
-        "scanner": ("scanner:main", "Compares with the replica, and repairs it."),
+        "reader": ("reader:main", "Drains the ring, and determines the order."),
+        "sender": ("sender:main", "Sends batches to the target."),
+        "scanner": ("scanner:main", "Compares source and replica, and repairs it."),
         "applier": ("applier:main", "Keeps the target device equal to its source."),
-        "monitor": ("monitor:main", "Gathers reports, judges the health."),
+        "monitor": ("monitor:main", "Collects reports, and judges the health."),
     },
     "Other": {
         "completion": ("cli.completion:main", "Print a shell's completion script."),
     },
 }
-"""Section, to name, to where in `services` the command is, and what it does in a line."""
+"""Section to name, to (module and attribute in `services`, one-line description)."""
 
 _COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
 class _Bdr(click.Group):
-    """Imports subcommands when needed, and turns BDR's errors into messages."""
+    """Imports subcommands on demand, and prints BDR's errors as messages."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*_COMMANDS, *super().list_commands(ctx)]
@@ -93,12 +93,12 @@ class _Bdr(click.Group):
 @click.group(
     cls=_Bdr,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Every command explains itself: bdr COMMAND --help",
+    epilog="Help on a command: bdr COMMAND --help",
 )
 @click.version_option(package_name="bdr")
 def main() -> None:
     """BDR, the Block Device Replicator: a block device and its replica on another host.
 
-    A host that follows one device for a while needs `bdr server` there and `bdr
-    client` here. A host that does so for good has a bdr.toml, and the service bdr.
+    To replicate one device temporarily, run `bdr server` on the target and `bdr client` on the
+    source. For permanent operation, write a bdr.toml and enable the service bdr.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Options that several subcommands of `bdr` share."""
+"""Options shared by several subcommands of `bdr`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from bdr.common.host import config
 from bdr.common.host.config import Config
 
 FOREGROUND_VOLUME = "bdr"
-"""Name of the volume of a `bdr client` or `bdr server` that is not told one."""
+"""Default volume name of `bdr client` and `bdr server`."""
 FOREGROUND_FILE = "foreground.toml"
-"""In the run directory of a `bdr client` or `bdr server`: its options, as a configuration."""
+"""File in the run directory of `bdr client` and `bdr server`: its options, as a configuration."""
 
 
 def config_path() -> click.Option:
@@ -37,7 +37,7 @@ def volume(*, is_required: bool = True) -> click.Argument:
 
 
 def location() -> list[click.Parameter]:
-    """--config, --run-dir and VOLUME: those that are meant, or all."""
+    """--config, --run-dir and VOLUME: which volumes to use, by default all."""
     return [
         config_path(),
         click.Option(
@@ -50,10 +50,10 @@ def location() -> list[click.Parameter]:
 
 
 def load(config_path: str) -> Config:
-    """The configuration of a command that asks what runs.
+    """The configuration, for commands that query running processes.
 
     Raises:
-        UsageError: it is missing or wrong; sides in the foreground are pointed out.
+        UsageError: it is missing or wrong; run directories of foreground commands are listed.
     """
     try:
         return config.load(config_path)
@@ -68,7 +68,7 @@ def load(config_path: str) -> Config:
 
 
 def foreground_config(run_dir: str) -> Config:
-    """What a `bdr client` or `bdr server` was told, from its run directory.
+    """The configuration of a `bdr client` or `bdr server`, from its run directory.
 
     Raises:
         UsageError: none runs there.
@@ -85,7 +85,7 @@ def foreground_config(run_dir: str) -> Config:
 def complete_volume(
     ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Names of volumes, for the shell."""
+    """Names of volumes, for shell completion."""
     try:
         found = config.load(ctx.params.get("config_path") or config.DEFAULT_PATH)
     except BdrError:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`bdr promote` and `bdr demote`: a replica becomes a device to use, and one again.
+"""`bdr promote` and `bdr demote`: a replica becomes a usable device, and a replica again.
 
-The state file remembers it: no applier touches a promoted device, whatever starts it,
-and whatever its source sends.
+This is persistent in the state file: no applier opens a promoted device, even if it is started.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from bdr.services.target.opening import journal_path, open_store
 
 
 @click.command(params=[cli_options.config_path(), cli_options.volume()])
-@click.option("--force", is_flag=True, help="Also a replica that is not consistent.")
+@click.option("--force", is_flag=True, help="Even if the replica is not consistent.")
 def promote(config_path: str, force: bool, volume: str) -> None:
-    """Makes the replica of VOLUME a device to use, on the target.
+    """Makes the replica of VOLUME a usable device, on the target.
 
-    Stops its applier, brings everything that was acknowledged to the device, and has
-    no applier touch it from then on. Then fsck and mount it.
+    Stops its applier, applies everything that was acknowledged to the device, and prevents appliers
+    from opening it afterwards. Then fsck and mount it.
     """
     found, target = _target(config_path, volume)
     supervision, applier = Supervision(found.host.run_dir), f"{volume}-applier"
@@ -56,8 +55,8 @@ def promote(config_path: str, force: bool, volume: str) -> None:
             supervision.start(applier)
         raise
     click.echo(
-        f"{volume}: promoted: {target.target} is yours; {_word(record)}, at slot {record.slot}"
-        + (f", of {utc(record.accepted_utc)}" if record.accepted_utc else "")
+        f"{volume}: promoted: {target.target} can be used; {_word(record)}, at slot {record.slot}"
+        + (f", as of {utc(record.accepted_utc)}" if record.accepted_utc else "")
     )
 
 
@@ -65,8 +64,8 @@ def promote(config_path: str, force: bool, volume: str) -> None:
 def demote(config_path: str, volume: str) -> None:
     """Makes the device of VOLUME a replica again, on the target.
 
-    Whatever was written to it is given up, and what its journal holds: when its applier
-    runs again, everything is compared, and what differs is made as the source has it.
+    Writes to the device since its promotion, and the content of its journal, are discarded: when
+    its applier runs again, everything is compared, and differences are repaired from the source.
     Also for a disk that was replaced, or restored from a backup.
     """
     found, target = _target(config_path, volume)
@@ -87,7 +86,7 @@ def _target(config_path: str, volume: str) -> tuple[Config, Target]:
 
 
 def _complete(found: Config, volume: str, target: Target) -> ReplicaRecord:
-    """Brings everything that was acknowledged to the device, as an applier does."""
+    """Applies everything that was acknowledged to the device, as an applier does."""
     device = TargetDevice(target.target)
     record_file = RecordFile(found.state_of(volume, target))
     try:
@@ -107,8 +106,8 @@ def _complete(found: Config, volume: str, target: Target) -> ReplicaRecord:
 
 
 def _give_up(path: str, journal_id: bytes) -> None:
-    """Makes this journal a blank one. If we die behind that, the state file misses it, and says
-    so: then once more."""
+    """Blanks this journal. If this process is killed afterwards, the state file still names the
+    journal: repeat the command."""
     file = JournalFile(path)
     try:
         found, _ = choose(file.read, where=path)
@@ -128,7 +127,7 @@ def _give_up(path: str, journal_id: bytes) -> None:
 def _record(
     found: Config, volume: str, target: Target
 ) -> Iterator[tuple[RecordFile, ReplicaRecord]]:
-    """The state file and what it has; the device is not in use meanwhile."""
+    """The state file and its record; the device is locked meanwhile."""
     device = TargetDevice(target.target)
     try:
         file = RecordFile(found.state_of(volume, target))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Asking a volume's reader on a user's behalf: how far a scan is, and what to compare."""
+"""Client of a volume's reader: progress of a scan, and marking of ranges."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from bdr.services.runtime import sockets
 from bdr.services.runtime.loop import Socket
 
 ANSWER_S = 5.0
-"""A reader answers what it knows within this."""
+"""Timeout for an answer of the reader."""
 
 
 class NoPeerError(BdrError):
-    """Reader or target do not answer."""
+    """The reader or the target does not answer."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
 class SourceLocation:
-    """Where a volume's source side is."""
+    """Devices and addresses of a volume's source."""
 
     volume: str
     chardev: str
@@ -40,7 +40,7 @@ class SourceLocation:
 
 
 def location_of(config: Config, name: str | None) -> SourceLocation:
-    """The source that is meant: the only one, without a name.
+    """The source of this name, or the only one.
 
     Raises:
         UsageError: there is none of that name, or it is a target.
@@ -63,7 +63,7 @@ def location_of(config: Config, name: str | None) -> SourceLocation:
 
 
 class ReaderClient:
-    """One socket to the reader; for one thread."""
+    """A socket to the reader; not thread-safe."""
 
     def __init__(self, location: SourceLocation) -> None:
         self._place = location
@@ -77,7 +77,7 @@ class ReaderClient:
         self._context.destroy(linger=0)
 
     def report(self) -> ResyncStatus:
-        """How far the scan is.
+        """The progress of the scan.
 
         Raises:
             NoPeerError: no reader runs.
@@ -85,7 +85,7 @@ class ReaderClient:
         return self._request(Query(self._next_number()))
 
     def mark(self, ranges: list[Chunk]) -> ResyncStatus:
-        """Has these ranges repaired; none means everything. Returns how far it is then.
+        """Marks these ranges to be repaired, an empty list means everything; returns the progress.
 
         Raises:
             NoPeerError: no reader runs.

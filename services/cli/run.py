@@ -23,10 +23,10 @@ from bdr.services.supervise.supervisord import Supervision
 
 @click.command(params=[cli_options.config_path()])
 def run(config_path: str) -> None:
-    """Writes the program files and becomes supervisord, in the foreground.
+    """Writes the program files and executes supervisord, in the foreground.
 
-    This is what the systemd unit runs. Logs go to files under log_dir; SIGTERM
-    stops every process in an orderly way.
+    The systemd unit runs this command. Logs go to files in log_dir; SIGTERM stops every process
+    cleanly.
     """
     found = config.load(config_path)
     supervision = Supervision(found.host.run_dir)
@@ -45,7 +45,7 @@ def run(config_path: str) -> None:
 
 @click.command(params=[cli_options.config_path()])
 def reload(config_path: str) -> None:
-    """Applies bdr.toml to what runs: starts, stops and restarts only what differs."""
+    """Applies bdr.toml to the running processes: starts, stops and restarts only what changed."""
     found = config.load(config_path)
     supervision = Supervision(found.host.run_dir)
     with_changes = _apply(found, supervision)
@@ -56,12 +56,11 @@ def reload(config_path: str) -> None:
 @click.command(params=[cli_options.config_path(), cli_options.volume()])
 @click.argument("stages", nargs=-1, required=True, metavar="STAGE=NUMBER...")
 def scale(config_path: str, volume: str, stages: tuple[str, ...]) -> None:
-    """Has VOLUME run NUMBER processes of a stage, such as sender=4.
+    """Runs NUMBER processes of a stage of VOLUME, such as sender=4.
 
-    Processes are added and removed while the pipeline runs; all others, of the
-    same stage too, go on untouched. The number outlives restarts and reboots,
-    until bdr.toml names another number than it does now; STAGE=default goes back
-    to that of bdr.toml.
+    Processes are added and removed while the pipeline runs; all others, also of the same stage,
+    keep running. The number is persistent across restarts and reboots, until the number in bdr.toml
+    changes; STAGE=default restores that of bdr.toml.
     """
     found = config.load(config_path)
     name = cli_options.chosen(found, volume)
@@ -82,7 +81,7 @@ def scale(config_path: str, volume: str, stages: tuple[str, ...]) -> None:
 )
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def ctl(config_path: str, words: tuple[str, ...]) -> None:
-    """supervisorctl of this host's supervisord: bdr ctl stop db-sender:*
+    """Runs supervisorctl for this host's supervisord: bdr ctl stop db-sender:*
 
     Programs are called VOLUME-reader, VOLUME-applier, VOLUME-monitor, and
     VOLUME-sender:VOLUME-sender-1; VOLUME-sender:* is all senders.

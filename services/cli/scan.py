@@ -35,12 +35,12 @@ from bdr.services.runtime import options
 COULD_NOT = 2
 POLL_S = 0.2
 SCANNER_S = 10.0
-"""A scanner that does not come within this is not coming."""
+"""Timeout for a scanner or the target to connect."""
 _RANGES_PER_MESSAGE = 1024
 
 
 def _options(*own: click.Option) -> list[click.Parameter]:
-    """The volume, from bdr.toml or a run directory, or all of it from options."""
+    """Options for the volume: from bdr.toml, from a run directory, or all given explicitly."""
     location = options.of(Source, "scanner", optional=["address", "chardev"])
     return [*cli_options.location(), *location, *own]
 
@@ -61,7 +61,7 @@ def _location(
 
 
 class _Bar:
-    """A progress bar on the terminal; elsewhere nothing."""
+    """A progress bar if standard error is a terminal."""
 
     def __init__(self, what: str, total: int) -> None:
         self._progress = Progress(
@@ -91,13 +91,13 @@ class _Bar:
 
 @options.command(
     _options(
-        click.Option(["--full"], is_flag=True, help="Everything, not only what is marked."),
+        click.Option(["--full"], is_flag=True, help="Compare everything, not only marked regions."),
     )
 )
 def resync(volume: str | None, full: bool, **location_options: Any) -> None:
-    """Has VOLUME's replica made equal, and waits for it.
+    """Repairs VOLUME's replica, and waits for it.
 
-    Scanners do so by themselves; this shows how far they are. With --full everything is
+    Scanners do so automatically; this command shows their progress. With --full everything is
     compared, as at the first contact.
 
     A volume that bdr.toml does not have is named by --run-dir: alone that of a `bdr client`;
@@ -106,8 +106,8 @@ def resync(volume: str | None, full: bool, **location_options: Any) -> None:
     \b
     Exit code:
       0  the replica is consistent, and nothing is marked
-      1  parts of the source could not be read: they are listed
-      2  it could not be done
+      1  parts of the source are unreadable: they are listed
+      2  the resync failed
     """
     location = _location(volume, **location_options)
     client = ReaderClient(location)
@@ -136,7 +136,7 @@ def resync(volume: str | None, full: bool, **location_options: Any) -> None:
 @options.command(
     _options(
         click.Option(
-            ["--repair"], is_flag=True, help="Have what differs repaired, and compare it again."
+            ["--repair"], is_flag=True, help="Repair differences, and compare them again."
         ),
         click.Option(["--json", "as_json"], is_flag=True, help="One JSON object."),
     )
@@ -144,16 +144,16 @@ def resync(volume: str | None, full: bool, **location_options: Any) -> None:
 def verify(volume: str | None, repair: bool, as_json: bool, **location_options: Any) -> None:
     """Compares VOLUME with its replica by checksums, while it is in use.
 
-    Blocks that are written all the time, or await a resync, are not judged.
+    Blocks that are written continuously, or await a resync, are not compared.
 
     A volume that bdr.toml does not have is named by --run-dir: alone that of a `bdr client`;
     with --address and --chardev, the directory of the volume's sockets.
 
     \b
     Exit code:
-      0  they are equal; with --repair, they are now
-      1  they differ: the ranges are listed
-      2  it could not be told
+      0  equal; with --repair, after the repair
+      1  different: the ranges are listed
+      2  unknown
     """
     location = _location(volume, **location_options)
     client = ReaderClient(location)
@@ -176,7 +176,7 @@ def verify(volume: str | None, repair: bool, as_json: bool, **location_options: 
         sys.exit(COULD_NOT)
     finally:
         client.close()
-    # What is busy with the application's writes is not judged; what awaits a resync is not equal.
+    # Blocks that the application writes are ignored; those that await a resync are not equal.
     is_unknown = bool(found.unreadable or (found.busy and report.dirty_regions))
     is_equal = False if left else None if is_unknown else True
     if as_json:
@@ -187,7 +187,7 @@ def verify(volume: str | None, repair: bool, as_json: bool, **location_options: 
 
 
 def _ready(client: ReaderClient, location: SourceLocation) -> ResyncStatus:
-    """Waits a moment for the pair to talk."""
+    """Waits until the session is streaming."""
     deadline_at = time.monotonic() + SCANNER_S
     while (report := client.report()).phase != "STREAMING":
         if time.monotonic() > deadline_at:
@@ -202,7 +202,8 @@ def _ready(client: ReaderClient, location: SourceLocation) -> ResyncStatus:
 def _wait_repaired(
     client: ReaderClient, location: SourceLocation, report: ResyncStatus
 ) -> ResyncStatus:
-    """Until nothing is marked and the target is consistent; or only what cannot be read is."""
+    """Waits until nothing is marked and the target is consistent, or only unreadable regions
+    remain."""
     total = max(1, report.dirty_regions)
     deadline_at = time.monotonic() + SCANNER_S
     size = report.region_bytes
@@ -228,7 +229,7 @@ def _wait_repaired(
 def _repair(
     client: ReaderClient, location: SourceLocation, verifier: Verification, found: Findings
 ) -> list[Chunk]:
-    """Has the ranges repaired; returns what differs still."""
+    """Repairs the ranges; returns the remaining differences."""
     report = client.report()
     for at in range(0, len(found.differing), _RANGES_PER_MESSAGE):
         report = client.mark(found.differing[at : at + _RANGES_PER_MESSAGE])
@@ -267,7 +268,7 @@ def _print(
     rate = found.compared_bytes / max(took_s, 1e-3)
     words = [f"compared {show_size(found.compared_bytes)} in {took_s:.1f} s, {show_size(rate)}/s"]
     if found.busy:
-        words.append(f"{_blocks(found.busy)} blocks too busy to judge, or await a resync")
+        words.append(f"{_blocks(found.busy)} blocks in use or awaiting a resync were ignored")
     if not found.differing:
         words.append("no difference")
     else:

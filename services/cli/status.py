@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`bdr status`: is each volume well? And how its status is asked for.
+"""`bdr status`: health of each volume; and the query for its status.
 
-What is shown comes from the volume's monitor, now: its socket sends the present
-status to each new subscriber. Without an answer nothing is guessed.
+The output is the present status of the volume's monitor, whose socket sends it to each new
+subscriber. Without an answer the health is unknown.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _EXIT_CODE_WORST = HealthState.BROKEN.exit_code
 
 @dataclass(frozen=True, slots=True)
 class MonitorLocation:
-    """Where to ask for a volume."""
+    """Run directory of a volume's monitor."""
 
     volume: str
     run_dir: str
@@ -48,7 +48,7 @@ class MonitorLocation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is known of a volume on this host: its monitor's status, and what supervisord says."""
+    """State of a volume on this host: its monitor's status, and supervisord's states."""
 
     volume: str
     health: HealthState
@@ -56,7 +56,7 @@ class Answer:
     status: VolumeStatus | None
     """None: its monitor does not answer."""
     supervisor: Mapping[str, str] | None = None
-    """State of each process; None where supervisord says nothing."""
+    """State of each process; None if supervisord does not answer."""
 
     def to_map(self) -> dict[str, Any]:
         """As `bdr status --json` prints it."""
@@ -72,7 +72,7 @@ class Answer:
 def locations(
     *, config_path: str, run_dir: str | None, volume: str | None
 ) -> list[MonitorLocation]:
-    """The volumes to be asked for, from a run directory or from bdr.toml.
+    """The volumes to query, from a run directory or from bdr.toml.
 
     Raises:
         UsageError: the configuration is wrong, or has no such volume, or none at all.
@@ -99,7 +99,7 @@ def locations(
 
 
 def query(location: MonitorLocation, timeout_s: float = TIMEOUT_S) -> Answer:
-    """What a volume's monitor says at present; without an answer, that nothing is known."""
+    """The present status from a volume's monitor; health UNKNOWN without an answer."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         with Subscriber(context, location.run_dir) as subscriber:
@@ -112,7 +112,7 @@ def query(location: MonitorLocation, timeout_s: float = TIMEOUT_S) -> Answer:
 
 
 def processes(run_dir: str) -> tuple[dict[str, str], str | None]:
-    """What supervisord says of each process, or why it says nothing."""
+    """supervisord's state of each process, or why it does not answer."""
     try:
         found = Supervision(run_dir).processes()
     except BdrError as error:
@@ -135,13 +135,13 @@ def _state(process: Mapping[str, Any]) -> str:
 def main(
     config_path: str, run_dir: str | None, as_json: bool, timeout: float, volume: str | None
 ) -> None:
-    """Is VOLUME well? Of all volumes without it.
+    """Health of VOLUME, or of all volumes.
 
     \b
     Exit code, the worst of all:
       0  healthy
       1  behind rpo_seconds, degraded or resyncing
-      2  broken or unknown; also if nothing could be asked
+      2  broken or unknown; also if the query failed
     """
     try:
         found = locations(config_path=config_path, run_dir=run_dir, volume=volume)
@@ -158,7 +158,7 @@ def main(
 
 
 def _with_supervisor(answer: Answer, states: Mapping[str, str], silence: str | None) -> Answer:
-    """Adds what supervisord says; without it, nothing restarts what ends."""
+    """Adds supervisord's states; without supervisord, ended processes are not restarted."""
     if silence is not None:
         is_unknown = answer.health is HealthState.UNKNOWN
         return replace(
@@ -170,7 +170,7 @@ def _with_supervisor(answer: Answer, states: Mapping[str, str], silence: str | N
     down = tuple(f"{name}: {state}" for name, state in own.items() if state != "RUNNING")
     answer = replace(answer, supervisor=own)
     if down and answer.health is HealthState.HEALTHY:
-        # Quicker than the monitor.
+        # The monitor has not detected it yet.
         return replace(answer, health=HealthState.UNKNOWN, reasons=down)
     if down and not (answer.status and answer.status.stages):
         return replace(answer, reasons=(*answer.reasons, *down))
@@ -178,7 +178,7 @@ def _with_supervisor(answer: Answer, states: Mapping[str, str], silence: str | N
 
 
 def lines(answer: Answer) -> list[str]:
-    """A volume's status for people."""
+    """A volume's status as text."""
     shown = [f"{answer.volume}: {answer.health.value}"]
     shown += [f"  {reason}" for reason in answer.reasons]
     status = answer.status
@@ -200,16 +200,16 @@ def lines(answer: Answer) -> list[str]:
 
 
 def behind(lag: LagStatus) -> str:
-    """Seconds, bytes, and when it will be level."""
+    """Lag in seconds and bytes, and the time to catch up."""
     if lag.seconds is None or lag.bytes is None:
-        return "not known: the ring cannot be looked at"
+        return "not known: the ring cannot be read"
     least = "at least " if lag.is_minimum else ""
     text = f"{least}{lag.seconds:.1f} s, {show_size(lag.bytes)}"
     if not lag.slots:
         return text
     if lag.catch_up_s is None:
         return f"{text}, not catching up"
-    return f"{text}, level in {lag.catch_up_s:.0f} s"
+    return f"{text}, caught up in {lag.catch_up_s:.0f} s"
 
 
 def _link(link: ConnectionStatus) -> str:
@@ -221,7 +221,7 @@ def _link(link: ConnectionStatus) -> str:
 
 
 def ring(found: RingStatus) -> str:
-    """Fill and overflows."""
+    """Usage and overflows."""
     share = 100 * found.used / found.capacity if found.capacity else 0
     text = f"{found.used} of {found.capacity} slots ({share:.0f} %)"
     if found.is_overflowing:
@@ -234,7 +234,7 @@ def ring(found: RingStatus) -> str:
 
 
 def replica(found: ReplicaStatus) -> str:
-    """Condition, and on the target its location."""
+    """Condition, and on the target its position."""
     if found.condition is None:
         return "not known"
     text = found.condition.name.lower().replace("_", " ")
@@ -250,7 +250,7 @@ def replica(found: ReplicaStatus) -> str:
 
 
 def replica_details(found: ReplicaStatus) -> list[str]:
-    """Since when; while a scan is needed how much of it is left, else of when the replica is."""
+    """Start of the condition; the rest of a scan, or the age of the replica."""
     since = f"since {moment(found.since_utc)}" if found.since_utc else ""
     if found.condition is not None and found.condition.needs_scan:
         words = [f"resync under way {since}"] if since else []
@@ -260,12 +260,12 @@ def replica_details(found: ReplicaStatus) -> list[str]:
         return [", ".join(words)] if words else []
     if not since or not found.accepted_utc:
         return []
-    location = f"slot {found.slot} of stream {str(found.stream)[:8]}"
-    return [f"{since}; {location}, of {moment(found.accepted_utc)}"]
+    position = f"slot {found.slot} of stream {str(found.stream)[:8]}"
+    return [f"{since}; {position}, as of {moment(found.accepted_utc)}"]
 
 
 def moment(time: datetime) -> str:
-    """A time as people read it."""
+    """A time in human-readable form."""
     return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 

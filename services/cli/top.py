@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`bdr top`: a live view of the volumes of a host.
 
-Each second brings a status of each volume; rates are differences between them. A
-volume whose monitor falls silent is shown as unknown, with the age of what is
-left on the screen.
+Each volume's status arrives every second; rates are differences between them. A volume whose
+monitor is silent is shown as unknown, with the time since its last status.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _STYLES = {
 
 
 def sparkline(values: list[float]) -> str:
-    """One character a value, scaled to the highest."""
+    """One character per value, scaled to the highest."""
     top = max(values, default=0.0)
     if top <= 0:
         return _BARS[0] * len(values)
@@ -65,7 +64,7 @@ def gauge(share: float, width: int = 24) -> str:
 
 @dataclass(slots=True)
 class View:
-    """What is known of one volume."""
+    """State of one volume's display."""
 
     location: MonitorLocation
     subscriber: Subscriber | None = None
@@ -75,11 +74,11 @@ class View:
     rates: dict[str, deque[float]] = field(default_factory=dict)
 
     def take(self, status: VolumeStatus, now_at: float) -> None:
-        """Takes the next status and works out the rates since the one before."""
+        """Takes the next status, and computes the rates since the previous one."""
         counts = _counts(status)
         elapsed_s = now_at - self.seen_at
         if self.status is not None and elapsed_s < 0.5:
-            # Sent because the health changed; too soon for a rate.
+            # Sent because the health changed; the interval is too short for a rate.
             self.status = status
             return
         if self.status is not None:
@@ -90,7 +89,7 @@ class View:
 
 
 def _counts(status: VolumeStatus) -> dict[str, int]:
-    """Bytes so far, by name."""
+    """Cumulative bytes, by name."""
     values = [stage.values for stage in status.stages]
     if status.role is VolumeRole.TARGET:
         return {"applied": sum(each.bytes for each in values if isinstance(each, ApplierValues))}
@@ -103,7 +102,7 @@ def _counts(status: VolumeStatus) -> dict[str, int]:
 
 
 def screen(views: list[View], now_at: float) -> RenderableType:
-    """The whole picture."""
+    """The whole screen."""
     parts: list[RenderableType] = [
         Text(f"bdr top   {time.strftime('%H:%M:%S')}   q quits", style="dim")
     ]
@@ -137,7 +136,7 @@ def _volume(view: View, now_at: float) -> Iterator[RenderableType]:
 
 
 def _line(text: str) -> Text:
-    """One line whatever the terminal's width: a bar that is wrapped is none."""
+    """One line, truncated to the terminal's width: a wrapped bar is unreadable."""
     return Text(text, no_wrap=True, overflow="ellipsis")
 
 
@@ -175,7 +174,7 @@ def _stages(status: VolumeStatus) -> Table:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[int | None]:
-    """Standard input, one key at a time; None where it is no terminal."""
+    """Standard input, one key at a time; None if it is not a terminal."""
     if not sys.stdin.isatty():
         yield None
         return

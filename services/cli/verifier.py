@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs one comparison of a source with its replica, while both are in use."""
+"""Compares a source with its replica, while both are in use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bdr.services.source.comparison import TICK_MS, Comparison
 
 
 class Verification:
-    """The source's device, compared as often as one likes.
+    """The source's device, for one or more comparisons.
 
     Args:
         location: of the source side.
@@ -45,13 +45,13 @@ class Verification:
         *,
         progress: Callable[[int], None] | None = None,
     ) -> Findings:
-        """Compares ranges of sectors, everything without.
+        """Compares ranges of sectors, by default everything.
 
         Args:
-            progress: called with bytes that are done with.
+            progress: called with the number of bytes compared since the last call.
 
         Raises:
-            NoPeerError: reader or target are away.
+            NoPeerError: the reader or the target does not answer.
         """
         self._progress = progress or _ignore
         self._is_interrupted = False
@@ -84,7 +84,7 @@ class Verification:
 
     def _end_round(self) -> None:
         self._comparison.handle(events.RoomSeen(0))
-        # A round that found the last difference is not followed by an event of its own.
+        # No event follows the round that completes the last job.
         self._comparison.handle(events.Tick(time.monotonic()))
 
     def _perform(self, action: events.Action) -> None:

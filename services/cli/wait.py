@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`bdr wait`: waits until the target has everything that the source has."""
+"""`bdr wait`: waits until every write of the source is durable on the target."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from bdr.services.monitoring.client import NoAnswerError, Subscriber
 def main(config_path: str, run_dir: str | None, timeout: float, volume: str | None) -> None:
     """Waits until every write of VOLUME, or of every source, is durable on its target.
 
-    Run it on the source. Stop the writers first: before a planned switch to the
-    replica, a reboot, or a detach. Ends with 0 if nothing is outstanding and the
-    replica is consistent, with 1 if the time has passed.
+    Run it on the source, before a planned failover to the replica, a reboot, or a detach, after
+    stopping the writers. Exits with 0 if nothing is outstanding and the replica is consistent, with
+    1 after the timeout.
     """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     deadline_at = time.monotonic() + timeout
@@ -51,10 +51,10 @@ def _wait(
     *,
     is_named: bool,
 ) -> str | None:
-    """None once the volume is level; what is missing if the time has passed.
+    """None once everything is durable; what is missing after the timeout.
 
     Raises:
-        UsageError: it was named, and is a target: only its source knows what is missing.
+        UsageError: the named volume is a target: only its source has this information.
     """
     missing = None
     with Subscriber(context, location.run_dir) as subscriber:
@@ -68,7 +68,7 @@ def _wait(
                 if is_named:
                     raise UsageError(
                         f"volume {location.volume}: found a target; wanted a source, which alone "
-                        "knows what its target lacks: run `bdr wait` there"
+                        "has the information: run `bdr wait` there"
                     )
                 return None
             if _is_level(status):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Asking a volume's monitor: its status now, or every status that follows."""
+"""Client of a volume's monitor: its present status, or a subscription."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVENT_TOPIC = b"event"
 
 
 class NoAnswerError(RetryableError):
-    """The monitor is not there, or does not answer."""
+    """The monitor is not running, or does not answer."""
 
     exit_code = 2
 
@@ -27,8 +27,8 @@ class Subscriber:
     """A subscription to one monitor.
 
     Args:
-        context: of the calling process.
-        run_dir: the volume's.
+        context: of this process.
+        run_dir: of the volume.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: str) -> None:
@@ -41,10 +41,10 @@ class Subscriber:
         self.socket.connect(f"ipc://{self._path}")
 
     def status(self, timeout_s: float) -> VolumeStatus:
-        """The next status; the first comes at once.
+        """The next status; the first is sent immediately.
 
         Raises:
-            NoAnswerError: none came in time, or one that this version cannot read.
+            NoAnswerError: none arrived in time, or one of another version.
         """
         try:
             is_there = self._path.exists()

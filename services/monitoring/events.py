@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What has happened to a volume, found by comparing two statuses of it.
+"""Events of a volume, detected by comparing two statuses.
 
-Counters are read beside states, so what came and went between two looks is seen too.
+Counters are compared in addition to states, so events between two statuses are detected too.
 
 ======================  =======================================================
 event                   when
 ======================  =======================================================
-connection-lost         source and target stopped talking to each other
-connection-restored     they talk again
-overflow                the ring was full: writes were only marked as dirty
-inconsistent            the replica is no prefix of its source any more
-consistent              it is one again
-resync-start            scanners begin to copy what the replica lacks
-resync-end              nothing is left for them to copy
+connection-lost         source and target were disconnected
+connection-restored     they are connected again
+overflow                the ring was full: writes only marked regions
+inconsistent            the replica is no longer a prefix of its source
+consistent              it is a prefix again
+resync-start            scanners start to copy what the replica lacks
+resync-end              nothing is left to copy
 rpo-exceeded            further behind than `rpo_seconds`
-rpo-restored            no longer
-stage-lost              a process stopped or fell silent
+rpo-restored            no longer further behind
+stage-lost              a process stopped or became silent
 stage-back              it reports again
-health                  the health's word has changed
+health                  the health has changed
 ======================  =======================================================
 """
 
@@ -35,14 +35,14 @@ _AWAY = (StageState.SILENT, StageState.STOPPED)
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened."""
+    """One event."""
 
     name: str
     facts: Mapping[str, object] = field(default_factory=dict)
 
 
 class Detector:
-    """Names what lies between one status and the next."""
+    """Detects the events between one status and the next."""
 
     def __init__(self) -> None:
         self._before: VolumeStatus | None = None
@@ -51,7 +51,7 @@ class Detector:
         self._is_resyncing = False
 
     def update(self, now: VolumeStatus) -> list[Event]:
-        """Takes the next status; returns what happened since the one before."""
+        """Takes the next status; returns the events since the previous one."""
         found = [*self._connection(now), *self._content(now), *self._resync(now)]
         before, self._before = self._before, now
         if before is not None:
@@ -64,7 +64,7 @@ class Detector:
     def _connection(self, now: VolumeStatus) -> list[Event]:
         is_connected = now.connection.is_up
         if is_connected is None:
-            return []  # nobody knows; what was known stays
+            return []  # unknown; the last known state is kept
         was_connected, self._is_connected = self._is_connected, is_connected
         if was_connected is None:
             return [Event("connection-restored")] if is_connected else []

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Prometheus' view of a volume's status: `/metrics` over HTTP.
+"""Prometheus exporter of a volume's status: `/metrics` over HTTP.
 
-A thread serves it; it reads the last status, which the monitor replaces as a
-whole, so the two never wait for each other. Of a monitor that hangs nothing is served
-but that the health is unknown. What the metrics are: `common.status.metrics`.
+A thread serves it from the last status, which the monitor replaces atomically, so neither blocks
+the other. If the monitor hangs, only its own metrics are served, with the health unknown.
+`common.status.metrics` declares the metrics.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bdr.common.status.model import VolumeStatus
 from bdr.common.status.states import HealthState
 
 STALE_AFTER_S = 5.0
-"""A monitor that lives has a new status several times a second."""
+"""A running monitor updates its status several times a second."""
 
 _Family = CounterMetricFamily | GaugeMetricFamily
 _FAMILIES: dict[MetricType, type[_Family]] = {
@@ -36,7 +36,7 @@ _FAMILIES: dict[MetricType, type[_Family]] = {
 
 
 class Exporter(Collector):
-    """Serves what `status` holds.
+    """Serves the last status.
 
     Args:
         address: of this host.
@@ -48,7 +48,7 @@ class Exporter(Collector):
 
     def __init__(self, address: str, port: int) -> None:
         self._last: tuple[VolumeStatus, float] | None = None
-        """The last status, and when it came."""
+        """The last status, and the time of its arrival."""
         registry = CollectorRegistry(auto_describe=False)
         try:
             server, thread = start_http_server(port, addr=address, registry=registry)
@@ -62,7 +62,7 @@ class Exporter(Collector):
         registry.register(self)
 
     def collect(self) -> Iterator[_Family]:
-        """The whole status, each time it is asked for."""
+        """The metrics of the last status, for each scrape."""
         if self._last is None:
             return iter(())
         status, put_at = self._last
@@ -71,7 +71,7 @@ class Exporter(Collector):
         return families(METRICS, status)
 
     def put(self, status: VolumeStatus) -> None:
-        """What is true as of now."""
+        """Replaces the status."""
         self._last = status, time.monotonic()
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class Exporter(Collector):
 
 
 def families(metrics: Iterable[Metric], status: VolumeStatus) -> Iterator[_Family]:
-    """These metrics of a status, those that its side has."""
+    """Those of these metrics that the status's side has."""
     volume = {"volume": status.volume, "role": status.role.value}
     for metric in metrics:
         if status.role not in metric.roles:

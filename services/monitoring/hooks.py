@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The user's command that is run on events.
+"""Runs the configured command on events.
 
-One at a time and in order, without ever holding up the caller: a command that hangs is
-ended, and what cannot be queued is counted.
+One at a time and in order, without blocking the caller: a command that exceeds the timeout is
+killed, and events that cannot be queued are counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ QUEUE_MAX = 64
 
 
 def environment(event: Event, status: VolumeStatus) -> dict[str, str]:
-    """What a hook finds in its environment."""
+    """The environment of a hook."""
     lag, condition = status.lag, status.replica.condition
     facts = {
         "EVENT": event.name,
@@ -46,12 +46,12 @@ class Hooks:
     """Runs a command for each event.
 
     Args:
-        command: program and arguments; None for none.
+        command: program and arguments; None: no command.
 
     Attributes:
-        run: commands that ended with 0.
-        failed: commands that could not be started, ended otherwise, or were ended.
-        dropped: events for which there was no room.
+        run: commands that exited with 0.
+        failed: commands that could not be started, failed, or were killed.
+        dropped: events that exceeded the queue.
     """
 
     def __init__(self, command: Sequence[str] | None, *, timeout_s: float = TIMEOUT_S) -> None:
@@ -66,7 +66,7 @@ class Hooks:
 
     @property
     def counts(self) -> HookCounts:
-        """All three."""
+        """All three counts."""
         return HookCounts(run=self.run, failed=self.failed, dropped=self.dropped)
 
     def put(self, event: Event, status: VolumeStatus) -> None:
@@ -79,7 +79,7 @@ class Hooks:
         self._queue.append(environment(event, status))
 
     def tick(self) -> None:
-        """Looks after the running command, and starts the next; never waits."""
+        """Checks the running command, and starts the next; never blocks."""
         process = self._process
         if process is not None:
             code = process.poll()
@@ -96,7 +96,7 @@ class Hooks:
             self._start(self._queue.popleft())
 
     def close(self) -> None:
-        """Ends the running command; what is queued is dropped."""
+        """Kills the running command; drops the queue."""
         if self._process is not None:
             _kill(self._process)
             self._process.wait()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Logging of every process: one structured line an event, to standard error.
+"""Logging of every process: one structured line per event, to standard error.
 
-A line is logfmt or JSON. An event that comes too often is written so many times
-in a while and then only counted; the next line of it says how many were left out.
-Nothing secret is ever an argument of a log call: keys are named by their files.
+A line is logfmt or JSON. Lines of one event are rate-limited: excess ones are counted, and the next
+line has the number of suppressed ones. Secrets are never arguments of a log call: keys are referred
+to by their files.
 
-Over the standard library's logging: the usual packages for structured logs bring
-asyncio, TLS and terminal colours along, 14 MiB in each of a volume's processes.
+Based on the standard library's logging: the usual packages for structured logs import asyncio, TLS
+and terminal colours, 14 MiB in each process.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from datetime import UTC, datetime
 from enum import Enum
 
 BURST = 20
-"""Lines of one event in a window; what is more is only counted."""
+"""Most lines of one event per window; excess ones are only counted."""
 WINDOW_S = 10.0
 
 
 class Format(Enum):
-    """Form of a line."""
+    """Format of a line."""
 
     TEXT = "text"
     JSON = "json"
@@ -58,7 +58,7 @@ class RateLimit(logging.Filter):
 
 
 class LineFormatter(logging.Formatter):
-    """One line of a record: time, level, what is `bound`, the event, its facts."""
+    """Formats a record as one line: time, level, the `bound` fields, the event, its facts."""
 
     def __init__(self, form: Format, bound: Mapping[str, object]) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class LineFormatter(logging.Formatter):
 
 
 def logfmt(line: Mapping[str, object]) -> str:
-    """`key=value` with spaces between; a value is quoted where it must be."""
+    """`key=value`, separated by spaces; values are quoted where necessary."""
     return " ".join(f"{key}={_value(value)}" for key, value in line.items())
 
 
@@ -92,13 +92,13 @@ def _value(value: object) -> str:
     if must_quote:
         text = text.replace("\\", "\\\\").replace('"', '\\"')
     if not text.isprintable():
-        # A peer's words must not make lines of their own, nor drive a terminal.
+        # Text from a peer must not inject lines or terminal control sequences.
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return f'"{text}"' if must_quote else text
 
 
 class Logger:
-    """Takes an event and its facts as keywords: `info("connected", target=address)`."""
+    """Logs an event with facts as keywords: `info("connected", target=address)`."""
 
     def __init__(self, name: str) -> None:
         self.base = logging.getLogger(name)
@@ -116,11 +116,11 @@ class Logger:
         self._log(logging.ERROR, event, facts)
 
     def exception(self, event: str) -> None:
-        """An error, with the exception that is being handled."""
+        """Logs an error, with the exception that is being handled."""
         self.base.error(event, exc_info=True, extra={"facts": {}})
 
     def _log(self, level: int, event: str, facts: dict[str, object]) -> None:
-        # In one attribute: a fact may have the name of one of the record's.
+        # In one attribute, since a fact may have the name of an attribute of the record.
         self.base.log(level, event, extra={"facts": facts})
 
 
@@ -129,7 +129,7 @@ _form = Format.TEXT
 
 
 def use_format(name: str) -> None:
-    """Chooses the form for this process; call before `configure`."""
+    """Selects the format for this process; call before `configure`."""
     global _form  # noqa: PLW0603
     _form = Format(name)
 
@@ -146,12 +146,12 @@ def configure(
     """Sets up the logging of this process.
 
     Args:
-        stage: reader, sender, ...; stands on each line, as the volume does.
+        stage: reader, sender, ...; on each line, as is the volume.
         volume: the volume's name.
-        verbose: also INFO. The default is INFO too when not `quiet`.
+        verbose: also INFO, which is the default unless `quiet`.
         debug: everything.
         quiet: warnings and errors only.
-        limit: on lines of one event.
+        limit: on lines per event.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter(_form, {"volume": volume, "stage": stage}))
@@ -165,5 +165,5 @@ def configure(
 
 
 def logger() -> Logger:
-    """This process's."""
+    """The logger of this process."""
     return _logger

@@ -22,8 +22,8 @@ FAILURES = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: LinkCounts(authentications_failed=1),
 }
 _LINK_EVENT = struct.Struct("=HI")
-"""First frame of what a monitor tells: event and value. pyzmq's own function for it
-imports asyncio and TLS, 8 MiB in each process."""
+"""First frame of a socket monitor's message: event and value. pyzmq's function for it imports
+asyncio and TLS, 8 MiB in each process."""
 LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | sum(FAILURES)
 
 Socket = zmq.Socket[bytes]
@@ -40,7 +40,7 @@ class Loop:
         self._handlers: dict[Any, Handler] = {}
         self._watched: dict[Socket, Socket] = {}
         self.links = LinkCounts()
-        """What happened on the sockets watched over the network, since the start."""
+        """Connection counts of the watched network sockets, since the start."""
         self._is_stopping = False
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -48,19 +48,19 @@ class Loop:
         self.register(self._wakeup.fileno(), self._drain_wakeup)
 
     def register(self, source: Source, handler: Handler, events: int = zmq.POLLIN) -> None:
-        """Has `handler` called when `source` is ready; again to change the events."""
+        """Calls `handler` whenever `source` is ready; call again to change the events."""
         self._poller.register(source, events)
         self._handlers[source] = handler
 
     def unregister(self, source: Source) -> None:
-        """Undoes `register`; a source that is not registered is no error."""
+        """Undoes `register`; ignored if the source is not registered."""
         if self._handlers.pop(source, None) is not None:
             self._poller.unregister(source)
 
     def listen(
         self, source: Source, handler: Handler, events: int = zmq.POLLIN, *, is_wanted: bool
     ) -> None:
-        """Registers or unregisters, where it is not so already: for a call in each round."""
+        """Registers or unregisters if necessary; meant to be called in each round."""
         if is_wanted and source not in self._handlers:
             self.register(source, handler, events)
         elif not is_wanted:
@@ -69,11 +69,11 @@ class Loop:
     def watch_link(
         self, watched: Socket, *, up: Handler, down: Handler, is_counted: bool = True
     ) -> Socket:
-        """Calls `up` and `down` as connections of `watched` come and go.
+        """Calls `up` and `down` when connections of `watched` are established and lost.
 
-        A connection is up when its handshake succeeded, not when TCP connected.
-        What happens is counted in `links`, except on sockets within a host.
-        Returns the monitor; this loop drains it, since an unread one stalls the data.
+        A connection is up when its handshake succeeded, not when TCP connected. Events are counted
+        in `links`, unless `is_counted` is false. Returns the socket monitor; this loop drains it,
+        since an unread one blocks the data socket.
         """
         monitor: Socket = watched.get_monitor_socket(LINK_EVENTS)
 
@@ -85,7 +85,7 @@ class Loop:
             while watched in self._watched and monitor.poll(0):
                 event, _ = _LINK_EVENT.unpack(monitor.recv_multipart()[0])
                 if event in FAILURES:
-                    # The end of its connection follows as an event of its own.
+                    # A separate event for the end of the connection follows.
                     count(FAILURES[zmq.Event(event)])
                 elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     count(LinkCounts(connects=1))
@@ -99,24 +99,24 @@ class Loop:
         return monitor
 
     def drop(self, closing: Socket) -> None:
-        """Unregisters and closes a socket and its monitor; what is unsent is lost."""
+        """Unregisters and closes a socket and its monitor; unsent messages are lost."""
         self.unregister(closing)
         monitor = self._watched.pop(closing, None)
         if monitor is not None:
-            # In this order, else libzmq may touch a socket that is gone.
+            # In this order, or libzmq may access a closed socket.
             closing.disable_monitor()
             self.unregister(monitor)
             monitor.close(linger=0)
         closing.close(linger=0)
 
     def end_on_signals(self) -> None:
-        """Has SIGTERM and SIGINT end `run`, also out of a long poll; main thread only."""
+        """Makes SIGTERM and SIGINT end `run`, also during a long poll; main thread only."""
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop())
 
     def stop(self) -> None:
-        """Ends `run` after the current round; may be called by another thread."""
+        """Ends `run` after the current round; thread-safe."""
         self._is_stopping = True
         with contextlib.suppress(BlockingIOError):
             self._waker.send(b"!")
@@ -139,7 +139,7 @@ class Loop:
             after()
 
     def close(self) -> None:
-        """Closes every socket of the context without waiting for what is unsent."""
+        """Closes every socket of the context without waiting for unsent messages."""
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
         self._wakeup.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How this process's C library handles big, short-lived buffers."""
+"""Tunes the C library's malloc for large, short-lived buffers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _M_ARENA_MAX = -8
 
 
 def keep_big_buffers(limit_bytes: int) -> None:
-    """Has malloc reuse freed buffers, up to `limit_bytes`, not return them to the kernel.
+    """Makes malloc reuse freed buffers, up to `limit_bytes`, instead of unmapping them.
 
-    libzmq allocates each received frame; by default every one of several MiB is
-    mapped, faulted in page by page, and unmapped again, which costs about a tenth
-    of an applier's time. A C library without mallopt is left as it is.
+    libzmq allocates each received frame; by default each one of several MiB is mapped, faulted in
+    page by page, and unmapped again, about a tenth of an applier's time. No effect with a C library
+    without mallopt.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Options of processes and commands, from the declared keys; how a process begins and ends."""
+"""Options of processes and commands, from the declared keys; start and end of a process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CRASH_PAUSE_S = 1.0
 
 
 class KeyOption(click.Option):
-    """The option of a declared key; its value stays text until all are checked together."""
+    """The option of a declared key; its value stays text until all options are checked."""
 
     def __init__(self, declared: Key, *, is_required: bool | None = None) -> None:
         kind = declared.kind
@@ -52,10 +52,10 @@ class KeyOption(click.Option):
 def of(
     table: type, program: str, *, required: Collection[str] = (), optional: Collection[str] = ()
 ) -> list[click.Option]:
-    """The options that a process or command takes from a table.
+    """The options of a process or command that are keys of a table.
 
     Args:
-        required: keys that must be given, though they need not be set in bdr.toml.
+        required: keys that must be given, although they are optional in bdr.toml.
         optional: the reverse.
     """
     return [
@@ -88,7 +88,7 @@ def verbosity() -> list[click.Option]:
 
 
 class WrongOptionsError(click.ClickException):
-    """What click prints, and ends with, where values are not allowed."""
+    """Invalid options, as click prints them and exits."""
 
     exit_code = UsageError.exit_code
 
@@ -101,9 +101,9 @@ class WrongOptionsError(click.ClickException):
 
 
 def command(params: Iterable[click.Parameter]) -> Callable[[_Command], click.Command]:
-    """Makes a function a command with these options, in this order.
+    """Turns a function into a command with these options, in this order.
 
-    It gets the checked values of declared keys. All mistakes are told at once.
+    It gets the checked values of declared keys. All mistakes are reported at once.
     """
     params = list(params)
     keys = [param.key for param in params if isinstance(param, KeyOption)]
@@ -123,7 +123,7 @@ def command(params: Iterable[click.Parameter]) -> Callable[[_Command], click.Com
 
 
 def stage(name: str, params: Iterable[click.Parameter]) -> Callable[[_Command], click.Command]:
-    """Makes a function the command of a process, which sets up its log before anything."""
+    """Turns a function into the command of a process; logging is set up first."""
 
     def decorate(function: _Command) -> click.Command:
         @functools.wraps(function)
@@ -142,7 +142,7 @@ def stage(name: str, params: Iterable[click.Parameter]) -> Callable[[_Command], 
 
 
 def _text(key: Key, given: dict[str, Any]) -> object:
-    """What was given for a key; a path may be relative to the working directory."""
+    """The text given for a key; relative paths are made absolute."""
     text = given[key.name]
     if key.kind.is_path and text and text not in key.kind.words:
         return os.path.abspath(text)
@@ -162,13 +162,13 @@ def _words(words: tuple[str, ...]) -> Callable[..., list[str]]:
 
 
 def tcp(address: str, port: int) -> str:
-    """A ZeroMQ address; a bare IPv6 address gets its brackets."""
+    """A ZeroMQ address; brackets are added to a bare IPv6 address."""
     host = f"[{address}]" if ":" in address and not address.startswith("[") else address
     return f"tcp://{host}:{port}"
 
 
 class Service(Protocol):
-    """What a process runs."""
+    """The main object of a process."""
 
     loop: Loop
 
@@ -178,11 +178,10 @@ class Service(Protocol):
 
 
 def run(build: Callable[[], Service]) -> None:
-    """Builds a service, runs it until a signal, turns errors into a log line and exit code.
+    """Builds a service, runs it until a signal, and turns errors into a log line and exit code.
 
-    What BDR raises on purpose ends the process at once with the error's code. A bug
-    ends it with code 1, which supervisord restarts; the pause keeps that from
-    becoming a busy loop.
+    After an error of BDR the process exits at once with the error's code. After a bug it exits with
+    code 1, and supervisord restarts it; a pause before prevents a busy loop.
     """
     _end_with_supervisord()
     try:
@@ -199,9 +198,9 @@ def run(build: Callable[[], Service]) -> None:
 
 
 def _end_with_supervisord() -> None:
-    """Has the kernel send SIGTERM if supervisord dies: the one of after starts its own."""
+    """Makes the kernel send SIGTERM if supervisord dies: its successor starts new processes."""
     if os.environ.get("SUPERVISOR_ENABLED") != "1":
         return
     end_with_parent()
-    if os.getppid() == 1:  # it was faster
+    if os.getppid() == 1:  # it has died already
         sys.exit(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A process that does not outlive the one that started it."""
+"""Ends a process when its parent dies."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ _libc = ctypes.CDLL(None)
 
 
 def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
-    """Has the kernel send this process a signal when its parent dies, however that does."""
+    """Makes the kernel send this process a signal when its parent dies for any reason."""
     _libc.prctl(_PR_SET_PDEATHSIG, number)

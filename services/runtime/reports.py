@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How a process tells its volume's monitor how it is doing.
+"""Sends a process's reports to its volume's monitor.
 
-Once a second from its tick, and at once when `key` changes, a process pushes the
-present values of its counters and states (`common.status.reports`). Nothing waits:
-without a monitor, or with a busy one, the report is dropped.
+Once a second from its tick, and immediately when `key` changes, a process sends the present values
+of its counters and states (`common.status.reports`). Sending never blocks: without a monitor, or
+with a busy one, the report is dropped.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _GOODBYE_MS = 200
 
 
 class Reporter:
-    """A process's end.
+    """The sending end.
 
     Args:
-        loop: whose context the socket is made in.
-        endpoint: the monitor's ZeroMQ address; None for no reports.
+        loop: whose context the socket belongs to.
+        endpoint: the monitor's ZeroMQ address; None: no reports.
         stage: reader, sender, ...
-        values: takes the present values; called once a second.
+        values: returns the present values; called once a second.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Reporter:
             self._socket.connect(endpoint)
 
     def tick(self, now_at: float, key: Hashable = None) -> None:
-        """Reports if a second has passed, or if `key` differs from the last time."""
+        """Sends a report if a second has passed, or if `key` has changed."""
         if now_at < self._due_at and key == self._key:
             return
         if self._send(is_last=False):
@@ -59,7 +59,7 @@ class Reporter:
             self._due_at = now_at + EVERY_S
 
     def close(self) -> None:
-        """Reports for the last time; call before the loop is closed."""
+        """Sends the last report; call before the loop is closed."""
         if self._socket is not None:
             self._send(is_last=True)
             self._socket.close(linger=_GOODBYE_MS)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The sockets between the processes: addresses, options, limits.
 
-High-water marks are a safety only: what is in flight is bounded by the
-reader's window, which is smaller than any of them. Only so do heartbeats not
-mistake a busy receiver for a dead one.
+High-water marks are only a safeguard: batches in flight are bounded by the reader's window, which
+is smaller than any of them. This is required for heartbeats, which would otherwise count a busy
+receiver as dead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DATA_SNDHWM = 8
 CONTROL_HWM = 64
 REPORT_HWM = 4
 DESCRIPTOR_HWM = 2
-"""Few, so that a slow sender is not handed a share that waits behind it."""
+"""Small, so that few batches queue up for a slow sender."""
 
 _CURVE_OVERHEAD_BYTES = 64
 _IPC_PATH_BYTES_MAX = 107
@@ -117,7 +117,7 @@ def request_client(context: zmq.Context[Socket]) -> Socket:
 def report_pusher(context: zmq.Context[Socket]) -> Socket:
     """A process's PUSH socket to its monitor.
 
-    Without a monitor nothing queues up: what it would get later is old.
+    Without a monitor nothing is queued: reports would be outdated.
     """
     return _made(context, zmq.PUSH, _WITHIN_HOST, {zmq.SNDHWM: REPORT_HWM, zmq.IMMEDIATE: 1})
 
@@ -131,7 +131,7 @@ def _made(context: zmq.Context[Socket], kind: int, *options: _Options) -> Socket
 
 
 def is_readable(socket: Socket) -> bool:
-    """Whether a message waits."""
+    """Whether a message can be received without blocking."""
     return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
 
 
@@ -141,7 +141,7 @@ def is_writable(socket: Socket) -> bool:
 
 
 def bind(server: Socket, endpoint: str) -> None:
-    """Binds, with an error that says what is in the way.
+    """Binds, with an error that states the cause.
 
     Raises:
         AddressError: the port is in use, or the address is not this host's.
@@ -176,7 +176,7 @@ def endpoint(run_dir: str | Path, name: str) -> str:
 
 
 class RunDirectory:
-    """The directory of a volume's ipc sockets on this host, mode 0700; made if need be."""
+    """The directory of a volume's ipc sockets on this host, mode 0700; created if missing."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -189,11 +189,11 @@ class RunDirectory:
             ) from error
 
     def endpoint(self, name: str) -> str:
-        """See `endpoint`, of this directory."""
+        """See `endpoint`, for this directory."""
         return endpoint(self.path, name)
 
     def claim(self, stage: str) -> int:
-        """Locks the stage for this process: a second bind would silently steal its sockets.
+        """Locks the stage for this process: a second bind would silently take over its sockets.
 
         Returns:
             A descriptor that holds the lock while it is open.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Threads beside an event loop: tasks go in by a queue, results poll readable.
+"""Threads for an event loop: tasks are queued, results make a descriptor readable.
 
-Each thread runs one generator, from its tasks to its results:
+Each thread runs one generator, from tasks to results:
 
     def squares(numbers: Tasks[int]) -> Iterator[int]:
         for number in numbers:
@@ -11,11 +11,11 @@ Each thread runs one generator, from its tasks to its results:
     loop.register(workers.fileno(), lambda: print(*workers.results()))
     workers.put(3)
 
-Whatever a generator raises ends its thread and is raised by `results`: a loop that goes
-on without a worker would look alive.
+An exception of a generator ends its thread and is raised by `results`: a loop without its worker
+would appear to be running.
 
-Over `concurrent.futures`: an executor neither says what is queued, which a group commit
-needs, nor has a descriptor.
+Not `concurrent.futures`: an executor neither exposes its queue, which group commit needs, nor has a
+descriptor.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Workers(Generic[Task, Result]):
         """What was yielded since the last call.
 
         Raises:
-            Exception: what a thread raised; it ended.
+            Exception: raised by a thread, which has ended.
         """
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wakeup)
@@ -113,7 +113,7 @@ class Workers(Generic[Task, Result]):
                 yield result
 
     def deliver(self, result: Result | Exception) -> None:
-        """Adds a result, or an exception to be raised; any thread may."""
+        """Adds a result, or an exception to be raised; thread-safe."""
         self._results.put(result)
         os.eventfd_write(self._wakeup, 1)
 
@@ -122,7 +122,7 @@ class Workers(Generic[Task, Result]):
         self._tasks.discard()
 
     def finish(self) -> None:
-        """Ends the threads when every queued task is done; results can still be taken."""
+        """Ends the threads when every queued task is done; results can still be read."""
         self._tasks.end()
         for thread in self._threads:
             thread.join()

@@ -14,15 +14,15 @@ from bdr.services.runtime.workers import Tasks, Workers
 
 THREADS = 2
 BUFFER_BYTES = 16 << 20
-"""As much as a lease may have."""
+"""Most bytes of a lease."""
 
 
 class ChunkReader:
-    """Does a comparer's `Read` and `HashBlocks`.
+    """Performs a comparer's `Read` and `HashBlocks`.
 
     Args:
-        device: the source's, below the capture.
-        buffers: how many there are; numbered from 0.
+        device: the underlying device of the capture.
+        buffers: number of buffers.
     """
 
     def __init__(self, device: SourceDevice, *, buffers: int) -> None:
@@ -39,7 +39,7 @@ class ChunkReader:
         self._workers.put(task)
 
     def results(self) -> Iterator[ChunksRead | BlocksHashed]:
-        """What was done since the last call."""
+        """Results since the last call."""
         return self._workers.results()
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class ChunkReader:
         return ChunksRead(task.job, b"".join(digests), bad)
 
     def _read_blocks(self, data: memoryview, offset: int) -> list[int]:
-        """Reads what can be read of a chunk; returns the blocks that cannot."""
+        """Reads a chunk block by block; returns the unreadable blocks."""
         bad = []
         for at in range(0, len(data), PAYLOAD_BYTES):
             try:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A comparer with its connections and threads: what a scanner and `bdr verify` have in common.
+"""A comparer with its connections and threads, shared by scanner and `bdr verify`.
 
 Poll, handle, perform around `common.scan.comparer`. Threads read and hash; the loop's
 thread sends and receives.
 
-If a connection breaks, numbered batches may be lost on the way: all connections are dropped
-then, that to the reader too, which has the pair greet anew.
+If a connection is lost, numbered batches may be lost: all connections are closed then, including
+that to the reader, which starts a new session.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Comparison:
     """One comparer in one process.
 
     Args:
-        comparer: decides.
-        source: the device below the capture.
+        comparer: the state machine.
+        source: the underlying device of the capture.
         control: ZeroMQ address of the target's control socket.
         reader: ZeroMQ address of the reader's socket for requests.
-        more: sockets besides these two, by name: what makes one, and its address.
-        perform: does the actions that need more than a connection or a thread.
+        more: other sockets, by name: factory and address.
+        perform: performs the remaining actions.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Comparison:
         self.sockets: dict[str, Socket] = {}
         """By name: `control`, `reader`, and those of `more`."""
         self.up: set[str] = set()
-        """Names of those that are connected."""
+        """Names of connected sockets."""
         self.loop = Loop()
         self._log = log.logger()
         self._perform_more = perform
@@ -78,11 +78,11 @@ class Comparison:
         self.loop.close()
 
     def handle(self, event: events.Event) -> None:
-        """Has the comparer take an event, and does what follows from it."""
+        """Passes an event to the comparer, and performs its actions."""
         for action in self.comparer.handle(event):
             match action:
                 case events.SendToReader(request):
-                    # Not connected: it is told of the lost connection, and all begins anew.
+                    # Not connected: `LinkLost` follows, which drops all jobs.
                     with contextlib.suppress(zmq.Again):
                         self.sockets["reader"].send(encode_request(request), zmq.NOBLOCK)
                 case events.SendToTarget(message):
@@ -118,7 +118,7 @@ class Comparison:
         self.loop.watch_link(watched, up=up, down=down, is_counted=name != "reader")
 
     def _reconnect(self) -> None:
-        """Whatever is under way may be lost: the reader must know."""
+        """Closes and reopens all connections, which notifies the reader of possible losses."""
         for each in self.sockets.values():
             self.loop.drop(each)
         self.up.clear()

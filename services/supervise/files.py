@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files and directories of a host: those that come with BDR, and those that it writes."""
+"""Files and directories of a host: those shipped with BDR, and those that it writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bdr.common.errors import UsageError
 
 
 def shipped(name: str) -> Path:
-    """A file that comes with BDR: in the checkout, or where an installation has it."""
+    """A file shipped with BDR: in the checkout, or in the installation's data directory."""
     checkout = Path(__file__).resolve().parents[2] / name
     if checkout.exists():
         return checkout
@@ -19,10 +19,10 @@ def shipped(name: str) -> Path:
 
 
 def make_directory(path: Path, *, mode: int) -> None:
-    """Makes a directory that this user can write to.
+    """Creates a directory that this user can write to.
 
     Raises:
-        UsageError: it cannot be.
+        UsageError: it cannot be created or written to.
     """
     try:
         path.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def make_directory(path: Path, *, mode: int) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all."""
+    """Writes a file atomically."""
     new = path.with_name(f".{path.name}.new")
     try:
         with new.open("w") as file:

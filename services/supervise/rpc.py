@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""An extension of supervisord: changes its set of processes, one process at a time.
+"""An extension of supervisord: updates its set of processes individually.
 
-supervisord's own `update` stops and starts every process of a group of which one
-was added, removed or changed. This one leaves every process alone whose own
-program file has not changed. It runs inside supervisord:
+supervisord's own `update` restarts every process of a group of which one was added, removed or
+changed. This one does not affect processes whose program file has not changed. It runs inside
+supervisord:
 
     [rpcinterface:bdr]
     supervisor.rpcinterface_factory = bdr.services.supervise.rpc:make_interface
 
-The one call, `bdr.update()`, reads the configuration again, stops what is gone or
-changed, and answers when that has stopped and the rest is in place. What a user
-has stopped by hand stays stopped.
+Its only call, `bdr.update()`, reads the configuration again, stops removed and changed processes,
+and returns when these have stopped and the others are started. Processes stopped by an operator
+stay stopped.
 
-It uses insides of supervisor that nobody promises, of 4.2 and 4.3 so far;
-tests/unit/test_supervisor_contract.py names them. supervisord has one thread
-and calls this between two rounds of its loop, so nothing else changes meanwhile.
+It uses private interfaces of supervisor, of 4.2 and 4.3 so far;
+tests/unit/test_supervisor_contract.py checks them. supervisord has one thread and calls this
+between two rounds of its loop, so nothing changes concurrently.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class BdrInterface:
         self._supervisord = supervisord
 
     def update(self) -> Callable[[], Any]:
-        """Makes the running processes those of the configuration.
+        """Updates the running processes to the configuration.
 
         @return struct result  lists of process names: added, removed, changed
         """
@@ -58,14 +58,14 @@ class BdrInterface:
 
 
 class _Change:
-    """From the running groups to the wanted ones."""
+    """A change from the running groups to the wanted ones."""
 
     def __init__(self, supervisord: Any, wanted: dict[str, Any]) -> None:
         self._supervisord = supervisord
         self._wanted = wanted
         self._ending: list[Any] = []
         self._held: set[str] = set()
-        """Stopped by hand before this."""
+        """Stopped by an operator before."""
         self.changed: set[str] = set()
         self.removed: set[str] = set()
         self.added: set[str] = set()
@@ -112,8 +112,8 @@ class _Change:
         }
 
     def _finish_group(self, group: Any, config: Any) -> None:
-        # The group's configuration becomes the one that was read, so that
-        # supervisorctl's own `update` sees nothing left to do.
+        # The group gets the configuration that was read, so that supervisorctl's own `update` finds
+        # no changes.
         old = group.processes
         group.processes = {}
         for process_config in config.process_configs:
@@ -126,7 +126,7 @@ class _Change:
             process_config.create_autochildlogs()
             process = process_config.make_process(group)
             if name in self._held:
-                # supervisord starts by itself what was never started.
+                # supervisord automatically starts processes that were never started.
                 process.laststart = old[name].laststart
                 process.administrative_stop = True
             group.processes[name] = process
@@ -134,5 +134,5 @@ class _Change:
 
 
 def make_interface(supervisord: Any, **_config: str) -> BdrInterface:
-    """What supervisord calls; see the module's text."""
+    """Called by supervisord; see the module's docstring."""
     return BdrInterface(supervisord)

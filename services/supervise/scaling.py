@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How many processes of each stage run on this host."""
+"""Number of processes of each stage on this host."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from bdr.services.supervise.supervisord import Supervision
 
 
 class Scaling:
-    """Numbers of processes that were set by `bdr scale`, in a file that outlives reboots.
+    """Numbers of processes set by `bdr scale`, in a persistent file.
 
-    An entry holds while bdr.toml names the number that it replaced; a new number
-    in bdr.toml ends it.
+    An entry is valid while bdr.toml has the number that it overrides; a new number in bdr.toml
+    removes it.
     """
 
     def __init__(self, state_dir: str) -> None:
         self._path = Path(state_dir) / "scale.json"
 
     def counts(self, config: Config) -> dict[tuple[str, str], int]:
-        """(volume, stage) to the number that replaces the configured one."""
+        """(volume, stage) to the number that overrides the configured one."""
         found = {}
         for name, stages in self._load().items():
             for stage, entry in stages.items():
@@ -39,7 +39,7 @@ class Scaling:
         return found
 
     def set(self, config: Config, changes: Mapping[tuple[str, str], int]) -> None:
-        """Remembers numbers; the configured number itself ends an entry."""
+        """Stores numbers; the configured number removes an entry."""
         tree = self._load()
         for (name, stage), count in changes.items():
             configured = configured_count(config, name, stage)
@@ -55,7 +55,7 @@ class Scaling:
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            # No reason to leave a host without replication.
+            # Not a reason to stop replication on this host.
             log.logger().warning(
                 "scale-file-damaged", file=str(self._path), reason=str(error), taken="bdr.toml's"
             )
@@ -67,7 +67,7 @@ class Scaling:
 
 
 def configured_count(config: Config, volume: str, stage: str) -> int | None:
-    """How many processes of a stage bdr.toml asks for; None if it cannot."""
+    """Configured number of processes of a stage; None if it is not scalable."""
     found = config.volume.get(volume)
     if found is None or stage not in SCALABLE_STAGES:
         return None
@@ -75,7 +75,7 @@ def configured_count(config: Config, volume: str, stage: str) -> int | None:
 
 
 def programs_of(config: Config, supervision: Supervision, scaling: Scaling) -> list[Program]:
-    """Every process that ought to run on this host."""
+    """Every expected process of this host."""
     return programs.from_config(
         config,
         python=sys.executable,

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A supervisord of BDR: its files, and what is asked of it while it runs.
+"""BDR's supervisord: its files, and calls to it while it runs.
 
 The run directory holds everything:
 
 =================  ==========================================================
-supervisord.conf   the shipped one, with its variables filled in, so that plain
-                   `supervisorctl -c RUN_DIR/supervisord.conf` works
+supervisord.conf the shipped one, with its variables filled in, so that plain `supervisorctl -c
+                   RUN_DIR/supervisord.conf` works
 supervisor.sock    its control socket, mode 0700
-programs/          one file a process, written by `bdr`
+programs/          one file per process, written by `bdr`
 VOLUME/            sockets of a volume's processes
 =================  ==========================================================
 """
@@ -33,7 +33,7 @@ from bdr.services.supervise.files import make_directory, shipped, write_whole
 NAME = "supervisord.conf"
 _DOWN = ("STOPPED", "EXITED", "FATAL", "UNKNOWN")
 ANSWER_S = 5.0
-"""A supervisord that lives answers a question at once."""
+"""Timeout for calls that supervisord answers immediately."""
 
 
 class NotRunningError(RetryableError):
@@ -43,11 +43,11 @@ class NotRunningError(RetryableError):
 
 
 class SupervisordError(PermanentError):
-    """supervisord refused."""
+    """A call to supervisord failed."""
 
 
 class _Connection(UnixStreamHTTPConnection):  # type: ignore[misc]
-    """supervisor's own waits for ever."""
+    """A connection with a timeout, which supervisor's own lacks."""
 
     def __init__(self, path: str, timeout_s: float | None) -> None:
         super().__init__("localhost")
@@ -75,10 +75,10 @@ class Supervision:
     # Files.
 
     def prepare(self, *, log_dir: str) -> None:
-        """Makes the directories and supervisord's configuration.
+        """Creates the directories and supervisord's configuration.
 
         Raises:
-            UsageError: a directory cannot be made or written to.
+            UsageError: a directory cannot be created or written to.
         """
         for path, mode in (
             (self.run_dir, 0o755),
@@ -92,7 +92,7 @@ class Supervision:
         write_whole(self.conf, text)
 
     def write(self, wanted: Iterable[Program], *, log_dir: str | None) -> None:
-        """Makes the include directory hold these programs and no others."""
+        """Writes these programs to the include directory, and removes all others."""
         files = programs.files(wanted, log_dir=log_dir)
         for name, text in files.items():
             path = self.programs_dir / name
@@ -104,7 +104,7 @@ class Supervision:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps two `bdr` commands from changing the set of processes at once."""
+        """Prevents two `bdr` commands from changing the set of processes concurrently."""
         fd = os.open(self.run_dir / "bdr.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -115,7 +115,7 @@ class Supervision:
     # The running supervisord.
 
     def is_running(self) -> bool:
-        """Whether one answers on the socket; a stale socket file is none."""
+        """Whether supervisord accepts connections on the socket; false for a stale socket file."""
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(ANSWER_S)
             try:
@@ -129,7 +129,7 @@ class Supervision:
         return True
 
     def processes(self) -> list[dict[str, Any]]:
-        """What supervisord knows of each process.
+        """supervisord's information on each process.
 
         Raises:
             NotRunningError: no supervisord answers.
@@ -138,19 +138,19 @@ class Supervision:
         return cast("list[dict[str, Any]]", found)
 
     def update(self) -> dict[str, list[str]]:
-        """Makes the running processes those of the program files, and waits for it.
+        """Updates the running processes to the program files, and waits for it.
 
         Returns:
             Names of processes that were added, removed and changed.
 
         Raises:
             NotRunningError: no supervisord answers.
-            SupervisordError: it refused.
+            SupervisordError: the call failed.
         """
         return cast("dict[str, list[str]]", self._call("bdr.update"))
 
     def stop_all(self) -> None:
-        """Stops every process, all at once, and waits for it.
+        """Stops all processes concurrently, and waits for it.
 
         Raises:
             NotRunningError: no supervisord answers.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Checksums of the target's content for scanners, off the apply path.
+"""Computes checksums of the target for scanners, outside the apply path.
 
-The node says when a request's time has come: everything accepted before it is durable. A
-thread then waits until that is on the device, reads, and hashes. Reading and hashing let
-other threads run, so batches are received and applied meanwhile.
+The node passes on a request once everything accepted before it is durable. A thread then waits
+until that is applied to the device, reads, and hashes. Reading and hashing release the GIL, so
+batches are received and applied meanwhile.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ SLICE_BYTES = 1 << 20
 
 
 class Checksummer:
-    """Takes requests of the applier's loop and gives answers to it; `_run` is in threads.
+    """Takes requests from the applier's loop and returns answers to it; `_run` runs in threads.
 
     Args:
-        device: what is read.
-        worker: knows what is on it.
+        device: to be read.
+        worker: waits until durable jobs are applied to it.
     """
 
     def __init__(self, device: TargetDevice, worker: StoreWorker) -> None:
@@ -44,15 +44,15 @@ class Checksummer:
         return self._workers.fileno()
 
     def put(self, peer: bytes, request: Checksums) -> None:
-        """Queues a request whose time has come; never blocks."""
+        """Queues a request; never blocks."""
         self._workers.put((peer, request))
 
     def answers(self) -> list[tuple[bytes, Digests]]:
-        """What is done since the last call."""
+        """Answers since the last call."""
         return list(self._workers.results())
 
     def close(self) -> None:
-        """Ends the threads; what was not answered is not."""
+        """Ends the threads; queued requests are dropped."""
         self._workers.discard()
         self._workers.close()
 

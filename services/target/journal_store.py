@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The store with a journal: acknowledge when the journal is synced, apply behind that.
+"""The store with a journal: jobs are durable when the journal is synced, and applied later.
 
-Two threads around a `JournalEngine`. The `StoreWorker`'s appends and syncs; the one
-started here applies and checkpoints. A slow device thus delays no acknowledgement
-until the journal is full; then `write` waits for room, and with it the source.
+Two threads around a `JournalEngine`. The `StoreWorker`'s thread appends and syncs; the one started
+here applies and checkpoints. A slow device thus delays no acknowledgement until the journal is
+full; then `write` blocks, and so does the source.
 
-The state file names the journal while it is in use, and has the record again after a
-clean stop. So the two can never be mixed up, and a journal can be added, left out or
-replaced between clean stops.
+The state file has the journal's id while it is in use, and the record again after a clean stop. So
+a wrong combination of the two is detected, and a journal can be added, removed or replaced after a
+clean stop.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from bdr.services.runtime import log
 SIZE_BYTES_DEFAULT = 1 << 30
 CHECKPOINTS_A_LAP = 8
 IDLE_CHECKPOINT_S = 1.0
-"""When nothing came for so long, what was applied is checkpointed."""
+"""Idle time after which applied jobs are checkpointed."""
 
 
 class JournalStore:
-    """A `Store` over a journal that `open_journal` has opened."""
+    """A `Store` with a journal, opened by `open_journal`."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class JournalStore:
 
     @property
     def fill(self) -> tuple[int, int]:
-        """Bytes of the log in use, and its size; roughly, for whoever looks."""
+        """Bytes of the log in use (approximate), and its size."""
         return self._engine.replayed_bytes, self._engine.superblock.log_bytes
 
     def attach(self, on_failure: Callable[[BdrError], None]) -> None:
@@ -79,7 +79,7 @@ class JournalStore:
                 on_failure(self._error)
 
     def write(self, job: Job) -> None:
-        """Appends; waits while the journal is full."""
+        """Appends; blocks while the journal is full."""
         try:
             slots = len(job.headers) // HEADER_BYTES
             if self._error is not None or not self._engine.fits(slots):
@@ -90,7 +90,7 @@ class JournalStore:
             raise
 
     def sync(self, record: ReplicaRecord) -> None:
-        """Commits; `record` stands in the last entry already."""
+        """Commits; the last entry already has `record`."""
         try:
             self._commit()
         except BdrError as error:
@@ -98,10 +98,10 @@ class JournalStore:
             raise
 
     def wait_applied(self) -> None:
-        """Waits for the device's thread.
+        """Waits for the apply thread.
 
         Raises:
-            BdrError: the store failed, and the device lacks what is durable.
+            BdrError: the store failed, and durable jobs are not applied.
         """
         with self._changed:
             wanted = self._engine.durable_position
@@ -113,9 +113,9 @@ class JournalStore:
                 raise self._error
 
     def close(self) -> None:
-        """Applies what is committed, and leaves the record to the state file.
+        """Applies all committed jobs, and saves the record to the state file.
 
-        After a failure everything is left as it is, for the next start to recover.
+        After a failure nothing is changed, and the next start recovers.
         """
         left_bytes = self._engine.unapplied_bytes
         if left_bytes and self._error is None:
@@ -140,7 +140,7 @@ class JournalStore:
             self._changed.notify_all()
 
     def _wait_for_room(self, slots: int) -> None:
-        # What is not committed is not applied, and so would never make room.
+        # Uncommitted jobs are not applied, and so would never free space.
         self._commit()
         with self._changed:
             self._is_room_wanted = True
@@ -158,7 +158,7 @@ class JournalStore:
                 self._on_failure(error)
             self._changed.notify_all()
 
-    # The device's thread.
+    # The apply thread.
 
     def _run(self) -> None:
         engine = self._engine
@@ -175,12 +175,12 @@ class JournalStore:
         except BdrError as error:
             self._fail(error)
         except Exception as error:
-            # A bug must not end this thread unseen: writers would wait for it for ever.
+            # A bug must not end this thread unnoticed: writers would wait for it indefinitely.
             self._fail(InternalError(f"journal: {error!r} in the device's thread"))
             raise
 
     def _rest(self) -> bool:
-        """Waits for work, and checkpoints meanwhile; False when there will be none."""
+        """Waits for work, and checkpoints when idle; returns False when the store is closing."""
         engine = self._engine
         with self._changed:
             if engine.unapplied_bytes:
@@ -212,17 +212,17 @@ def open_journal(
     record_file: RecordFile,
     volume: str,
 ) -> tuple[JournalStore, ReplicaRecord]:
-    """Opens or creates the journal, and brings the device up to its last entry.
+    """Opens or creates the journal, and applies its entries to the device.
 
     Args:
-        size_bytes: of the journal; None for the size that it has, or 1 GiB for a new one.
+        size_bytes: of the journal; None: its present size, or 1 GiB for a new one.
 
     Returns:
-        The store, and the replica's record: a true prefix, whatever crashed before.
+        The store, and the replica's record: a prefix of the source, after any crash.
 
     Raises:
-        StateError: the journal is not to be believed, does not belong to this state
-            file, or its disk failed or is full. Nothing was applied.
+        StateError: the journal is damaged, does not belong to this state file, or its disk failed
+            or is full. Nothing was applied.
         DeviceError: the target failed while the journal was applied to it.
     """
     if size_bytes is not None and size_bytes < JOURNAL_BYTES_MIN:
@@ -264,8 +264,8 @@ def _open(
     log_bytes = _allocate(file, found, size_bytes)
     if remembered.journal == NO_JOURNAL:
         record = replace(remembered.at_start(), clean=True)
-        # Three steps, so that both have this record whichever is believed after a crash:
-        # a closed journal that has it, the state file that names the journal, a run.
+        # Three steps, so that after a crash both files have this record: a closed journal with the
+        # record, the state file with the journal's id, a run of the journal.
         if found is None:
             journal_id = secrets.token_bytes(JOURNAL_ID_BYTES)
             closed = create(file, journal_id=journal_id, log_bytes=log_bytes, record=record)
@@ -304,7 +304,7 @@ def _replay(file: JournalFile, device: TargetDevice, found: Recovery, log_bytes:
 
 
 def _allocate(file: JournalFile, found: Recovery | None, size_bytes: int | None) -> int:
-    """Sets the space aside; returns how much of it is log."""
+    """Allocates the space; returns the size of the log."""
     if found is not None and size_bytes is None:
         return found.superblock.log_bytes
     if size_bytes is None:
@@ -338,7 +338,7 @@ def _check_truth(path: str, found: Recovery | None, remembered: ReplicaRecord) -
 
 
 def check_no_journal(record: ReplicaRecord, *, state: str) -> None:
-    """For an applier without a journal: the state file must have the newest record.
+    """For an applier without a journal: checks that the state file has the newest record.
 
     Raises:
         StateError: a journal has it.

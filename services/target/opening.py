@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The store that a target's configuration asks for."""
+"""Opens the store for a target's configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bdr.services.target.store import DirectStore, Store
 
 
 def journal_path(journal: str | None, *, state: str) -> str:
-    """Where the journal is that an option or bdr.toml names, or does not."""
+    """Path of the journal: the configured one, or the default."""
     return journal or f"{state}.journal"
 
 
@@ -27,7 +27,7 @@ def open_store(
     """The store, and the replica's record at start.
 
     Raises:
-        StateError: state file and journal do not fit, or one of them is damaged.
+        StateError: state file and journal do not match, or one of them is damaged.
     """
     if journal == WITHOUT_JOURNAL:
         record = record_file.load(

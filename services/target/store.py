@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What makes a replica's jobs durable, and the thread that runs it.
+"""Stores, which make a replica's jobs durable, and their worker thread.
 
-The applier's loop must answer its source while a disk is slow, so disk work is
-done by one worker thread. Jobs go in by a queue; what became durable comes back
-by a number and a descriptor that polls readable.
+The applier's loop must answer its source while a disk is slow, so disk I/O is done by one worker
+thread. Jobs are queued; the number of the last durable job is returned with a descriptor that polls
+readable.
 
-Group commit needs no timer: the worker writes whatever has queued up while the
-last sync ran, then syncs once. A lone write is synced at once; under load each
-sync covers many.
+Group commit needs no timer: the worker writes all jobs that were queued during the last sync, then
+syncs once. A single write is synced immediately; under load each sync covers many.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from bdr.common.wire.condition import Condition
 from bdr.services.runtime.workers import Tasks, Workers
 
 GROUP_BYTES_MAX = 16 << 20
-"""A sync comes at the latest after so much."""
+"""Most bytes between two syncs."""
 
 
 class Store(Protocol):
-    """Where jobs go. Called by the worker thread alone, but for `attach` and `close`."""
+    """Makes jobs durable. Called by the worker thread only, except `attach` and `close`."""
 
     def attach(self, on_failure: Callable[[BdrError], None]) -> None:
-        """Comes first. `on_failure` is to be called, by any thread, when work fails that
-        was left for later than `sync`."""
+        """Called first. `on_failure` is called, by any thread, if work fails that was deferred
+        beyond `sync`."""
         ...
 
     def write(self, job: Job) -> None:
@@ -45,38 +44,38 @@ class Store(Protocol):
         ...
 
     def wait_applied(self) -> None:
-        """Waits until every job that `sync` has made durable is on the device; any thread.
+        """Waits until every durable job is applied to the device; thread-safe.
 
         Raises:
-            BdrError: it will not be.
+            BdrError: the store failed before.
         """
         ...
 
     def close(self) -> None:
-        """Gives everything free."""
+        """Closes the files."""
         ...
 
 
 class DirectStore:
     """Without a journal: apply, sync the device, then the record.
 
-    After a crash the device may hold unsynced writes beyond the record's slot, in
-    any mixture; the replica is then CATCHING_UP until its source has sent them again.
+    After a crash the device may hold any subset of the unsynced writes beyond the record's slot;
+    the replica is then CATCHING_UP until its source has sent them again.
     """
 
     def __init__(self, device: TargetDevice, record_file: RecordFile) -> None:
         self._device = device
         self._record_file = record_file
         self._condition: Condition | None = None
-        """As of the record that was saved last."""
+        """Of the last saved record."""
 
     def attach(self, on_failure: Callable[[BdrError], None]) -> None:
-        pass  # nothing is left for later
+        pass  # nothing is deferred
 
     def write(self, job: Job) -> None:
         self._device.apply(job.extents, job.payload)
-        # What follows a mark may be newer than the slots in front of it: no crash may find
-        # that on the device, and the word of before in the record.
+        # Writes after a marker may be newer than the slots before it: after a crash the device must
+        # not have them while the record has the previous condition.
         if job.record.condition is not self._condition:
             self.sync(job.record)
 
@@ -86,7 +85,7 @@ class DirectStore:
         self._condition = record.condition
 
     def wait_applied(self) -> None:
-        pass  # durable is applied
+        pass  # durable jobs are applied
 
     def close(self) -> None:
         self._device.close()
@@ -98,7 +97,7 @@ class StoreWorker:
 
     Attributes:
         durable: the last durable job's number; read it after `drain_wakeup`.
-        error: what ended the worker, or None; the same.
+        error: what ended the worker, or None; read it after `drain_wakeup`.
     """
 
     def __init__(self, store: Store) -> None:
@@ -123,15 +122,15 @@ class StoreWorker:
             self.error = self.error or InternalError(f"the store's worker failed: {error!r}")
 
     def put(self, job: Job) -> None:
-        """Queues a job behind all earlier ones; never blocks."""
+        """Queues a job; never blocks."""
         self._workers.put(job)
 
     def wait_applied(self) -> None:
-        """Waits until every durable job is on the device; any thread may."""
+        """Waits until every durable job is applied to the device; thread-safe."""
         self._store.wait_applied()
 
     def close(self) -> None:
-        """Finishes what is queued, then ends the thread and closes the store."""
+        """Finishes queued jobs, then ends the thread and closes the store."""
         self._workers.finish()
         self._store.close()
         self.drain_wakeup()
@@ -144,11 +143,11 @@ class StoreWorker:
             yield last.number
 
     def _write_group(self, job: Job, jobs: Tasks[Job]) -> Job:
-        """Writes this job and those that wait behind it; returns the last."""
+        """Writes this job and queued ones; returns the last."""
         group_bytes = 0
         while True:
             self._store.write(job)
-            # Also those without payload come to an end.
+            # Bounds jobs without payload too.
             group_bytes += max(len(job.payload), PAYLOAD_BYTES)
             if group_bytes >= GROUP_BYTES_MAX:
                 return job

@@ -73,12 +73,12 @@ def test_without_an_answer_only_what_is_known_is_printed() -> None:
 def test_both_sides_are_shown_with_what_they_have() -> None:
     assert cli_status.lines(replace(GOOD, supervisor=DOWN)) == [
         "v: healthy (source)",
-        "  behind      0.2 s, 40.0 KiB, level in 2 s",
+        "  behind      0.2 s, 40.0 KiB, caught up in 2 s",
         "  target      streaming, 6 connects, 0 disconnects",
         "  ring        10 of 1024 slots (1 %), 2 overflows",
         "  replica     consistent, at slot 90",
         "              since 2026-01-02 03:04:05 UTC; slot 90 of stream 00010203, "
-        "of 2026-01-02 03:04:05 UTC",
+        "as of 2026-01-02 03:04:05 UTC",
         "  v-reader            reporting, last report 0.2 s ago, pid 7",
         "  v-scanner-1         reporting, last report 0.2 s ago, pid 7",
         "  v-sender-1          reporting, last report 0.2 s ago, pid 7 (supervisord: BACKOFF)",
@@ -108,7 +108,7 @@ def test_what_is_unknown_is_not_shown_as_a_number() -> None:
     )
     assert cli_status.lines(Answer("v", HealthState.UNKNOWN, (), unknown)) == [
         "v: unknown (source)",
-        "  behind      not known: the ring cannot be looked at",
+        "  behind      not known: the ring cannot be read",
         "  target      not known, 6 connects, 0 disconnects",
         "  replica     not known",
         "  v-reader            starting",
