@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Setting up what BDR runs on: devices, supervisord, the demonstration."""
+"""Installation, captured devices, a private supervisord, and the demonstrations."""

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Installs what BDR needs to be built, run and tested: Debian packages that are
-# missing, and a virtual environment with the Python ones.
+# Installs the requirements to build, run and test BDR: missing Debian packages, and a virtual
+# environment with Python packages.
 #   deploy/bootstrap.sh [VENV]
 set -eu
 venv=${1:-.venv}

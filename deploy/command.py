@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Running system tools, and waiting for facts."""
+"""Runs system tools, and waits for conditions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 
 class SetupError(Exception):
-    """Something of the host is missing or refused; the message says what to do."""
+    """A prerequisite of the host is missing; the message states what to do."""
 
 
 def run(*words: str, cwd: str | None = None) -> str:
-    """Runs a command to its end and returns what it printed.
+    """Runs a command and returns its output.
 
     Raises:
-        SetupError: it failed; the message holds its last words.
+        SetupError: it failed; the message has the end of its output.
     """
     try:
         done = subprocess.run(
@@ -44,7 +44,7 @@ def wait_for(fact: Callable[[], bool], *, what: str, timeout_s: float) -> None:
 
 
 def end(process: subprocess.Popen[bytes], *, timeout_s: float = 20) -> None:
-    """Asks a child to end, and makes it if it does not."""
+    """Terminates a child, and kills it after a timeout."""
     if process.poll() is None:
         process.terminate()
         try:

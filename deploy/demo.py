@@ -44,12 +44,12 @@ _MIB = 1 << 20
 
 
 def say(text: str) -> None:
-    """One line of the story."""
+    """Prints a line."""
     print(f"demo: {text}", flush=True)
 
 
 def check_host() -> None:
-    """Raises SetupError where the host cannot show the demonstration."""
+    """Raises SetupError if the demonstration cannot run on this host."""
     if os.geteuid() != 0:
         raise SetupError("needs root, for loop devices and mounts; run it with sudo")
     if not os.path.exists("/dev/loop-control"):
@@ -70,7 +70,7 @@ def _check_tools(*tools: str) -> None:
 def captured(
     backing: str, directory: Path, *, writes: int = RING_WRITES
 ) -> Iterator[DmSource | NbdSource]:
-    """A captured device over `backing`: by the module where it can be loaded, else by nbdkit."""
+    """A captured device over `backing`: by the module if it can be loaded, else by nbdkit."""
     why_not = load_module()
     if why_not is None:
         say("capture: the kernel module, device-mapper target `bdr`")
@@ -90,7 +90,7 @@ def captured(
 
 
 def free_port() -> int:
-    """A port whose successor is free too."""
+    """A free port; the next one is free too."""
     while True:
         port = random.randrange(20000, 32000)
         with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as two:
@@ -100,7 +100,7 @@ def free_port() -> int:
 
 
 class Progress:
-    """Prints, while it is open, how far the replica is."""
+    """Prints the progress of replication until it is closed."""
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
@@ -134,7 +134,7 @@ class Progress:
 
 
 def real_files() -> Iterator[Path]:
-    """Some thousand files of this machine, of all sizes."""
+    """Some thousand files of this host, of various sizes."""
     count = size = 0
     for top in (Path(sysconfig.get_paths()["purelib"]), Path("/usr/share"), Path("/usr/lib")):
         for path in sorted(top.rglob("*")):
@@ -186,14 +186,14 @@ def work(top: Path) -> None:
 
 
 def wait_replicated(capture: Capture) -> float:
-    """Waits until nothing is outstanding; returns the seconds that it took."""
+    """Waits until nothing is outstanding; returns the duration in seconds."""
     began_at = time.monotonic()
 
     def is_idle() -> bool:
         status = capture.status()
         if status.gap is not None or status.active_regions or status.resync_regions:
             raise SetupError(
-                f"the ring overflowed {status.overflows} times: the target was too slow for it"
+                f"the ring overflowed {status.overflows} times: the target was too slow"
             )
         return status.tail == status.head
 
@@ -202,7 +202,7 @@ def wait_replicated(capture: Capture) -> float:
 
 
 def differences(source: str, replica: str, directory: Path) -> list[str]:
-    """What differs between the two devices, by bytes, by fsck and by files."""
+    """Differences between the two devices, by cmp, fsck and diff."""
     found = []
     say("comparing both devices byte by byte")
     compared = subprocess.run(["cmp", source, replica], check=False, capture_output=True, text=True)
@@ -233,7 +233,7 @@ def differences(source: str, replica: str, directory: Path) -> list[str]:
 
 
 def backing_devices(directory: Path) -> tuple[str, str]:
-    """What holds the source's and the replica's data: two files, unless told otherwise."""
+    """The source's and the replica's backing device: two files by default."""
     paths = []
     for side in ("source", "replica"):
         path = os.environ.get(f"BDR_DEMO_{side.upper()}")
@@ -246,12 +246,12 @@ def backing_devices(directory: Path) -> tuple[str, str]:
 
 
 def on(prefix: list[str], programs: list[Program]) -> list[Program]:
-    """The same programs, run by way of `prefix`."""
+    """The same programs, with `prefix` before their command."""
     return [replace(program, command=[*prefix, *program.command]) for program in programs]
 
 
 def demonstrate(stack: contextlib.ExitStack) -> list[str]:
-    """The whole story; returns what differs at its end."""
+    """Runs the demonstration; returns the differences at its end."""
     directory = Path(tempfile.mkdtemp(prefix="bdr-demo-"))
     stack.callback(shutil.rmtree, directory)
     source_backing, replica_backing = backing_devices(directory)
@@ -300,7 +300,7 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
 
 
 def tell(story: Callable[[contextlib.ExitStack], list[str]]) -> int:
-    """Runs a demonstration, and takes down what it has put on the stack.
+    """Runs a demonstration, and removes its devices and processes.
 
     Args:
         story: returns what differs at its end.

@@ -35,7 +35,7 @@ _MIB = 1 << 20
 
 
 class Writer:
-    """Writes blocks of many sizes all over a device while it is open.
+    """Writes blocks of various sizes at random positions until it is closed.
 
     Attributes:
         changed: bytes written so far.
@@ -52,7 +52,7 @@ class Writer:
         self._thread.start()
 
     def write(self, count: int) -> None:
-        """So many writes, then a flush."""
+        """Makes this many writes, then a flush."""
         chosen = self._random
         with self._lock:
             for _ in range(count):
@@ -63,7 +63,7 @@ class Writer:
             os.fdatasync(self._fd)
 
     def close(self) -> None:
-        """Ends the background writes; a second time it does nothing."""
+        """Ends the background writes; idempotent."""
         if not self._done.is_set():
             self._done.set()
             self._thread.join()
@@ -75,7 +75,7 @@ class Writer:
 
 
 def wait_consistent(client: ReaderClient, capture: Capture, *, what: str) -> ResyncStatus:
-    """Waits for the scan, and says how far it is meanwhile."""
+    """Waits for the scan, and prints its progress."""
     last_at = time.monotonic()
     began_at = last_at
     while True:
@@ -94,7 +94,7 @@ def wait_consistent(client: ReaderClient, capture: Capture, *, what: str) -> Res
 
 
 def ask(client: ReaderClient) -> ResyncStatus:
-    """How far the scan is; on a busy host a reader takes its time to start and to answer."""
+    """The progress of the scan; retries, since a reader may be slow to start on a busy host."""
     deadline_at = time.monotonic() + SETTLE_TIMEOUT_S
     while True:
         try:
@@ -105,7 +105,7 @@ def ask(client: ReaderClient) -> ResyncStatus:
 
 
 def demonstrate(stack: contextlib.ExitStack) -> list[str]:
-    """The whole story; returns what differs at its end."""
+    """Runs the demonstration; returns the differences at its end."""
     directory = Path(tempfile.mkdtemp(prefix="bdr-demo-"))
     stack.callback(shutil.rmtree, directory)
     source_backing, replica_backing = backing_devices(directory)
@@ -148,7 +148,7 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
                 scanners=2,
             )
         )
-        say(f"pipeline up: reader, sender, 2 scanners, applier; writes go on to {source.device}")
+        say(f"pipeline up: reader, sender, 2 scanners, applier; writes continue on {source.device}")
         capture = open_capture(source.ring, Role.OBSERVER)
         running.callback(capture.close)
         place = SourceLocation(VOLUME, source.ring, None, "127.0.0.1", port, str(run_dir))
@@ -188,8 +188,8 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
 
 
 def miss_writes(programs: Stack, capture: Capture, client: ReaderClient, writer: Writer) -> None:
-    """Stops the target until the ring has overflowed and after, and starts it again."""
-    say("stopping the target; writes go on until the ring overflows, and after")
+    """Stops the target until after the ring has overflowed, and starts it again."""
+    say("stopping the target; writes continue until after the ring overflows")
     programs.stop(f"{VOLUME}-applier")
     while capture.status().mode is Mode.STREAM:
         writer.write(50)
@@ -200,13 +200,13 @@ def miss_writes(programs: Stack, capture: Capture, client: ReaderClient, writer:
     size = report.region_bytes
     say(
         f"overflowed: {status.head - status.tail} slots in the ring, {status.missed_writes} "
-        f"writes missed it, in {status.active_regions} regions: "
+        f"missed writes, in {status.active_regions} regions: "
         f"{status.active_regions * size // _MIB} MiB, "
         f"{status.active_regions / report.regions:.1%} of the device"
     )
     began_at, before = time.monotonic(), ask(client)
     programs.start(f"{VOLUME}-applier")
-    say("the target is back")
+    say("the target runs again")
     wait_for(
         lambda: capture.status().mode is Mode.STREAM,
         what="the drained ring",
@@ -221,7 +221,7 @@ def miss_writes(programs: Stack, capture: Capture, client: ReaderClient, writer:
 
 
 def verify(place: SourceLocation) -> list[str]:
-    """What `bdr verify` says: nothing where it finds no difference."""
+    """Differences found by `bdr verify`."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "bdr", "verify"),

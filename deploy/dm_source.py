@@ -31,7 +31,7 @@ class DmSource:
 
 
 def load_module() -> str | None:
-    """Makes the target `bdr` known to device-mapper.
+    """Loads the device-mapper target `bdr`.
 
     Returns:
         None, or why this host cannot.
@@ -48,7 +48,7 @@ def load_module() -> str | None:
         try:
             host.run("modprobe", "bdr")
         except DeviceError:
-            # One built for this kernel and not installed will do too.
+            # A module built for this kernel but not installed is sufficient.
             built = os.environ.get("BDR_MODULE", str(_BUILD / "module" / "bdr.ko"))
             if not os.path.exists(built):
                 raise
@@ -60,7 +60,7 @@ def load_module() -> str | None:
 
 @contextlib.contextmanager
 def dm_source(backing: str, *, name: str, writes: int) -> Iterator[DmSource]:
-    """Makes a captured block device over `backing`, and removes it again.
+    """Creates a captured block device over `backing`, and removes it at the end.
 
     Args:
         backing: block device, or a file that becomes one through a loop device.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Writes the parts of docs/ that are made from the code: `make docs`.
+"""Generates the parts of docs/ that are derived from the code: `make docs`.
 
 <!-- begin NAME: made by `make docs` -->
 ...
@@ -19,11 +19,11 @@ PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "metrics.md": {"metrics": table},
     "states.md": state_diagrams.parts(),
 }
-"""Page to its parts by name, and what makes each."""
+"""Page to its parts by name, and the generator of each."""
 
 
 def page(name: str) -> str:
-    """A page as it ought to be."""
+    """The up-to-date content of a page."""
     text = (DOCS / name).read_text()
     for part, make in PARTS[name].items():
         before, begin, rest = text.partition(f"<!-- begin {part}: made by `make docs` -->\n")
@@ -34,7 +34,7 @@ def page(name: str) -> str:
 
 
 def main() -> None:
-    """Writes every page anew."""
+    """Writes every page."""
     for name in PARTS:
         (DOCS / name).write_text(page(name))
 

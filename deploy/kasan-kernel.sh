@@ -1,9 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Builds a kernel that checks itself: KASAN, lockdep, debug objects, fault
-# injection. Takes 15 minutes on two cores, once.
+# Builds a debug kernel: KASAN, lockdep, debug objects, fault injection. Takes 15 minutes on two
+# cores, once.
 #   deploy/kasan-kernel.sh SOURCE OUTPUT
-# SOURCE is unpacked from Debian's linux-source if it is not there.
+# SOURCE is unpacked from Debian's linux-source if it does not exist.
 set -eu
 source=${1:?source directory}
 output=${2:?output directory}
@@ -33,7 +33,7 @@ mkdir -p "$output"
 make -s -C "$source" O="$(cd "$output" && pwd)" tinyconfig
 cat "$config" >>"$output/.config"
 make -s -C "$source" O="$(cd "$output" && pwd)" olddefconfig
-# tinyconfig's SLUB_TINY would drop KASAN without a word.
+# tinyconfig's SLUB_TINY would silently disable KASAN.
 grep -q '^CONFIG_KASAN=y' "$output/.config" || {
 	echo "kasan-kernel: the configuration has lost KASAN" >&2
 	exit 1

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# A kernel to run BDR's module in a virtual machine, without touching the host:
-# the packages of a kernel >= 6.8 are downloaded and unpacked into a directory,
-# not installed, so neither apt's sources nor the bootloader change.
+# Provides a kernel to run BDR's module in a virtual machine, without changing the host: the
+# packages of a kernel >= 6.8 are downloaded and unpacked into a directory, not installed, so
+# neither apt's sources nor the bootloader change.
 #   deploy/kernel.sh DIR            leaves DIR/image (a link), DIR/headers (a link)
 #                                   and DIR/release (its version)
 #   deploy/kernel.sh --source DIR   unpacks the source of that kernel into DIR
@@ -57,7 +57,7 @@ fi
 if ! new_enough "$version"; then
 	[ "${ID:-}" = debian ] ||
 		fail "the archive's kernel is ${version:-absent}, wanted >= 6.8: give VM_KERNEL=DIR"
-	# A configuration of its own: the host's lists and sources stay as they are.
+	# A private configuration: the host's lists and sources do not change.
 	mkdir -p "$dir/apt/lists/partial" "$dir/apt/cache/archives/partial"
 	mirror=$(apt-cache policy | sed -n 's|.* \(http[^ ]*/debian\)/\{0,1\} .*/main .*|\1|p' | head -n 1)
 	cat >"$dir/apt/sources.list" <<-END
@@ -114,13 +114,13 @@ release=${release#vmlinuz-}
 if [ -d "$dir/root/usr/lib/modules" ] && [ ! -e "$dir/root/lib" ]; then
 	ln -s usr/lib "$dir/root/lib"
 fi
-# The headers name each other by the path at which they would be installed.
+# The headers refer to each other by the path of an installation.
 headers=$dir/root/usr/src/linux-headers-$release
 sed -i "s#\([ =]\)/usr/src/#\1$dir/root/usr/src/#g" "$headers/Makefile"
 if [ -L "$headers/scripts" ] && [ ! -e "$headers/scripts" ]; then
 	fail "the headers' scripts are missing from the packages: $packages"
 fi
-# Would ask for pahole, for type information that nothing here uses.
+# Would require pahole, for type information that is not used here.
 rm -f "$headers/vmlinux"
 ln -sfn "root/usr/src/linux-headers-$release" "$dir/headers"
 ln -sfn "root/boot/vmlinuz-$release" "$dir/image"

@@ -1,11 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Registers the module with DKMS, builds and installs it; or takes it away again.
+# Registers the module with DKMS, builds and installs it; or removes it.
 #   deploy/module-install.sh VERSION [--remove]
 #
 #   BDR_KERNEL=RELEASE    for this kernel instead of the running one
-#   BDR_KERNEL_DIR=DIR    its headers, if they are not where they belong
-#   BDR_DKMS_ROOT=DIR     everything below this directory: touches nothing of the host
+#   BDR_KERNEL_DIR=DIR    its headers, if they are not in the default location
+#   BDR_DKMS_ROOT=DIR     everything below this directory; does not change the host
 set -eu
 version=${1:?version}
 action=${2:-}
@@ -30,7 +30,7 @@ trees=
 call() { # call VERB ARGUMENTS...
 	verb=$1
 	shift
-	# The options are a list of words on purpose.
+	# The options are deliberately a list of words.
 	# shellcheck disable=SC2086
 	dkms "$verb" $trees "$@"
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Two network namespaces with a cable between them: a source host and a target host."""
+"""Two network namespaces, connected by a veth pair: a source host and a target host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SOURCE_ADDRESS, _TARGET_ADDRESS = "10.213.7.1", "10.213.7.2"
 
 
 class Namespaces:
-    """Exist while the block lasts.
+    """Exist for the duration of the `with` block.
 
     Attributes:
         address: where the target listens.

@@ -47,7 +47,7 @@ def nbd_server(
         raise SetupError(f"{PLUGIN}: not built; run `make plugin`")
     socket, ring = directory / "nbd.sock", directory / "ring.sock"
     ready = directory / "nbdkit.pid"
-    for left in (ready, socket):  # by one of before, which leaves its socket behind
+    for left in (ready, socket):  # of an earlier server, which does not remove its socket
         left.unlink(missing_ok=True)
     log = (directory / "nbdkit.log").open("wb")
     server = subprocess.Popen(
@@ -56,7 +56,7 @@ def nbd_server(
             "--foreground",
             "--exit-with-parent",
             f"--unix={socket}",
-            f"--pidfile={ready}",  # written when it listens
+            f"--pidfile={ready}",  # written when it is listening
             str(PLUGIN),
             f"file={backing}",
             f"ring={ring}",
@@ -65,7 +65,7 @@ def nbd_server(
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        start_new_session=True,  # Ctrl-C must not reach it before its users are gone
+        start_new_session=True,  # Ctrl-C must not end it before its users
     )
     try:
         wait_for(
@@ -86,7 +86,7 @@ def nbd_server(
 def nbd_source(
     backing: str, directory: Path, *, writes: int = _DEFAULT_WRITES
 ) -> Iterator[NbdSource]:
-    """Makes a captured block device over `backing`, and removes it again.
+    """Creates a captured block device over `backing`, and removes it at the end.
 
     Args:
         backing: file or block device that the writes go to.
@@ -131,7 +131,7 @@ def _fuse_file(socket: str, directory: Path) -> Iterator[str]:
 def loop_device(
     file: str, *, read_only: bool = False, offset: int = 0, size: int = 0
 ) -> Iterator[str]:
-    """Attaches a loop device, and detaches it again.
+    """Attaches a loop device, and detaches it at the end.
 
     Args:
         offset: where it begins in the file, in bytes.
@@ -144,7 +144,7 @@ def loop_device(
         yield device
     finally:
         run("losetup", "--detach", device)
-        # The kernel detaches when the last opener is gone.
+        # The kernel detaches it at the last close.
         wait_for(
             lambda: not Path(f"/sys/block/{Path(device).name}/loop").exists(),
             what=f"detaching {device}",
@@ -154,7 +154,7 @@ def loop_device(
 
 @contextlib.contextmanager
 def mounted(device: str, mount_point: Path, *options: str) -> Iterator[Path]:
-    """Mounts a file system, and unmounts it again."""
+    """Mounts a file system, and unmounts it at the end."""
     mount_point.mkdir(exist_ok=True)
     run("mount", *options, device, str(mount_point))
     try:

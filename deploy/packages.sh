@@ -1,7 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Installs the Debian packages named that are missing; says so, and needs root, only
-# if there are any.
+# Installs the given Debian packages that are missing; needs root only if there are any.
 #   deploy/packages.sh PACKAGE...
 set -eu
 
@@ -13,7 +12,7 @@ done
 [ -n "$missing" ] || exit 0
 
 command -v apt-get >/dev/null || {
-	echo "packages: missing:$missing; this host has no apt-get: install their like by hand" >&2
+	echo "packages: missing:$missing; this host has no apt-get: install their equivalents by hand" >&2
 	exit 1
 }
 [ "$(id -u)" = 0 ] || {
@@ -23,6 +22,6 @@ command -v apt-get >/dev/null || {
 echo "packages: apt-get install$missing"
 apt-get update -q >/dev/null ||
 	echo "packages: apt-get update failed, trying with the lists at hand" >&2
-# The names are a list of words on purpose.
+# The names are deliberately a list of words.
 # shellcheck disable=SC2086
 DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null

@@ -1,14 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Puts the kernel's capture in front of a device: asks for what is not given as
-# an option, shows what it will do, checks, and attaches. `bdr attach` does the
-# same without questions.
+# Attaches the kernel module's capture to a device: prompts for missing options, shows the command,
+# checks, and attaches. `bdr attach` does the same without prompts.
 #
 #   deploy/setup.sh [--device PATH] [--name NAME] [--chardev NAME]
 #                   [--buffer BYTES|nK|nM|nG] [--yes]
 #   deploy/setup.sh --detach NAME [--force]
-#
-# The buffer is turned into writes of 4104 bytes.
+# The buffer is converted to writes of 4104 bytes.
 set -eu
 
 usage() {
@@ -21,7 +19,7 @@ fail() {
 	exit 64
 }
 
-bdr() { # the command, without needing it to be installed
+bdr() { # the command, without an installation
 	root=$(cd "$(dirname "$0")/.." && pwd)
 	python=$root/.venv/bin/python
 	[ -x "$python" ] || python=python3

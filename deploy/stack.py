@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A private supervisord with the processes of some volumes."""
+"""A private supervisord with the processes of volumes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def accepts(path: Path) -> bool:
-    """Whether someone listens there; a socket's file exists a moment before that."""
+    """Whether a server is listening; the socket's file exists earlier."""
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(str(path)) == 0
 
@@ -43,7 +43,7 @@ class Stack:
         control = directory / "supervisor.sock"
         self._process = subprocess.Popen(
             [
-                # However this process ends, supervisord ends too.
+                # supervisord ends with this process in any case.
                 *("setpriv", "--pdeathsig", "TERM"),
                 str(Path(sys.executable).parent / "supervisord"),
                 "--configuration",
@@ -70,7 +70,7 @@ class Stack:
         self._all: list[Program] = []
 
     def add(self, programs: Iterable[Program]) -> None:
-        """Writes the program files and starts the programs; those of before go on."""
+        """Writes the program files and starts the programs; running ones continue."""
         added = list(programs)
         self._all += added
         for name, text in files(self._all, log_dir=str(self.log_dir)).items():
@@ -84,7 +84,7 @@ class Stack:
         self._rpc.startProcess(self._namespec(name))
 
     def stop(self, name: str) -> None:
-        """Stops a program; one that is not running is no error."""
+        """Stops a program; ignored if it is not running."""
         try:
             self._rpc.stopProcess(self._namespec(name))
         except Fault as fault:
@@ -104,13 +104,13 @@ class Stack:
         wait_for(lambda: self.pid(name) > 0, what=f"the start of {name}", timeout_s=10)
 
     def exit_code(self, name: str) -> int:
-        """With which code a program last ended."""
+        """The last exit code of a program."""
         info = self._rpc.getProcessInfo(self._namespec(name))
         assert isinstance(info, dict)
         return int(info["exitstatus"])
 
     def log(self, name: str) -> str:
-        """What a program has logged."""
+        """The log of a program."""
         path = self.log_dir / f"{name}.log"
         return path.read_text() if path.exists() else ""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Diagrams of the machines' tables, in Mermaid, and what they ignore."""
+"""Diagrams of the machines' tables, in Mermaid, and their ignored events."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MACHINES: Mapping[str, type[Machine[Any]]] = {
 
 
 def parts() -> dict[str, Callable[[], str]]:
-    """Name of a machine to what makes its diagram."""
+    """Name of a machine to the generator of its diagram."""
     return {name: partial(diagram, machine) for name, machine in MACHINES.items()}
 
 
