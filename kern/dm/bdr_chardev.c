@@ -8,8 +8,8 @@
  *
  * open() runs under misc_mtx, which misc_deregister() takes as well: a context
  * whose control device can be opened has a target, hence a reference to copy.
- * While no table of it is live, writes are not captured: a scan would find equal
- * what a later write makes differ unseen, so open() fails with EAGAIN.
+ * While no table of it is live, writes are not captured: a scan could miss a
+ * difference that a later write causes, so open() fails with EAGAIN.
  *
  * All of this is process context.
  */

@@ -14,11 +14,11 @@
  * deregistered, sleepers are woken, every later request gets ENODEV.  The memory
  * is freed with the last reference.
  *
- * A stream is the writes to one device below, without a gap in time.  A table with
- * another device below begins another stream in the same context, in mode OVERFLOW
- * with every region marked, so that the consumer learns of it before it takes any
- * slot of the new stream for one of the old.  So does a table that becomes live
- * after one without the context was live.
+ * A stream is the writes to one underlying device, without a gap in time.  A
+ * table with another underlying device starts another stream in the same
+ * context, in mode OVERFLOW with every region marked, so that the consumer
+ * detects the change before it reads any slot of the new stream.  So does a
+ * table that becomes live after one without the context was live.
  *
  * Locks, outermost first:
  *
@@ -77,7 +77,7 @@ struct bdr_context {
 	spinlock_t lock ____cacheline_aligned_in_smp;
 	struct bdr_gate gate;
 	struct rb_root_cached inflight;	/* captured writes not yet completed */
-	u64 arrivals;			/* captured bios, ever */
+	u64 arrivals;			/* captured bios, total */
 	u64 cursor;			/* slot whose publication wakes the consumer */
 	u64 events;			/* counts changes of mode, size and stream */
 	u64 events_seen;		/* as of the consumer's last STATUS */
@@ -89,7 +89,7 @@ struct bdr_context {
 	u64 serialised;			/* writes that waited for an overlapping one */
 	u64 published;			/* every slot below it has been published */
 	u8 stream_id[BDR_STREAM_ID_BYTES];
-	char underlying[64];		/* path of the device below */
+	char underlying[64];		/* path of the underlying device */
 	dev_t underlying_dev;
 
 	wait_queue_head_t poll_wait;	/* the consumer */

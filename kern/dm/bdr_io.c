@@ -10,13 +10,13 @@
  *
  * Why from the slots' pages (stable copy, the default): the pages of a write may
  * change while it is in flight (O_DIRECT buffers, guests, mmap), and then the data
- * that was copied and the data that the disk fetched differ.  The bio below is
- * therefore made of the copy, at no cost of a further one.  The slots do not change
- * before they are released, which is after the disk has completed.  Slots that are
- * contiguous in memory, which is the rule, are one segment: dm's clone is pointed
- * at it.  Others, as at the wrap of the ring, need a bio of their own.  With stable
- * hint the application's pages are submitted, and the page cache is asked to keep
- * them stable; that does not bind O_DIRECT.
+ * that was copied and the data that the disk fetched differ.  The bio for the
+ * underlying device therefore uses that copy, without another one.  The slots do
+ * not change before they are released, which is after the disk has completed.
+ * Slots that are contiguous in memory, which is the rule, are one segment: dm's
+ * clone is pointed at it.  Others, as at the wrap of the ring, need a bio of
+ * their own.  With stable hint the application's pages are submitted, and the
+ * page cache is asked to keep them stable; that does not bind O_DIRECT.
  *
  * Why overlapping writes are serialised: two writes of the same sectors in flight
  * at once have no order on disk, so slot order would be a guess.  A logged write
@@ -35,12 +35,13 @@
  * completes only when its submitter polls for it.  A stopped submitter would hold
  * up its slots, hence all later ones, and every bio that it blocks.
  *
- * Why a discard is submitted as write-zeroes (discard zero, the default): what a
- * discarded block reads as is up to the device, which may also ignore the part that
- * is not aligned to its blocks.  The replica has zeros there.  Write-zeroes without
- * NOUNMAP lets the device deallocate the space just as well, and guarantees zeros.
- * With discard pass discards are submitted as they are, which is right for devices
- * known to zero them.  The slot has the op DISCARD either way.
+ * Why a discard is submitted as write-zeroes (discard zero, the default): the
+ * content of a discarded block depends on the device, which may also ignore the
+ * part that is not aligned to its blocks.  The replica has zeros there.
+ * Write-zeroes without NOUNMAP also lets the device deallocate the space, and
+ * guarantees zeros.  With discard pass discards are submitted as they are, which
+ * is right for devices known to zero them.  The slot has the op DISCARD either
+ * way.
  *
  * Contexts: map runs in process context, allocates with GFP_NOIO from a mempool of
  * the context and submits at most one bio per bio mapped; the worker does the same.
@@ -157,8 +158,8 @@ static bool bdr_io_gather(struct bdr_io *io)
 /*
  * Fills the payload of the slots.  True if it is data, in one segment.
  * A segment is filled through the kernel's direct map, which has every page on
- * 64 bit, in large pages: a driver below that reads it there finds its translation
- * in the TLB.
+ * 64 bit, in large pages: an underlying driver that reads it there has its
+ * translation in the TLB.
  */
 static bool bdr_io_fill(struct bdr_io *io, struct bio *bio)
 {
@@ -308,7 +309,7 @@ int bdr_io_map(struct dm_target *ti, struct bio *bio)
 		       DM_MAPIO_KILL : DM_MAPIO_REMAPPED;
 	/*
 	 * Not by dm_set_target_max_io_len(), which also splits at max_sectors of
-	 * the device below: 255 sectors are not a whole number of slots.
+	 * the underlying device: 255 sectors are not a whole number of slots.
 	 */
 	if (io->write.op == BDR_OP_WRITE &&
 	    io->write.sectors > target->write_sectors_max) {

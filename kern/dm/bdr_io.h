@@ -19,7 +19,7 @@ enum bdr_stable {
 	BDR_STABLE_HINT,
 };
 
-/* What a discard becomes on its way down; see bdr_io.c. */
+/* How a discard is passed to the underlying device; see bdr_io.c. */
 enum bdr_discard {
 	BDR_DISCARD_ZERO,
 	BDR_DISCARD_PASS,

@@ -28,7 +28,7 @@ void bdr_memory_free(struct bdr_memory *memory)
 
 /*
  * Pages are allocated in contiguous chunks as far as possible: a write of 1 MiB is
- * then one segment for the device below, not 256.
+ * then one segment for the underlying device, not 256.
  */
 static int bdr_memory_fill(struct page **pages, unsigned long count)
 {
@@ -74,7 +74,8 @@ int bdr_memory_alloc(struct bdr_memory *memory, u64 capacity)
 				 GFP_KERNEL | __GFP_NOWARN);
 	if (!memory->pages)
 		return -ENOMEM;
-	/* In two calls, so that the payload, too, begins with a contiguous chunk. */
+	/* In two calls, so that the payload also starts with a contiguous
+	 * chunk. */
 	if (bdr_memory_fill(memory->pages, memory->header_pages) ||
 	    bdr_memory_fill(memory->pages + memory->header_pages,
 			    memory->payload_pages))

@@ -22,7 +22,7 @@ static inline u64 bdr_memory_header_bytes(const struct bdr_memory *memory)
 	return PFN_PHYS(memory->header_pages);
 }
 
-/* A mapping shows the payload twice. */
+/* The payload is mapped twice. */
 static inline u64 bdr_memory_map_bytes(const struct bdr_memory *memory)
 {
 	return PFN_PHYS(memory->header_pages + 2 * memory->payload_pages);

@@ -15,7 +15,7 @@
  *	stable			see bdr_io.c; default copy
  *	discard			see bdr_io.c; default zero
  *
- *	# 64 MiB of ring in front of /dev/vdb
+ *	# a ring of 64 MiB over /dev/vdb
  *	dmsetup create data --table \
  *		"0 $(blockdev --getsz /dev/vdb) bdr /dev/vdb bdr-data 16352"
  *
@@ -31,16 +31,16 @@
  *
  *	A -> slot 7, disk	B -> slot 8, disk	B done: publish 8
  *	C -> no room: OVERFLOW, mark, disk		A done: publish 7
- *	the consumer reads 7, 8, and the mode; later it asks for RESUME
+ *	the consumer reads 7, 8, and the mode; later it requests RESUME
  *
  * A reload of the table of a device keeps its stream: the new target attaches to the
  * context of the old one, and may differ in size, `stable` and `discard`.  If it
- * differs in the device below, another stream begins, in mode OVERFLOW and with
- * every region marked.
+ * differs in the underlying device, another stream starts, in mode OVERFLOW and
+ * with every region marked.
  *
  * Messages:
  *	resync		mark all regions for a resync
- *	overflow	take no more slots until the consumer asks for RESUME
+ *	overflow	take no more slots until the consumer requests RESUME
  *
  * Status: STREAM|OVERFLOW <used>/<capacity> <head> <tail> <unpublished>
  *	<gap or -> <active regions> <resync regions> <unlogged> <overflows>
@@ -294,11 +294,12 @@ static int bdr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 
 	ti->private = target;
 	ti->per_io_data_size = sizeof(struct bdr_io);
-	/* Even if the device below has no write cache. */
+	/* Even if the underlying device has no write cache. */
 	ti->flush_supported = true;
 	ti->accounts_remapped_io = true;
 	ti->num_flush_bios = 1;
-	/* Without write-zeroes below, no discards are offered. */
+	/* Discards are offered only if the underlying device has write-zeroes.
+	 * */
 	ti->num_discard_bios = target->discard == BDR_DISCARD_PASS ||
 			       bdev_write_zeroes_sectors(target->dev->bdev);
 	ti->num_write_zeroes_bios = 1;

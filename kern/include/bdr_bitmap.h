@@ -57,7 +57,8 @@ static inline void bdr_bitmap_mark(__u64 *bitmap, __u64 first, __u64 end)
 	     word <= (end - 1) / BDR_WORD_REGIONS; word++) {
 		__u64 mask = bdr_bitmap_mask(word, first, end);
 
-		/* Most marks of a hot region are repeats: no store, no bouncing line. */
+		/* Most marks of a hot region are repeats: avoids a store and
+		 * cache-line bouncing. */
 		if ((bdr_word_read(&bitmap[word]) & mask) != mask)
 			bdr_word_or(&bitmap[word], mask);
 	}
@@ -94,7 +95,7 @@ static inline void bdr_bitmap_merge(__u64 *to, __u64 *from, __u64 regions)
 	}
 }
 
-/* Copies word by word: bits that change meanwhile may be of different times. */
+/* Copies word by word: not a consistent snapshot of concurrent changes. */
 static inline void bdr_bitmap_copy(__u64 *to, const __u64 *from, __u64 words)
 {
 	__u64 word;

@@ -10,9 +10,9 @@
  *	OVERFLOW  writes take no slots; their regions are marked in `active`
  *	          before they go to the disk (*unlogged* writes).
  *
- * RESUME goes back in three steps, because an unlogged write may still be in
- * flight when the mode changes, and the scan that repairs its region must read
- * the disk after it:
+ * RESUME has three steps, because an unlogged write may still be in flight when
+ * the mode changes, and the scan that repairs its region must read the disk
+ * after it:
  *
  *	bdr_gate_resume_locked()   mode STREAM, new unlogged epoch, returns S
  *	bdr_gate_drained_locked()  wait: the old epoch's writes have completed
@@ -63,8 +63,8 @@ struct bdr_gate {
 	 */
 	__u64 gap;
 	__u64 last_gap;
-	__u64 overflows;	/* changes of mode to OVERFLOW, ever */
-	__u64 missed;		/* writes that took no slot, ever */
+	__u64 overflows;	/* changes of mode to OVERFLOW, total */
+	__u64 missed;		/* writes that took no slot, total */
 };
 
 /* What a write has been admitted with: slots, or an unlogged reference. */
@@ -179,9 +179,10 @@ static inline bool bdr_gate_leave_locked(struct bdr_gate *gate,
 
 /*
  * Releases every slot below `tail`, which bdr_ring_check_release() has allowed.
- * A gap is forgotten when a slot after it is released: that slot was acknowledged,
- * hence so was the declaration of the resync that precedes it.  Gaps between the
- * first and the last are not recorded, so `tail` is the lowest bound that remains.
+ * A gap is dropped when a slot after it is released: that slot was
+ * acknowledged, hence so was the declaration of the resync that precedes it.
+ * Gaps between the first and the last are not recorded, so `tail` is the lowest
+ * bound that remains.
  */
 static inline void bdr_gate_release_locked(struct bdr_gate *gate, __u64 tail)
 {

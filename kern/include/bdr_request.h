@@ -164,7 +164,7 @@ static inline void bdr_request_change_bitmap(const struct bdr_gate *gate,
 		bdr_bitmap_clear(gate->resync, range->first, end);
 }
 
-/* INFO, except for the stream id and the path of the device below. */
+/* INFO, except for the stream id and the path of the underlying device. */
 static inline void bdr_request_fill_info_locked(struct bdr_info *info,
 						const struct bdr_gate *gate,
 						__u64 payload_offset)

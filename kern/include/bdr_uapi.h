@@ -5,8 +5,8 @@
  * The kernel module takes them as ioctls on /dev/CHARDEV_NAME, the nbdkit plugin
  * as packets on a Unix SOCK_SEQPACKET socket.  The structures are the same.
  *
- * Fixed-width fields only, explicit padding, no pointer except `buffer`.  Reserved
- * fields must be zero, else EINVAL, so that they can get a meaning later.
+ * Fixed-width fields only, explicit padding, no pointer except `buffer`.
+ * Reserved fields must be zero, else EINVAL, so that they can be defined later.
  * The checks of a request, and their order, are in bdr_request.h.
  */
 #ifndef BDR_UAPI_H
@@ -25,7 +25,7 @@
 struct bdr_info {
 	__u32 abi_version;
 	__u32 reserved0;
-	/* Random; new with each target, and with each other device below it. */
+	/* Random; new with each target, and with each underlying device. */
 	__u8  stream_id[BDR_STREAM_ID_BYTES];
 	__u64 device_sectors;
 	__u64 capacity;				/* slots */
@@ -34,7 +34,7 @@ struct bdr_info {
 	__u64 payload_offset;			/* bytes, page aligned */
 	__u64 payload_bytes;			/* of one copy */
 	__u64 map_bytes;			/* of the whole mapping */
-	char  underlying[256];			/* path of the device below */
+	char  underlying[256];			/* path of the underlying device */
 	__u64 reserved[4];
 };
 
@@ -52,9 +52,9 @@ struct bdr_status {
 	__u64 active_regions;		/* bits set in each bitmap */
 	__u64 resync_regions;
 	__u64 unlogged;			/* writes in flight that took no slot */
-	__u64 overflows;		/* ever */
-	__u64 missed_writes;		/* ever; took no slot */
-	__u64 failed_writes;		/* ever; published as NOP */
+	__u64 overflows;		/* total */
+	__u64 missed_writes;		/* total; took no slot */
+	__u64 failed_writes;		/* total; published as NOP */
 	__u64 device_sectors;		/* grows when the target is resized */
 	__u64 last_gap;			/* see bdr_gate.h; ~0 if none */
 	__u8  stream_id[BDR_STREAM_ID_BYTES];	/* the present one; see bdr_info */

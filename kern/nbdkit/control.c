@@ -99,8 +99,9 @@ static bool bdr_client_is_hung_up(const struct bdr_client *client)
 }
 
 /*
- * If the consumer has hung up, but its thread has not yet read that, waits for the
- * thread to give up the role: a restarted reader gets no EBUSY because of itself.
+ * If the consumer has disconnected, but its thread has not handled that yet,
+ * waits for the thread to release the role: a restarted reader must not get
+ * EBUSY because of its predecessor.
  */
 static int bdr_client_take_role(struct bdr_client *client)
 {
@@ -253,7 +254,7 @@ static void *bdr_client_run(void *arg)
 	if (client->consumer)
 		bdr_capture_detach(control->capture);
 	pthread_mutex_lock(&control->lock);
-	/* Gives up the role before the client can observe the end. */
+	/* Releases the role before the client can observe the end. */
 	if (client->consumer) {
 		control->consumer = NULL;
 		pthread_cond_broadcast(&control->role_freed);
@@ -376,8 +377,8 @@ static bool bdr_lock_is_current(const struct bdr_control *control)
 }
 
 /*
- * The owner of the path is the holder of the lock: the socket file of a server that
- * was killed stays behind, a lock is released however the process ends.
+ * The owner of the path is the holder of the lock: the socket file of a server
+ * that was killed is not removed, but its lock is released.
  */
 static int bdr_control_lock(struct bdr_control *control)
 {

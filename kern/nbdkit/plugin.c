@@ -14,9 +14,9 @@
  *	end             publishes, wakes the consumer if it waits for these slots
  *	range unlock
  *
- * NBD does not define the order of overlapping requests in flight, so any order is
- * right that ring and disk have in common.  A flush takes no range: its slot follows
- * those of every write that completed before it was sent.
+ * NBD does not define the order of overlapping requests in flight, so any order
+ * is correct that is the same in ring and disk.  A flush takes no range: its
+ * slot follows those of every write that completed before it was sent.
  *
  * A write of more than 256 slots is recorded as several.  FUA is set on the last:
  * its fdatasync covers them all.

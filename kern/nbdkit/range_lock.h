@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Range lock: two writes that overlap are never in flight together, so they
- * have one order, on the disk and in the ring alike.
+ * Range lock: two writes that overlap are never in flight together, so their
+ * order is the same on the disk and in the ring.
  *
- * Fair: a write waits for every earlier one that it overlaps, also for those
- * that wait themselves.  The list has the writes in flight, whose number is limited
+ * Fair: a write waits for every earlier one that it overlaps, including those
+ * that are waiting.  The list has the writes in flight, whose number is limited
  * by the server's threads, so the search is linear.
  *
  * Outermost lock: no other lock is held while waiting for a range.
