@@ -7,11 +7,13 @@ import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bdr.common.errors import StateError, UsageError
 from bdr.common.journal.layout import log_bytes_of
+from bdr.common.storage.journal_file import JournalFile
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target.record import NO_JOURNAL
@@ -209,3 +211,23 @@ def test_store_opens_only_what_exists(host: Host) -> None:
             record_file=RecordFile(str(host.state)),
             volume="v",
         )
+
+
+def test_page_cache_is_dropped_before_the_journal_is_read(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages that a killed process left are made durable and read from the disk again."""
+    with_writes(host, close=False)
+    calls: list[str] = []
+    for name in ("drop_page_cache", "read"):
+        original = getattr(JournalFile, name)
+
+        def recorded(
+            file: JournalFile, *args: int, name: str = name, original: Any = original
+        ) -> Any:
+            calls.append(name)
+            return original(file, *args)
+
+        monkeypatch.setattr(JournalFile, name, recorded)
+    host.open().close()
+    assert calls[:2] == ["drop_page_cache", "read"]
