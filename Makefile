@@ -27,7 +27,7 @@ demo: plugin ## replicate a real block device, end to end
 	@$(PYTHON) -m deploy.demo
 
 .PHONY: demo-resync
-demo-resync: plugin ## a blank target becomes a replica, and an overflow heals
+demo-resync: plugin ## initial sync of a blank target, and repair after an overflow
 	@$(PYTHON) -m deploy.demo_resync
 
 .PHONY: test

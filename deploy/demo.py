@@ -299,11 +299,11 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
     return differences(source_backing, replica_backing, directory)
 
 
-def tell(story: Callable[[contextlib.ExitStack], list[str]]) -> int:
+def show(demonstration: Callable[[contextlib.ExitStack], list[str]]) -> int:
     """Runs a demonstration, and removes its devices and processes.
 
     Args:
-        story: returns what differs at its end.
+        demonstration: returns the differences at its end.
 
     Returns:
         Exit code 0 if the replica is identical, 1 if it differs, 2 if the host cannot
@@ -318,7 +318,7 @@ def tell(story: Callable[[contextlib.ExitStack], list[str]]) -> int:
     try:
         check_host()
         with contextlib.ExitStack() as stack:
-            found = story(stack)
+            found = demonstration(stack)
     except SetupError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
@@ -335,4 +335,4 @@ def tell(story: Callable[[contextlib.ExitStack], list[str]]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(tell(demonstrate))
+    sys.exit(show(demonstrate))

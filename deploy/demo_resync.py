@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`make demo-resync`: a blank target becomes a replica, and an overflow heals.
+"""`make demo-resync`: initial sync of a blank target, and repair after an overflow.
 
 The source has data before the target exists, and is written to throughout. Then the
 target is stopped until the ring has overflowed and long after; when it comes back only
@@ -25,7 +25,7 @@ from bdr.common.ring.layout import Mode
 from bdr.common.wire.scan import ResyncStatus
 from bdr.services.cli.reader_client import NoPeerError, ReaderClient, SourceLocation
 from deploy.command import SetupError, run, wait_for
-from deploy.demo import SETTLE_TIMEOUT_S, backing_devices, captured, free_port, say, tell
+from deploy.demo import SETTLE_TIMEOUT_S, backing_devices, captured, free_port, say, show
 from deploy.stack import Stack, source_programs, target_programs
 
 VOLUME = "demo"
@@ -237,4 +237,4 @@ def verify(place: SourceLocation) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(tell(demonstrate))
+    sys.exit(show(demonstrate))

@@ -53,7 +53,7 @@ def load_module() -> str | None:
             if not os.path.exists(built):
                 raise
             host.run("insmod", built)
-        return None if is_known() else "device-mapper does not know the target bdr"
+        return None if is_known() else "device-mapper has no target bdr"
     except DeviceError as error:
         return str(error).splitlines()[0]
 

@@ -35,7 +35,7 @@ call() { # call VERB ARGUMENTS...
 	dkms "$verb" $trees "$@"
 }
 
-change() { # the same for verbs that would run depmod, which knows no other root
+change() { # the same for verbs that would run depmod, which does not support another root
 	call "$@" ${root:+--no-depmod}
 }
 

@@ -73,7 +73,7 @@ ask chardev "Name of the control device under /dev" "$name-ring"
 ask buffer "Buffer in bytes, or with K, M, G" 64M
 
 cat >&2 <<END
-/dev/mapper/$name will stand in front of $device.
+/dev/mapper/$name will be created over $device.
 Everything must use /dev/mapper/$name from now on; the control device will be
 /dev/$chardev, the buffer $buffer.
 END

@@ -59,7 +59,7 @@ bench-kernel: $(VM_READY) ## what the module costs the application, in a virtual
 		--memory 4G --timeout 1800 -- $(PYTHON) -m tests.kernel.bench $(BENCH)
 
 .PHONY: bench-kernel-instructions
-bench-kernel-instructions: $(VM_READY) ## the same in instructions, whatever else the host does
+bench-kernel-instructions: $(VM_READY) ## the same in instructions, independent of the host's load
 	@$(VM_RUN) --kernel $(VM_KERNEL) --cpus 1 --instruction-clock --timeout 1800 -- \
 		tests/kernel/cost.sh $(VM)/module/bdr.ko
 

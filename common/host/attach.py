@@ -199,7 +199,7 @@ def _check_device(host: Host, path: str) -> int:
         holders = host.names(f"/sys/dev/block/{member}/holders")
         if holders:
             raise DeviceError(f"{path}: in use by {', '.join(holders)}")
-    # /sys counts in sectors of 512 bytes, whatever the device's own are.
+    # /sys counts in sectors of 512 bytes, independent of the device's own.
     sectors = int(host.read(f"/sys/dev/block/{number}/size") or 0)
     if not sectors:
         raise DeviceError(f"{path}: it has no size")

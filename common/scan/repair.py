@@ -21,7 +21,7 @@ from bdr.common.wire.batch import BATCH_SLOTS_MAX
 from bdr.common.wire.codec import Buffer
 
 BATCH_BLOCKS_MAX = 256
-"""These fit a batch whatever is excluded: at worst every other sector of each block."""
+"""These always fit a batch: at worst every other sector of each is excluded."""
 
 assert BATCH_BLOCKS_MAX * SLOT_SECTORS // 2 <= BATCH_SLOTS_MAX
 

@@ -64,7 +64,7 @@ class Verifier(Comparer):
     """Compares the given ranges once.
 
     Args:
-        stream: of the capture whose device below is read.
+        stream: of the capture whose underlying device is read.
         ranges: of sectors, ascending.
     """
 

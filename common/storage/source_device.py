@@ -27,7 +27,7 @@ class SourceDevice:
 
     Args:
         underdev: the underlying device, if configured.
-        chardev: the capture's path, whose file type tells which kind it is.
+        chardev: the capture's path, whose file type determines its kind.
         info: of the capture.
 
     Raises:

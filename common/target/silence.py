@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""For how long a target has not heard its source."""
+"""Time since the last message from a target's source."""
 
 from __future__ import annotations
 
 import math
 
 STANDSTILL_S = 1.0
-"""A clock that jumps by more has stood still with its process: ticks come more often."""
+"""A larger step between two ticks means that the process was suspended."""
 
 
 class Silence:
-    """Counts from the first tick: a source of before may come back."""
+    """Counts from the first tick, so that the source of an earlier process can reconnect."""
 
     def __init__(self) -> None:
         self._now_at = 0.0
@@ -18,11 +18,11 @@ class Silence:
 
     @property
     def seconds(self) -> float:
-        """Since the source was heard, as of the last tick."""
+        """Time since the last message, as of the last tick."""
         return self._now_at - self._heard_at
 
     def tick(self, now_at: float) -> None:
-        """Time passes. A suspended process must not count its own pause."""
+        """Advances the time. A suspended process must not count its own pause."""
         stood_still_s = now_at - self._now_at
         if stood_still_s > STANDSTILL_S:
             self._heard_at += stood_still_s
@@ -30,5 +30,5 @@ class Silence:
         self._heard_at = min(self._heard_at, now_at)
 
     def heard(self) -> None:
-        """Something came of it."""
+        """A message arrived from the source."""
         self._heard_at = self._now_at

@@ -331,7 +331,7 @@ static void bdr_client_refuse(int fd, int error)
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	if (recv(fd, &packet, sizeof(packet), 0) < 0 ||
 	    send(fd, &reply, sizeof(reply), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
-		nbdkit_debug("bdr: cannot tell a refused client why: %m");
+		nbdkit_debug("bdr: cannot send the reason to a refused client: %m");
 	close(fd);
 }
 

@@ -147,7 +147,7 @@ static int bdr_plugin_config_complete(void)
 	"file=PATH       (required) file or block device to serve\n" \
 	"ring=PATH       (required) control socket of the ring, created here\n" \
 	"writes=NUMBER   capacity of the ring in writes of 4104 bytes (default 16384)\n" \
-	"region=SIZE     bytes that a bit of the dirty bitmap stands for (default 64K)"
+	"region=SIZE     bytes per bit of the dirty bitmap (default 64K)"
 
 static void bdr_plugin_dump(void)
 {

@@ -162,7 +162,8 @@ def _is_same(one: str, other: str) -> bool:
         first, second = os.stat(one), os.stat(other)
     except OSError as error:
         raise DeviceError(
-            f"underdev {error.filename}: {error.strerror}; wanted the device below the capture"
+            f"underdev {error.filename}: {error.strerror}; wanted the underlying device of the "
+            "capture"
         ) from error
     if first.st_rdev or second.st_rdev:
         return first.st_rdev == second.st_rdev

@@ -50,7 +50,7 @@ def test_promoted_replica_is_complete_and_stays_as_it_is_until_it_is_demoted(
     volume.settle()
     done = target.bdr("promote", "v1")
     assert done.returncode == 0, done.stderr
-    assert f"{volume.target} is yours; consistent, at slot 100, of " in done.stdout
+    assert f"{volume.target} can be used; consistent, at slot 100, as of " in done.stdout
     assert volume.is_identical()
 
     # Somebody uses it, the source lives on, and everything is started again.

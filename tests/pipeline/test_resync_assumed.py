@@ -37,8 +37,8 @@ def test_device_attached_anew_is_scanned_though_it_is_said_to_be_equal(directory
             ]
             pair.stack.add(programs)
             # At first the target waits for the source that it knows.
-            pair.wait_logged("again-reader", 'assumption="not taken: the target has had a source')
-            pair.wait_logged("v-applier", 'assume_clean="not taken: this replica has had a source')
+            pair.wait_logged("again-reader", 'assumption="ignored: the target has had a source')
+            pair.wait_logged("v-applier", 'assume_clean="ignored: this replica has had a source')
             pair.wait_logged("v-applier", "event=condition condition=CONSISTENT", times=2)
             assert pair.becomes_identical()
             for program in programs:

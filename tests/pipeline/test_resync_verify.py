@@ -96,4 +96,4 @@ def test_resync_without_a_scanner_says_so(make_pair: MakePair) -> None:
     pair.wait_logged("v-applier", "condition=INCONSISTENT")
     done = pair.bdr("resync")
     assert done.returncode == 2
-    assert "no scanner is at work" in done.stderr
+    assert "no scanner is running" in done.stderr
