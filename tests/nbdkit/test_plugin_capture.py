@@ -72,7 +72,7 @@ def test_opening_a_foreign_socket_is_an_error(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(CaptureError, match="no packet of BDR's"):
+        with pytest.raises(CaptureError, match="is not a BDR packet"):
             NbdCapture(path, Role.OBSERVER)
         thread.join()
 

@@ -209,7 +209,7 @@ def test_no_room_for_the_journal_is_said_and_leaves_nothing_behind(
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "bdr-test", small], check=True)
     try:
         path = small / "journal"
-        with pytest.raises(StateError, match="No space left on device; make room"):
+        with pytest.raises(StateError, match="No space left on device; free space"):
             host.open(journal=str(path), size=32 * MIB)
         assert path.stat().st_size == 0
         host.open(journal=str(path)).close()

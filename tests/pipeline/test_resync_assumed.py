@@ -19,8 +19,8 @@ def test_device_attached_anew_is_scanned_though_it_is_said_to_be_equal(directory
         pair.scribble(random.Random(8), 100)
         pair.wait_consistent()
         assert pair.scan_report().compared_bytes == 0
-        assert 'event=assume-clean assumption="taken: ' in pair.stack.log("v-reader")
-        assert 'assume_clean="taken: ' in pair.stack.log("v-applier")
+        assert 'event=assume-clean assumption="applied: ' in pair.stack.log("v-reader")
+        assert 'assume_clean="applied: ' in pair.stack.log("v-applier")
         for program in pair.source_programs:
             pair.stack.stop(program.name)
         # The same device behind another capture, since the first one's server locks it.
