@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # What the virtual machine of the kernel tests needs of this host: an emulator,
 # a compiler, the tools that the tests call, and virtme-ng in the virtual
-# environment.
+# environment. udev runs in the machine, with the rules of LVM and of software RAID:
+# each looks at every new block device, as on any server.
 #   deploy/vm-packages.sh VENV
 set -eu
 venv=${1:?virtual environment}
 cd "$(dirname "$0")/.."
 
 packages="qemu-system-x86 gcc make libc6-dev kmod xz-utils zstd file busybox-static sparse
-	dmsetup util-linux e2fsprogs xfsprogs btrfs-progs fio iproute2"
+	dmsetup udev lvm2 mdadm util-linux e2fsprogs xfsprogs btrfs-progs fio iproute2"
 # Debian's headers name the compiler that built the kernel.
 [ -e /etc/os-release ] && . /etc/os-release
 [ "${VERSION_CODENAME:-}" = bookworm ] && packages="$packages gcc-12"

@@ -37,8 +37,7 @@ GUEST = """\
 run={run}
 : >$run/started
 export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-# No udev here: dmsetup makes its nodes itself.
-export DM_DISABLE_UDEV=1 BDR_VM=1 PYTHONDONTWRITEBYTECODE=1
+export BDR_VM=1 BDR_VM_UDEV={udev} PYTHONDONTWRITEBYTECODE=1
 mount -t debugfs none /sys/kernel/debug 2>/dev/null
 # virtme mounts the root without a cache, which makes Python slow to start: what
 # Python reads comes from a second mount that has one.
@@ -53,6 +52,15 @@ fi
 # A kernel without overlayfs leaves /tmp read-only.
 touch /tmp/.writable 2>/dev/null || mount -t tmpfs none /tmp
 modprobe -aq virtio_blk dm_mod loop fuse
+# virtme starts udevd where it is installed.
+if [ $BDR_VM_UDEV = 1 ]; then
+	[ -e /run/udev/control ] || /lib/systemd/systemd-udevd --daemon
+	udevadm settle --timeout=120
+else
+	udevadm control --exit --timeout=60
+	# dmsetup takes this for a udevd that runs.
+	rm -f /run/udev/control
+fi 2>/dev/null
 ip link set lo up
 dmesg -n 4
 cd {root} || exit 1
@@ -110,6 +118,11 @@ def _parse() -> argparse.Namespace:
         action="store_true",
         help="an emulated processor's clock counts instructions, 1 ns each, not the host's time",
     )
+    parser.add_argument(
+        "--no-udev",
+        action="store_true",
+        help="without udevd, which otherwise runs in the machine as on a server",
+    )
     parser.add_argument("--append", action="append", default=[], help="a kernel parameter")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for everything")
     parser.add_argument("command", nargs="+")
@@ -122,6 +135,7 @@ def _run(arguments: argparse.Namespace, run_dir: Path) -> int:
         GUEST.format(
             run=shlex.quote(str(run_dir)),
             root=shlex.quote(str(ROOT)),
+            udev=int(not arguments.no_udev),
             cached=shlex.join({str(ROOT), str(Path(sysconfig.get_path("stdlib")))}),
             command=shlex.join(arguments.command),
         )

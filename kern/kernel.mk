@@ -14,6 +14,8 @@ KASAN_SOURCE ?= $(BUILD)/linux
 MODULE_SOURCES := $(wildcard kern/dm/*.[ch] kern/include/*.h) kern/dm/Kbuild kern/dm/Makefile
 MODULE_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 VM_RUN := $(PYTHON) -m deploy.vm
+# Empty: udevd runs in the machine, as on a server. `make test-kernel UDEV=--no-udev`: without.
+UDEV ?=
 # Arguments for tests/kernel/bench.py: make bench-kernel BENCH="--stable copy,hint"
 BENCH ?=
 # An argument for pytest: make test-kernel TESTS=tests/kernel/test_order.py
@@ -50,24 +52,24 @@ VM_READY := $(VM)/.packages $(VM)/module/bdr.ko $(VM)/tools/hammer $(VM)/tools/f
 
 .PHONY: test-kernel
 test-kernel: $(VM_READY) ## the module's tests, in a virtual machine
-	@$(VM_RUN) --kernel $(VM_KERNEL) --disk fast=1G --timeout 3000 \
+	@$(VM_RUN) --kernel $(VM_KERNEL) $(UDEV) --disk fast=1G --timeout 3000 \
 		--append kfence.sample_interval=100 --append preempt=full -- $(VM_PYTEST) $(TESTS)
 
 .PHONY: bench-kernel
 bench-kernel: $(VM_READY) ## what the module costs the application, in a virtual machine
-	@$(VM_RUN) --kernel $(VM_KERNEL) --disk fast=1G --disk paced=1G,6K,400M --disk-cache none \
+	@$(VM_RUN) --kernel $(VM_KERNEL) --no-udev --disk fast=1G --disk paced=1G,6K,400M --disk-cache none \
 		--memory 4G --timeout 1800 -- $(PYTHON) -m tests.kernel.bench $(BENCH)
 
 .PHONY: bench-kernel-instructions
 bench-kernel-instructions: $(VM_READY) ## the same in instructions, independent of the host's load
-	@$(VM_RUN) --kernel $(VM_KERNEL) --cpus 1 --instruction-clock --timeout 1800 -- \
+	@$(VM_RUN) --kernel $(VM_KERNEL) --no-udev --cpus 1 --instruction-clock --timeout 1800 -- \
 		tests/kernel/cost.sh $(VM)/module/bdr.ko
 
 .PHONY: test-kasan
 test-kasan: $(VM_READY) ## the same tests on a KASAN and lockdep kernel (builds it: 15 minutes)
 	@deploy/kasan-kernel.sh $(KASAN_SOURCE) $(KASAN_DIR)
 	@$(MAKE) -s -C kern/dm KDIR=$(abspath $(KASAN_DIR)) OUT=$(abspath $(KASAN_DIR)/bdr)
-	@$(VM_RUN) --kdir $(KASAN_DIR) --disk fast=1G --timeout 3600 --memory 4G -- \
+	@$(VM_RUN) --kdir $(KASAN_DIR) --no-udev --disk fast=1G --timeout 3600 --memory 4G -- \
 		env BDR_MODULE=$(abspath $(KASAN_DIR))/bdr/bdr.ko $(VM_PYTEST) -o timeout=900 \
 		-o 'python_files=test_*.py injected_faults.py' $(TESTS)
 

@@ -8,6 +8,7 @@ check when it opens the device exclusively.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -23,6 +24,9 @@ from bdr.common.host.tables import MAPPED_NAME, Source
 from bdr.common.ring.layout import CAPACITY_MAX, CAPACITY_MIN, SLOT_BYTES
 
 _NODE_TIMEOUT_S = 10.0
+_UDEV_CONTROL = "/run/udev/control"
+"""There while udevd runs; dmsetup looks for it too."""
+_UDEV_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ def attach(host: Host, wanted: Attachment) -> None:
             raise DeviceError(f"{path}: exists already; choose another name")
     if wanted.name in _mapped_names(host):
         raise DeviceError(f"{wanted.name}: a device-mapper device has this name; choose another")
-    host.run("dmsetup", "create", wanted.name, "--table", wanted.table(sectors))
+    _create(host, wanted.name, wanted.table(sectors))
     _wait_for_node(lambda: host.exists(f"/dev/{wanted.chardev}"), f"/dev/{wanted.chardev}")
 
 
@@ -115,6 +119,8 @@ def detach(host: Host, name: str, *, force: bool = False) -> None:
     Raises:
         DeviceError: NAME is no `bdr` device, is in use, or holds such writes.
     """
+    # Before the checks: what holds up the removal after them makes them old.
+    _settle(host)
     table = _bdr_table(host, name)
     status = host.run("dmsetup", "status", name).split()
     mode, used = status[3], status[4].split("/")[0]
@@ -126,7 +132,7 @@ def detach(host: Host, name: str, *, force: bool = False) -> None:
             f"/dev/mapper/{name}: the replica lacks {used} writes of the ring"
             f"{'' if mode == 'STREAM' else ' and what the bitmap marks'}; wait, or use --force"
         )
-    host.run("dmsetup", "remove", "--retry", name)
+    _remove(host, name)
     chardev = f"/dev/{table[4]}"
     _wait_for_node(lambda: not host.exists(chardev), f"the end of {chardev}")
 
@@ -140,6 +146,34 @@ def attached(host: Host) -> list[tuple[str, str, str, int]]:
         if len(words) >= 6 and words[2] == "bdr":
             found.append((name, words[3], f"/dev/{words[4]}", int(words[5])))
     return found
+
+
+def _create(host: Host, name: str, table: str) -> None:
+    """Creates a mapped device.
+
+    dmsetup waits for udev by a cookie, which udev gives back when its rules for the new
+    device have run: on return it is not open and has its links. Where no udev runs,
+    dmsetup makes the node itself.
+    """
+    host.run("dmsetup", "create", name, "--table", table)
+
+
+def _settle(host: Host) -> None:
+    """Waits until udev has handled the events that it has, if it runs here."""
+    if host.exists(_UDEV_CONTROL):
+        # Other devices' events may keep it busy: that is no reason not to go on.
+        with contextlib.suppress(DeviceError):
+            host.run("udevadm", "settle", f"--timeout={_UDEV_TIMEOUT_S}")
+
+
+def _remove(host: Host, name: str) -> None:
+    """Removes a mapped device that no application has open.
+
+    udev opens a device once more when a process that could write to it has closed it, as
+    umount does. No cookie says when it has looked; a removal in that moment is EBUSY. So
+    it is tried again for 5 s, as lvm2 and cryptsetup do.
+    """
+    host.run("dmsetup", "remove", "--retry", name)
 
 
 def _check_arguments(wanted: Attachment) -> None:

@@ -2,7 +2,8 @@
 """The suite of the kernel module. It runs in a virtual machine: `make test-kernel`.
 
 The kernel's log is read after every test, its own window of it: a warning, an
-oops or a hung task fails the test that it falls into, also when the test passed.
+oops or a hung task fails the test that it falls into, also when the test passed. What a
+test has left on the machine is removed before the next one, and fails one that passed.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.kernel.devices import ROOT, Bdr, Loop, run
+from tests.kernel.leftovers import found, left_since, remove
 
 MODULE = Path(os.environ.get("BDR_MODULE", ROOT / "build/vm/module/bdr.ko"))
 IN_VM = os.environ.get("BDR_VM") == "1"
+_HAS_PASSED = pytest.StashKey[bool]()
 
 # Not kmemleak, whose number of suspects is everybody's: injected_faults.py looks who they are.
 _SPLAT = re.compile(
@@ -38,6 +41,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.vm)
         if not IN_VM:
             item.add_marker(pytest.mark.skip(reason="runs in a virtual machine: make test-kernel"))
+    # What the others rest on comes first.
+    items.sort(key=lambda item: item.path != here / "test_udev.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_HAS_PASSED] = not report.failed and item.stash.get(_HAS_PASSED, True)
+    return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -46,17 +60,54 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         print(f"\n{report.nodeid}\n{report.longreprtext}", file=sys.__stdout__, flush=True)
 
 
+def load_module() -> None:
+    """Loads the module, unless it is loaded."""
+    if not Path("/sys/module/bdr").exists():
+        run("insmod", str(MODULE))
+
+
 @pytest.fixture(scope="session")
 def module() -> None:
     """The module, loaded."""
     subprocess.run(["modprobe", "-aq", "dm-mod", "loop"], check=False)
-    if not Path("/sys/module/bdr").exists():
-        run("insmod", str(MODULE))
+    load_module()
+
+
+def _clean(request: pytest.FixtureRequest, what: str) -> Iterator[None]:
+    before = found()
+    yield
+    left = left_since(before)
+    if not left:
+        return
+    text = f"{what} left on the machine: {', '.join(map(str, left))}"
+    stays = remove(before)
+    if stays:
+        pytest.fail(f"{text}; and of that this cannot be removed: {', '.join(map(str, stays))}")
+    if request.node.stash.get(_HAS_PASSED, True):
+        pytest.fail(text, pytrace=False)
+    print(f"{text}; it is removed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_by_the_file(request: pytest.FixtureRequest, module: None) -> Iterator[None]:
+    """As `nothing_left`, for what fixtures make that last as long as a file's tests."""
+    yield from _clean(request, "the fixtures of the file")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest, kernel_log: list[str]) -> Iterator[None]:
+    """Nothing of the test is there for the next one: see leftovers.py.
+
+    Comes before all that makes something, so that it looks after all that removes it.
+    """
+    yield from _clean(request, "the test")
 
 
 @pytest.fixture(autouse=True)
 def kernel_log(module: None) -> Iterator[list[str]]:
     """What the kernel says during the test; a splat in it is a failure."""
+    # The one before may have failed without it.
+    load_module()
     log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     os.lseek(log, 0, os.SEEK_END)
     lines: list[str] = []

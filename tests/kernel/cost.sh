@@ -37,7 +37,7 @@ mapped() { # mapped TARGET DEPTH OPTIONS...: the same on a device-mapper device
 	shift
 	dmsetup create cost --table "0 $sectors $table"
 	instructions /dev/mapper/cost "$@"
-	dmsetup remove cost
+	dmsetup remove --retry cost
 }
 
 job() { # job TITLE DEPTH OPTIONS...

@@ -71,12 +71,29 @@ def sectors_of(path: str) -> int:
     return int(run("blockdev", "--getsz", path))
 
 
-def settle_remove(name: str) -> None:
-    """Removes a dm device, waiting for those who look at it for a moment."""
-    deadline_s = time.monotonic() + 20
-    while fails("dmsetup", "remove", name):
+# Every device-mapper device of the tests is made, changed and removed here. dmsetup returns
+# when udev has handled the event (a cookie that udev gives back), and makes the nodes itself
+# where no udev runs. `--noudevsync` or DM_DISABLE_UDEV would leave udev with the device open
+# while the test goes on. What is not waited for is udev's look at a device that a writer has
+# closed: a removal in that moment is EBUSY, hence `--retry`.
+
+
+def create_mapped(name: str, table: str) -> None:
+    """Creates a dm device; its nodes are there on return."""
+    run("dmsetup", "create", name, "--table", table)
+
+
+def resume_mapped(name: str) -> None:
+    """Makes the loaded table, if any, the live one, and lets the device go on."""
+    run("dmsetup", "resume", name)
+
+
+def remove_mapped(name: str) -> None:
+    """Removes a dm device, also one that udev has open for a moment."""
+    deadline_s = time.monotonic() + 30
+    # dmsetup's own retries last 5 s, which are few for udev in an emulated machine.
+    while fails("dmsetup", "remove", "--retry", name):
         assert time.monotonic() < deadline_s, run("dmsetup", "info", name)
-        time.sleep(0.05)
 
 
 @contextmanager
@@ -117,6 +134,9 @@ class Loop:
 
     def __exit__(self, *_: object) -> None:
         run("losetup", "--detach", self.path)
+        # The kernel detaches when the last opener is gone, which may be udev.
+        backing = Path(f"/sys/block/{Path(self.path).name}/loop/backing_file")
+        wait_for(lambda: not backing.exists(), f"the end of {self.path}")
         self.file.unlink()
 
 
@@ -129,17 +149,17 @@ class Mapped:
         self.path = f"/dev/mapper/{name}"
 
     def __enter__(self) -> Self:
-        run("dmsetup", "create", self.name, "--table", self.table)
+        create_mapped(self.name, self.table)
         return self
 
     def __exit__(self, *_: object) -> None:
-        settle_remove(self.name)
+        remove_mapped(self.name)
 
     def reload(self, table: str) -> None:
         """Replaces the table of the live device."""
         run("dmsetup", "suspend", self.name)
         run("dmsetup", "load", self.name, "--table", table)
-        run("dmsetup", "resume", self.name)
+        resume_mapped(self.name)
         self.table = table
 
     @contextmanager
@@ -149,7 +169,7 @@ class Mapped:
         try:
             yield
         finally:
-            run("dmsetup", "resume", self.name)
+            resume_mapped(self.name)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from bdr.common.errors import DeviceError
 from bdr.common.host.attach import Attachment, LinuxHost, attach, attached, detach
 from bdr.services.cli.main import main
-from tests.kernel.devices import ROOT, Bdr, Direct, Loop, run
+from tests.kernel.devices import ROOT, Bdr, Direct, Loop, Mapped, create_mapped, run
 
 SETUP = ROOT / "deploy/setup.sh"
 
@@ -78,12 +78,11 @@ def test_attach_mounted_device_or_one_in_use_is_refused(loop: Loop, tmp_path: Pa
             attach(host, wanted)
     finally:
         run("umount", tmp_path)
-    run("dmsetup", "create", "holder", "--table", f"0 8 linear {loop.path} 0")
-    try:
-        with pytest.raises(DeviceError, match="in use by dm-"):
-            attach(host, wanted)
-    finally:
-        run("dmsetup", "remove", "holder")
+    with (
+        Mapped("holder", f"0 8 linear {loop.path} 0"),
+        pytest.raises(DeviceError, match="in use by dm-"),
+    ):
+        attach(host, wanted)
 
 
 def test_detach_needs_force_for_writes_that_nobody_has(bdr: Bdr, loop: Loop) -> None:
@@ -97,7 +96,7 @@ def test_detach_needs_force_for_writes_that_nobody_has(bdr: Bdr, loop: Loop) -> 
     detach(host, "t0", force=True)
     assert attached(host) == []
     # The fixture removes it as well.
-    run("dmsetup", "create", bdr.name, "--table", bdr.table)
+    create_mapped(bdr.name, bdr.table)
 
 
 def test_detach_of_an_open_device_is_refused_and_changes_nothing(bdr: Bdr) -> None:

@@ -23,6 +23,7 @@ from tests.kernel.devices import (
     Loop,
     Mapped,
     fails,
+    resume_mapped,
     run,
     sectors_of,
     start,
@@ -118,7 +119,7 @@ def test_suspend_resume_status_table_message_under_load(loop: Loop, tmp_path: Pa
                 status = bdr.status()
                 assert status.unpublished == status.head
                 assert status.unlogged == 0
-                run("dmsetup", "resume", bdr.name)
+                resume_mapped(bdr.name)
                 run("dmsetup", "table", bdr.name)
                 bdr.message("resync" if number == 3 else "overflow")
             assert fails("dmsetup", "message", bdr.name, "0", "nonsense")
@@ -253,7 +254,7 @@ def test_table_without_the_target_in_between_begins_another_stream(
             with pytest.raises(CaptureError, match="not live"):
                 DmCapture(bdr.device, role)
         write(bdr.path, b"2" * 4096, 0)
-        run("dmsetup", "resume", bdr.name)
+        resume_mapped(bdr.name)
         second = mirror.capture.status()
         assert second.stream != first.stream
         assert (second.mode, second.head) == (Mode.OVERFLOW, 1)
@@ -279,7 +280,7 @@ def test_control_device_of_a_table_that_is_not_live_refuses_to_be_opened(
             with pytest.raises(CaptureError, match="not live yet"):
                 DmCapture(bdr.device, role)
         run("dmsetup", "suspend", plain.name)
-        run("dmsetup", "resume", plain.name)
+        resume_mapped(plain.name)
         with Mirror(bdr, tmp_path / "replica") as mirror:
             write(plain.path, b"x" * 4096, 0)
             mirror.drain()
@@ -341,7 +342,7 @@ def test_five_targets_at_once_do_not_mix(module: None, tmp_path: Path) -> None:
 
 def test_attach_and_detach_100_times_leaks_nothing(loop: Loop) -> None:
     target = Bdr("t0", loop.path, capacity=256)
-    verbs = f"dmsetup create t0 --table '{target.table}' && dmsetup remove t0"
+    verbs = f"dmsetup create t0 --table '{target.table}' && dmsetup remove --retry t0"
 
     def cycles(count: int) -> None:
         for _ in range(count // 10):

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.devices import TOOLS, Bdr, Direct, Mapped, run, sectors_of, start, wait_for, write
+from tests.kernel.devices import (
+    TOOLS,
+    Bdr,
+    Direct,
+    Mapped,
+    resume_mapped,
+    run,
+    sectors_of,
+    start,
+    wait_for,
+    write,
+)
 from tests.kernel.mirror import Mirror
 
 
@@ -164,7 +175,7 @@ def test_suspend_waits_for_a_write_that_waits(disk: str, tmp_path: Path) -> None
         assert suspend.wait(30) == 0
         suspended = bdr.status()
         assert (suspended.unpublished, suspended.head) == (4, 4)
-        run("dmsetup", "resume", bdr.name)
+        resume_mapped(bdr.name)
         for writer in writers:
             writer.join()
         mirror.drain()

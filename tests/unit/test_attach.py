@@ -27,6 +27,7 @@ class FakeHost:
             "/sys/dev/block/254:16/uevent": "MAJOR=254\nDEVNAME=vdb\n",
         }
         self.tables: dict[str, str] = {}
+        self.is_udev_busy = False
         self.status = "0 2097152 bdr STREAM 0/16352 5 5 5 - 0 0 0 0 0 0 0 ab"
 
     def run(self, *words: str) -> str:
@@ -36,6 +37,8 @@ class FakeHost:
             return self.targets
         if command == "modprobe bdr":
             raise DeviceError("modprobe: Module bdr not found")
+        if words[0] == "udevadm" and self.is_udev_busy:
+            raise DeviceError("udevadm settle: ended with 1")
         if command == "dmsetup ls":
             return "".join(f"{name}\t(252:0)\n" for name in self.tables) or "No devices found\n"
         if command == "dmsetup table --target bdr":
@@ -165,6 +168,25 @@ def test_detach_idle_target_removes_it(host: FakeHost) -> None:
     assert attached(host) == [("data", "/dev/vdb", "/dev/bdr-data", 16352)]
     detach(host, "data")
     assert host.tables == {}
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_detach_beside_udev_waits_for_it_and_then_checks(host: FakeHost, is_busy: bool) -> None:
+    attach(host, WANTED)
+    host.paths.add("/run/udev/control")
+    host.is_udev_busy = is_busy
+    detach(host, "data")
+    assert host.tables == {}
+    verbs = [command.split()[:2] for command in host.commands]
+    settled = verbs.index(["udevadm", "settle"])
+    assert settled < verbs.index(["dmsetup", "status"])
+    assert host.commands[-1] == "dmsetup remove --retry data"
+
+
+def test_detach_without_udev_asks_nothing_of_it(host: FakeHost) -> None:
+    attach(host, WANTED)
+    detach(host, "data")
+    assert not any(command.startswith("udevadm") for command in host.commands)
 
 
 @pytest.mark.parametrize("state", ["STREAM 3/16352", "OVERFLOW 0/16352"])

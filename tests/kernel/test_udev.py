@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The machine has udev, and BDR's devices come and go beside it.
+
+These run before all other tests, which rest on the first of them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bdr.common.host.attach import Attachment, LinuxHost, attach, detach
+from tests.kernel.devices import Loop, Mapped, run, start, wait_for, write
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("BDR_VM_UDEV") != "1", reason="the machine was started without udev"
+)
+RULES = Path("/lib/udev/rules.d")
+
+
+def test_udevd_handles_the_event_of_a_device_before_dmsetup_returns(loop: Loop) -> None:
+    assert Path("/run/udev/control").exists()
+    run("udevadm", "settle", "--timeout=60")
+    for rules in ("55-dm.rules", "69-lvm.rules", "64-md-raid-assembly.rules"):
+        assert (RULES / rules).exists()
+    assert shutil.which("lvm", path="/usr/sbin:/sbin")
+    assert shutil.which("mdadm", path="/usr/sbin:/sbin")
+    assert "DM_DISABLE_UDEV" not in os.environ
+    link = Path("/dev/disk/by-id/dm-name-seen")
+    with Mapped("seen", f"0 8 linear {loop.path} 0") as device:
+        # dmsetup makes a node where udev makes a link.
+        assert Path(device.path).is_symlink()
+        assert link.resolve() == Path(device.path).resolve()
+    assert not link.is_symlink()
+    assert not Path(device.path).is_symlink()
+
+
+def test_attached_and_detached_again_and_again_is_never_in_use_by_udev(loop: Loop) -> None:
+    host = LinuxHost()
+    for number in range(5):
+        attach(host, Attachment("again", loop.path, "again-ring", 64))
+        path = Path("/dev/mapper/again")
+        assert path.is_symlink()
+        # Its close makes udev look at the device once more.
+        write(str(path), os.urandom(4096), number * 4096)
+        detach(host, "again", force=True)
+        assert not path.is_symlink()
+
+
+def removal() -> str:
+    """In what the kernel has a `dmsetup remove` wait, "" if there is none."""
+    for commands in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if commands.read_bytes().startswith(b"dmsetup\0remove\0"):
+                return (commands.parent / "stack").read_text()
+        except OSError:
+            continue  # it has ended
+    return ""
+
+
+def test_detach_outlasts_somebody_who_looks_at_the_device(loop: Loop) -> None:
+    """As udev does, but for longer than its own look takes."""
+    attach(LinuxHost(), Attachment("seen", loop.path, "seen-ring", 64))
+    looker = os.open("/dev/mapper/seen", os.O_RDONLY)
+    try:
+        detaching = start(lambda: detach(LinuxHost(), "seen"))
+        wait_for(lambda: "nanosleep" in removal(), "a removal that was refused and tries again")
+    finally:
+        os.close(looker)
+    detaching.join(30)
+    assert not Path("/dev/mapper/seen").is_symlink()
