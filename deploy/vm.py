@@ -37,7 +37,7 @@ GUEST = """\
 run={run}
 : >$run/started
 export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export BDR_VM=1 BDR_VM_UDEV={udev} PYTHONDONTWRITEBYTECODE=1
+export BDR_VM=1 BDR_VM_UDEV={udev} BDR_VM_SHARED={shared} PYTHONDONTWRITEBYTECODE=1
 mount -t debugfs none /sys/kernel/debug 2>/dev/null
 # virtme mounts the root without a cache, which makes Python slow to start: what
 # Python reads comes from a second mount that has one.
@@ -76,7 +76,7 @@ class MachineError(Exception):
 
 def main() -> int:
     arguments = _parse()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     run_dir = VM_DIR / f"run-{os.getpid()}"
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.mkdir(parents=True)
@@ -88,14 +88,14 @@ def main() -> int:
         print("\n".join(console.splitlines()[-60:]), file=sys.stderr)
         return 1
     finally:
-        kept = VM_DIR / "console.log"
+        kept = VM_DIR / f"console{arguments.name}.log"
         if (run_dir / "console").exists():
             shutil.copy(run_dir / "console", kept)
         shutil.rmtree(run_dir)
 
 
-def _terminate(*_: object) -> None:
-    """A machine does not outlive who asked for it."""
+def terminate(*_: object) -> None:
+    """For SIGTERM: a machine does not outlive the process that started it."""
     sys.exit(128 + signal.SIGTERM)
 
 
@@ -123,6 +123,8 @@ def _parse() -> argparse.Namespace:
         action="store_true",
         help="without udevd, which otherwise runs in the machine as on a server",
     )
+    parser.add_argument("--name", default="", help="of the machine, for its console's file")
+    parser.add_argument("--shared", type=Path, help="a directory of BDR_VM_SHARED; below build/")
     parser.add_argument("--append", action="append", default=[], help="a kernel parameter")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for everything")
     parser.add_argument("command", nargs="+")
@@ -136,6 +138,7 @@ def _run(arguments: argparse.Namespace, run_dir: Path) -> int:
             run=shlex.quote(str(run_dir)),
             root=shlex.quote(str(ROOT)),
             udev=int(not arguments.no_udev),
+            shared=shlex.quote(str(arguments.shared or "")),
             cached=shlex.join({str(ROOT), str(Path(sysconfig.get_path("stdlib")))}),
             command=shlex.join(arguments.command),
         )

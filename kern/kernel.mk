@@ -20,7 +20,9 @@ UDEV ?=
 BENCH ?=
 # An argument for pytest: make test-kernel TESTS=tests/kernel/test_order.py
 TESTS ?= tests/kernel
-VM_PYTEST := $(PYTHON) -m pytest -p no:cacheprovider -p no:hypothesispytest --durations=5 -o timeout=300
+# How many machines share the tests; more than one only where these are files of several.
+MACHINES ?= $(if $(filter tests/kernel,$(TESTS)),2,1)
+VM_PYTEST := $(PYTHON) -m pytest -p no:cacheprovider -p no:hypothesispytest --durations=25 -o timeout=300
 
 .PHONY: module
 module: ## the kernel module for the running kernel
@@ -52,7 +54,8 @@ VM_READY := $(VM)/.packages $(VM)/module/bdr.ko $(VM)/tools/hammer $(VM)/tools/f
 
 .PHONY: test-kernel
 test-kernel: $(VM_READY) ## the module's tests, in a virtual machine
-	@$(VM_RUN) --kernel $(VM_KERNEL) $(UDEV) --disk fast=1G --timeout 3000 \
+	@$(PYTHON) -m compileall -q common services deploy tests
+	@$(PYTHON) -m deploy.machines $(MACHINES) --kernel $(VM_KERNEL) $(UDEV) --disk fast=1G --timeout 3000 \
 		--append kfence.sample_interval=100 --append preempt=full -- $(VM_PYTEST) $(TESTS)
 
 .PHONY: bench-kernel

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ from tests.kernel.leftovers import found, left_since, remove
 
 MODULE = Path(os.environ.get("BDR_MODULE", ROOT / "build/vm/module/bdr.ko"))
 IN_VM = os.environ.get("BDR_VM") == "1"
+_SHARED = os.environ.get("BDR_VM_SHARED")
+"""A directory of several machines that share the tests; see deploy/machines.py."""
+_IN_EACH_MACHINE = "test_udev.py"
+_LONGEST = ("test_lifecycle.py", "test_resync.py", "test_attach.py", "test_overflow.py")
+"""Begun first, so that no machine is left with one of them when the other has ended."""
 _HAS_PASSED = pytest.StashKey[bool]()
 
 # Not kmemleak, whose number of suspects is everybody's: injected_faults.py looks who they are.
@@ -41,8 +47,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.vm)
         if not IN_VM:
             item.add_marker(pytest.mark.skip(reason="runs in a virtual machine: make test-kernel"))
+    if not IN_VM:
+        return
     # What the others rest on comes first.
-    items.sort(key=lambda item: item.path != here / "test_udev.py")
+    order = [_IN_EACH_MACHINE, *_LONGEST]
+    names = {name: number for number, name in enumerate(order)}
+    items.sort(key=lambda item: names.get(item.path.name, len(order)))
+
+
+@cache
+def is_of_this_machine(file: str) -> bool:
+    """Whether this machine runs the tests of a file: the first one that asks does."""
+    if not _SHARED or file == _IN_EACH_MACHINE:
+        return True
+    try:
+        (Path(_SHARED) / file).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Passes over a file that another machine has begun with."""
+    return None if is_of_this_machine(item.path.name) else True
 
 
 @pytest.hookimpl(wrapper=True)

@@ -23,17 +23,38 @@ SECTOR = 512
 
 def run(*words: str | os.PathLike[str], timeout_s: float = 110) -> str:
     """Runs a command; its output is in the error if it fails."""
-    done = subprocess.run(
+    command = subprocess.Popen(
         [str(word) for word in words],
-        check=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout_s,
     )
-    assert done.returncode == 0, f"{words} ended with {done.returncode}: {done.stdout[-3000:]}"
-    return done.stdout
+    try:
+        output, _ = command.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"{words} has not ended within {timeout_s} s; processes wait in:\n{stacks()}")
+    finally:
+        command.kill()
+        command.wait()
+    assert command.returncode == 0, f"{words} ended with {command.returncode}: {output[-3000:]}"
+    return output
+
+
+def stacks() -> str:
+    """In what the kernel has each process of user space wait."""
+    found = []
+    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        try:
+            words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+            stack = (process / "stack").read_text()
+        except OSError:
+            continue  # it has ended
+        if words:
+            calls = " < ".join(line.split()[-1].partition("+")[0] for line in stack.splitlines())
+            found.append(f"{process.name} {state} {words.strip()[:120]}: {calls}")
+    return "\n".join(found)
 
 
 def fails(*words: str | os.PathLike[str]) -> bool:

@@ -340,6 +340,7 @@ def test_five_targets_at_once_do_not_mix(module: None, tmp_path: Path) -> None:
             loop.__exit__()
 
 
+@pytest.mark.timeout(600)
 def test_attach_and_detach_100_times_leaks_nothing(loop: Loop) -> None:
     target = Bdr("t0", loop.path, capacity=256)
     verbs = f"dmsetup create t0 --table '{target.table}' && dmsetup remove --retry t0"
