@@ -3,13 +3,12 @@
 
     python -m deploy.machines COUNT [OPTION OF deploy.vm]... -- COMMAND...
 
-An emulated machine keeps less than one processor of the host busy: two take little longer
-than one, and share the work. What they share is an empty directory, whose path is in
-BDR_VM_SHARED in each of them, and in which a file that is created exclusively
-is a claim that the others see.
+An emulated machine uses less than one processor of the host, so two machines share the
+tests. BDR_VM_SHARED is the path of a directory that all of them can write: a machine claims
+a part of the work by creating a file there exclusively.
 
-Lines of the output are printed as they come, behind the number of their machine. The exit
-code is the first one that is not 0.
+Each line of output is printed behind the number of its machine. The exit code is the first
+one that is not 0.
 """
 
 from __future__ import annotations

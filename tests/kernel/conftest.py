@@ -24,10 +24,10 @@ from tests.kernel.leftovers import found, left_since, remove
 MODULE = Path(os.environ.get("BDR_MODULE", ROOT / "build/vm/module/bdr.ko"))
 IN_VM = os.environ.get("BDR_VM") == "1"
 _SHARED = os.environ.get("BDR_VM_SHARED")
-"""A directory of several machines that share the tests; see deploy/machines.py."""
+"""Directory in which machines that share the tests claim files; see deploy/machines.py."""
 _IN_EACH_MACHINE = "test_udev.py"
 _LONGEST = ("test_lifecycle.py", "test_resync.py", "test_attach.py", "test_overflow.py")
-"""Begun first, so that no machine is left with one of them when the other has ended."""
+"""Started first: the machines then end at about the same time."""
 _HAS_PASSED = pytest.StashKey[bool]()
 
 # Not kmemleak, whose number of suspects is everybody's: injected_faults.py looks who they are.
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="runs in a virtual machine: make test-kernel"))
     if not IN_VM:
         return
-    # What the others rest on comes first.
+    # The tests that the others depend on come first.
     order = [_IN_EACH_MACHINE, *_LONGEST]
     names = {name: number for number, name in enumerate(order)}
     items.sort(key=lambda item: names.get(item.path.name, len(order)))
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @cache
 def is_of_this_machine(file: str) -> bool:
-    """Whether this machine runs the tests of a file: the first one that asks does."""
+    """Whether this machine runs the tests of a file: it does if it is the first to claim it."""
     if not _SHARED or file == _IN_EACH_MACHINE:
         return True
     try:
@@ -69,7 +69,7 @@ def is_of_this_machine(file: str) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    """Passes over a file that another machine has begun with."""
+    """Skips, without a report, a file that another machine has claimed."""
     return None if is_of_this_machine(item.path.name) else True
 
 
@@ -118,15 +118,15 @@ def _clean(request: pytest.FixtureRequest, what: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left_by_the_file(request: pytest.FixtureRequest, module: None) -> Iterator[None]:
-    """As `nothing_left`, for what fixtures make that last as long as a file's tests."""
+    """As `nothing_left`, for fixtures of module scope."""
     yield from _clean(request, "the fixtures of the file")
 
 
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest, kernel_log: list[str]) -> Iterator[None]:
-    """Nothing of the test is there for the next one: see leftovers.py.
+    """Removes what the test has left, and fails a test that passed: see leftovers.py.
 
-    Comes before all that makes something, so that it looks after all that removes it.
+    It is set up before every fixture that makes something, so its end comes after theirs.
     """
     yield from _clean(request, "the test")
 
@@ -134,7 +134,7 @@ def nothing_left(request: pytest.FixtureRequest, kernel_log: list[str]) -> Itera
 @pytest.fixture(autouse=True)
 def kernel_log(module: None) -> Iterator[list[str]]:
     """What the kernel says during the test; a splat in it is a failure."""
-    # The one before may have failed without it.
+    # A test that failed may have unloaded it.
     load_module()
     log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     os.lseek(log, 0, os.SEEK_END)

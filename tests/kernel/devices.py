@@ -33,7 +33,7 @@ def run(*words: str | os.PathLike[str], timeout_s: float = 110) -> str:
     try:
         output, _ = command.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        pytest.fail(f"{words} has not ended within {timeout_s} s; processes wait in:\n{stacks()}")
+        pytest.fail(f"{words} has not ended within {timeout_s} s; processes:\n{stacks()}")
     finally:
         command.kill()
         command.wait()
@@ -42,7 +42,7 @@ def run(*words: str | os.PathLike[str], timeout_s: float = 110) -> str:
 
 
 def stacks() -> str:
-    """In what the kernel has each process of user space wait."""
+    """State and kernel stack of each process of user space, one a line."""
     found = []
     for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
         try:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a test has left on the machine: found, named, removed.
+"""Finds, names and removes what a test has left on the machine.
 
-Only for the virtual machine of the tests: whatever appears there during a test, other than
-udev's own processes, is the test's. A test that fails may leave a mount on a mapped device
-over another over a loop device, suspended, with a process in it; `remove` takes such a
-stack down from its top, in rounds, since what holds a thing goes in the round before it.
+Only for the virtual machine of the tests: whatever appears there during a test belongs to
+the test, except for udev's processes. A test that fails may leave a process in a mount on a
+mapped device over another one, suspended, over a loop device. `remove` works in rounds,
+from the top of such a stack: a device cannot be removed before its users are.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _PATIENCE_S = 3.0
-"""For what ends by itself: a process that was killed, a loop device that udev has open."""
+"""For what ends without help: a process that was killed, a loop device that udev has open."""
 _FORCE_AFTER_S = 10.0
 """From then on the table of a mapped device is replaced by one that fails all I/O."""
 _REMOVE_S = 40.0
@@ -33,7 +33,7 @@ _COMMAND_S = 15.0
 _KTHREADD = 2
 _MISC_MAJOR = 10
 _MODULES = ("null_blk",)
-"""Modules whose parameters are a test's own, so that the next one must load them anew."""
+"""Modules with parameters of one test: the next test must load them again."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -50,7 +50,7 @@ _DM_LIST_DEVICES = 3 << 30 | _DM_HEAD.size << 16 | 0xFD << 8 | 2
 
 
 class Kind(enum.Enum):
-    """What there is to leave behind, in the order in which it is removed."""
+    """What a test can leave, in the order in which it is removed."""
 
     FILE = "open file of the test process"
     MAPPING = "mapping of the test process"
@@ -66,8 +66,8 @@ class Leftover:
     """One of them.
 
     Attributes:
-        name: what it is found by: a descriptor, an address range, a pid with its start
-            time, a mount point, the name of a device or module.
+        name: its identity: a descriptor, an address range, a pid with its start time, a
+            mount point, the name of a device or module.
         detail: for the message only.
     """
 
@@ -80,7 +80,7 @@ class Leftover:
 
 
 def found() -> list[Leftover]:
-    """Everything of these kinds that the machine has now; what is on top comes first."""
+    """Everything of these kinds that the machine has now, users before what they use."""
     return [
         *_files(),
         *_mappings(),
@@ -93,7 +93,7 @@ def found() -> list[Leftover]:
 
 
 def left_since(before: Iterable[Leftover]) -> list[Leftover]:
-    """What was not there `before`, and does not go by itself in a moment."""
+    """What is not in `before`, and does not end within a moment."""
     known = set(before)
     deadline_s = time.monotonic() + _PATIENCE_S
     while left := [one for one in found() if one not in known]:
@@ -104,7 +104,7 @@ def left_since(before: Iterable[Leftover]) -> list[Leftover]:
 
 
 def remove(before: Iterable[Leftover]) -> list[Leftover]:
-    """Removes what was not there `before`; returns what did not go."""
+    """Removes what is not in `before`; returns what could not be removed."""
     known = set(before)
     began_s = time.monotonic()
     while left := [one for one in found() if one not in known]:
@@ -128,7 +128,7 @@ def _files() -> Iterator[Leftover]:
             status = os.fstat(int(entry))
             target = os.readlink(f"/proc/self/fd/{entry}")
         except OSError:
-            continue  # the directory's own
+            continue  # the descriptor of the listing
         is_control = stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) == _MISC_MAJOR
         if stat.S_ISBLK(status.st_mode) or is_control:
             yield Leftover(Kind.FILE, f"{entry}:{target}")
@@ -143,7 +143,7 @@ def _mappings() -> Iterator[Leftover]:
 
 
 def _processes() -> Iterator[Leftover]:
-    """Of user space, but for this one and those of udev, which come and go."""
+    """Of user space, without this one and those of udev, which start and end at any time."""
     parents: dict[int, int] = {}
     names: dict[int, str] = {}
     started: dict[int, str] = {}
@@ -189,7 +189,7 @@ def _mounts() -> Iterator[Leftover]:
 
 
 def _mapped() -> Iterator[Leftover]:
-    """By the kernel's own list: /sys has no device whose table was never live."""
+    """From the kernel's list: /sys does not have a device whose table was never live."""
     buffer = bytearray(
         _DM_HEAD.pack(4, 0, 0, _DM_BUFFER_BYTES, _DM_HEAD.size, b"") + bytes(1 << 16)
     )
@@ -218,7 +218,7 @@ def _loops() -> Iterator[Leftover]:
         try:
             text = backing.read_text().strip()
         except OSError:
-            continue  # detached this moment
+            continue  # detached meanwhile
         yield Leftover(Kind.LOOP, f"/dev/{backing.parts[3]}", text)
 
 
@@ -240,14 +240,14 @@ def _try(*words: str) -> None:
 
 
 def _close(name: str, _force: bool) -> None:
-    """Puts /dev/null in its place: an object that still has its number may close it again."""
+    """Puts /dev/null in its place: an object may still close the number."""
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, int(name.partition(":")[0]))
     os.close(null)
 
 
 def _unmap(name: str, _force: bool) -> None:
-    """Puts memory in its place that cannot be touched, for the same reason."""
+    """Puts inaccessible memory in its place: an object may still unmap the range."""
     first, last = (int(address, 16) for address in name.split("-"))
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
     _libc.mmap(first, last - first, 0, flags, -1, 0)

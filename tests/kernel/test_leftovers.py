@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a test leaves is found by its kind and name, and removed; a failure has no heirs."""
+"""What a test leaves is found by kind and name, and removed before the next test."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.kernel.leftovers import Kind, Leftover, found, left_since, remove
 
 @pytest.fixture
 def before() -> Iterator[list[Leftover]]:
-    """What there was; also if the test fails, nothing more is there after it."""
+    """What the machine has before the test; the rest is removed, also if the test fails."""
     there = found()
     yield there
     assert remove(there) == []
 
 
-def test_nothing_made_nothing_found(before: list[Leftover]) -> None:
+def test_nothing_made_is_nothing_found(before: list[Leftover]) -> None:
     assert left_since(before) == []
     assert remove(before) == []
 
@@ -74,7 +74,7 @@ def test_open_and_mapped_devices_of_the_test_process_are_given_up(
     left = left_since(there)
     assert {one.kind for one in left} == {Kind.FILE, Kind.MAPPING}
     assert remove(there) == []
-    # What still has their numbers and addresses may close them.
+    # An object that still has their numbers and addresses may close them.
     os.close(disk)
     capture.close()
 

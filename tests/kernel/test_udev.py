@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The machine has udev, and BDR's devices come and go beside it.
+"""udev runs in the machine, and BDR's devices are made and removed beside it.
 
-These run before all other tests, which rest on the first of them.
+These run before all other tests, which need what the first one asserts.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ def test_udevd_handles_the_event_of_a_device_before_dmsetup_returns(loop: Loop) 
     assert not Path(device.path).is_symlink()
 
 
-def test_attached_and_detached_again_and_again_is_never_in_use_by_udev(loop: Loop) -> None:
+def test_attach_write_and_detach_repeatedly_never_fails_busy(loop: Loop) -> None:
     host = LinuxHost()
     for number in range(5):
         attach(host, Attachment("again", loop.path, "again-ring", 64))
         path = Path("/dev/mapper/again")
         assert path.is_symlink()
-        # Its close makes udev look at the device once more.
+        # Its close makes udev open the device once more.
         write(str(path), os.urandom(4096), number * 4096)
         detach(host, "again", force=True)
         assert not path.is_symlink()
 
 
 def removal() -> str:
-    """In what the kernel has a `dmsetup remove` wait, "" if there is none."""
+    """The kernel stack of a running `dmsetup remove`, "" if none runs."""
     for commands in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if commands.read_bytes().startswith(b"dmsetup\0remove\0"):
@@ -61,14 +61,14 @@ def removal() -> str:
     return ""
 
 
-def test_detach_outlasts_somebody_who_looks_at_the_device(loop: Loop) -> None:
-    """As udev does, but for longer than its own look takes."""
+def test_detach_of_a_device_that_is_open_for_a_moment_tries_again(loop: Loop) -> None:
+    """udev opens a device likewise, for a shorter time."""
     attach(LinuxHost(), Attachment("seen", loop.path, "seen-ring", 64))
-    looker = os.open("/dev/mapper/seen", os.O_RDONLY)
+    reader = os.open("/dev/mapper/seen", os.O_RDONLY)
     try:
         detaching = start(lambda: detach(LinuxHost(), "seen"))
         wait_for(lambda: "nanosleep" in removal(), "a removal that was refused and tries again")
     finally:
-        os.close(looker)
+        os.close(reader)
     detaching.join(30)
     assert not Path("/dev/mapper/seen").is_symlink()

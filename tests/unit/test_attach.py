@@ -171,7 +171,9 @@ def test_detach_idle_target_removes_it(host: FakeHost) -> None:
 
 
 @pytest.mark.parametrize("is_busy", [False, True])
-def test_detach_beside_udev_waits_for_it_and_then_checks(host: FakeHost, is_busy: bool) -> None:
+def test_detach_with_udev_waits_for_its_queue_before_the_checks(
+    host: FakeHost, is_busy: bool
+) -> None:
     attach(host, WANTED)
     host.paths.add("/run/udev/control")
     host.is_udev_busy = is_busy
@@ -183,7 +185,7 @@ def test_detach_beside_udev_waits_for_it_and_then_checks(host: FakeHost, is_busy
     assert host.commands[-1] == "dmsetup remove --retry data"
 
 
-def test_detach_without_udev_asks_nothing_of_it(host: FakeHost) -> None:
+def test_detach_without_udev_does_not_call_udevadm(host: FakeHost) -> None:
     attach(host, WANTED)
     detach(host, "data")
     assert not any(command.startswith("udevadm") for command in host.commands)
