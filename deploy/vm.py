@@ -179,7 +179,7 @@ def _words(
         words.append("--disable-kvm")
         if arguments.instruction_clock:
             words.append("--qemu-opts=-icount shift=0,sleep=on")
-    # An oops ends the machine; nobody would look at it.
+    # An oops ends the machine, which nothing would look at then.
     for parameter in ("oops=panic", "panic=-1", *arguments.append):
         words += ["--append", parameter]
     for disk in arguments.disk:

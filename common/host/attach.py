@@ -120,7 +120,7 @@ def detach(host: Host, name: str, *, force: bool = False) -> None:
         DeviceError: NAME is no `bdr` device, is in use, or holds such writes.
     """
     # Before the checks: what holds up the removal after them makes them old.
-    _settle(host)
+    _wait_for_udev(host)
     table = _bdr_table(host, name)
     status = host.run("dmsetup", "status", name).split()
     mode, used = status[3], status[4].split("/")[0]
@@ -158,7 +158,7 @@ def _create(host: Host, name: str, table: str) -> None:
     host.run("dmsetup", "create", name, "--table", table)
 
 
-def _settle(host: Host) -> None:
+def _wait_for_udev(host: Host) -> None:
     """Waits until udev has handled the events that it has, if it runs here."""
     if host.exists(_UDEV_CONTROL):
         # Other devices' events may keep it busy: that is no reason not to go on.

@@ -159,7 +159,7 @@ def encode_entry(
 
 
 def encode_skip(*, superblock: Superblock, cursor: Cursor, durable: int, length: int) -> bytes:
-    """The first block of a SKIP entry of this length; what stands in the rest is no matter."""
+    """The first block of a SKIP entry of this length; the content of the rest is ignored."""
     meta = bytearray(BLOCK_BYTES)
     _seal(
         meta,

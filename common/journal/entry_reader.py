@@ -81,7 +81,7 @@ class Entry:
 
 
 def classify(header: EntryHeader | None, *, superblock: Superblock, expected: Cursor) -> Found:
-    """Names what stands at `expected`, as far as its header tells."""
+    """Names what stands at `expected`, as far as its header shows."""
     if header is None:
         return Found.NO_HEADER
     if header.journal != superblock.journal:
