@@ -185,7 +185,7 @@ class Comparison(Process):
                     world.rng.shuffle(todo)
                     self._work(_Task(action, todo, pace=world.rng.choice((1, 1, 1, 20))))
                 case events.Stop(error):
-                    if self._reader is None or self._reader.gate is self.gate:
+                    if world.gate is self.gate:
                         raise BrokenRuleError(f"a comparer stopped: {error}")
                     self._restart()
                     return

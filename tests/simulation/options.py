@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
+from bdr.common.ring.layout import SLOT_SECTORS
 from bdr.common.scan.settings import ComparerSettings
 from bdr.common.source.overflow import OverflowSettings
 from bdr.common.source.quota import QuotaSettings
@@ -164,6 +165,12 @@ class Options:
                 digests=rng.choice((4, 16)),
             ),
         )
+
+
+def lease_slots(options: Options) -> int:
+    """Most slots that one batch of a scan may have."""
+    chunks = options.source.scheduler.lease_chunks
+    return chunks * CHUNK_SECTORS // SLOT_SECTORS
 
 
 def _source(rng: Random, batches: int) -> SourceSettings:

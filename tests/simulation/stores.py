@@ -147,6 +147,7 @@ class RecordFile:
 
     def load(self, device_sectors: int) -> ReplicaRecord:
         self._drop_page_cache()
+        self._generation = 0  # this is another process
         copies = [
             self._disk.read(at * format_.COPY_BYTES, format_.COPY_BYTES)
             for at in range(format_.COPIES)

@@ -26,7 +26,7 @@ from tests.simulation.disk import Disk, DiskFailedError, PowerLostError
 from tests.simulation.faults import Faults
 from tests.simulation.history import History, differing
 from tests.simulation.network import Weather
-from tests.simulation.options import CHUNK_SECTORS, Options
+from tests.simulation.options import CHUNK_SECTORS, Options, lease_slots
 from tests.simulation.oracle import SHOWN, Oracle
 from tests.simulation.reader import Reader
 from tests.simulation.scanner import Scanner
@@ -35,8 +35,9 @@ from tests.simulation.source import BrokenRuleError, Gate
 from tests.simulation.stores import VOLUME, DirectStore, JournalStore, Store
 from tests.simulation.verification import Verification
 
-HEAL_S = 240.0
-"""Simulated seconds in which everything must be well again after the last fault."""
+HEAL_S = 600.0
+"""Simulated seconds in which everything must be well again after the last fault: the patience
+with batches in flight doubles six times."""
 
 STORES: dict[str, type[DirectStore] | type[JournalStore]] = {
     "direct": DirectStore,
@@ -88,9 +89,11 @@ class World:
         self.assume_clean = options.assume_clean
         """Given on the command line of this host's reader; no longer after a crash of it, or a
         target that knows no source yet would believe what is true no more."""
+        # A journal in use has room for several entries of the biggest kind.
+        entry_slots = max(options.capacity, lease_slots(options))
         self.store: Store = STORES[options.store].blank(
             device_sectors=options.device_sectors,
-            log_bytes=options.log_entries * (options.capacity + 1) * BLOCK_BYTES,
+            log_bytes=options.log_entries * (entry_slots + 1) * BLOCK_BYTES,
             watcher=self.oracle,
         )
         if not options.is_equal:
