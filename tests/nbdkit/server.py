@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import subprocess
@@ -45,6 +46,9 @@ def readable(capture: NbdCapture, timeout_s: float = 0) -> bool:
     poller = select.poll()
     poller.register(capture.fileno(), select.POLLIN)
     return bool(poller.poll(timeout_s * 1000))
+
+
+IDLE_THREADS = 2
 
 
 class Server:
@@ -96,6 +100,16 @@ class Server:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.stop()
+
+    def wait_idle(self, *, others: int = 0) -> None:
+        """Waits until its threads are those of a server without a client: nbdkit's, and the
+        plugin's for control sockets. A connection's thread ends some time after its client.
+
+        Args:
+            others: threads that a sanitizer has.
+        """
+        tasks = f"/proc/{self.process.pid}/task"
+        wait_until(lambda: len(os.listdir(tasks)) == IDLE_THREADS + others)
 
     def stop(self) -> None:
         """Ends the server as supervisord would; it must take it well."""
