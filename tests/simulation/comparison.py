@@ -185,7 +185,9 @@ class Comparison(Process):
                     world.rng.shuffle(todo)
                     self._work(_Task(action, todo, pace=world.rng.choice((1, 1, 1, 20))))
                 case events.Stop(error):
-                    if world.gate is self.gate:
+                    reader = self._reader
+                    # One of the two may be of a capture that was replaced.
+                    if reader is not None and reader.gate is self.gate is world.gate:
                         raise BrokenRuleError(f"a comparer stopped: {error}")
                     self._restart()
                     return
