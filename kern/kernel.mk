@@ -22,7 +22,7 @@ BENCH ?=
 TESTS ?= tests/kernel
 # How many machines share the tests; more than one only where these are files of several.
 MACHINES ?= $(if $(filter tests/kernel,$(TESTS)),2,1)
-VM_PYTEST := $(PYTHON) -m pytest -p no:cacheprovider -p no:hypothesispytest --durations=25 -o timeout=300
+VM_PYTEST := $(PYTHON) -m pytest -p no:cacheprovider -p no:hypothesispytest --durations=10 -o timeout=300
 
 .PHONY: module
 module: ## the kernel module for the running kernel

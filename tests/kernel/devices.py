@@ -21,7 +21,7 @@ TOOLS = ROOT / "build/vm/tools"
 SECTOR = 512
 
 
-def run(*words: str | os.PathLike[str], timeout_s: float = 110) -> str:
+def run(*words: str | os.PathLike[str], timeout_s: float = 200) -> str:
     """Runs a command; its output is in the error if it fails."""
     command = subprocess.Popen(
         [str(word) for word in words],
