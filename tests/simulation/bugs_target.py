@@ -268,7 +268,16 @@ def superblock_in_one_copy() -> Patch:
     return mock.patch.object(Superblock, "offset", 0)
 
 
-@bug(store="journal", log_entries=2, capacity=8, audits=1.0, disk_s=0.01, wire_s=0.0002)
+@bug(
+    store="journal",
+    log_entries=2,
+    capacity=12,
+    think_s=0.0005,
+    in_flight=8,
+    audits=1.0,
+    disk_s=0.01,
+    wire_s=0.0002,
+)
 def journal_overwrites_what_is_not_applied() -> Patch:
     return mock.patch.object(JournalEngine, "fits", yes)
 
