@@ -46,12 +46,13 @@ def is_hole(read: Read, *, superblock: Superblock, at: Cursor) -> bool:
         data = read(offset_of(position, superblock.log_bytes), length)
         words = np.frombuffer(data, "<u8", count=len(data) // 8)[:: BLOCK_BYTES // 8]
         for block in np.flatnonzero(words == _ENTRY_MAGIC_WORD).tolist():
-            header = decode_entry_header(data[block * BLOCK_BYTES :][:HEADER_ENTRY_BYTES])
+            offset = block * BLOCK_BYTES
+            header = decode_entry_header(data[offset : offset + HEADER_ENTRY_BYTES])
             if (
                 header is not None
                 and header.journal == superblock.journal
                 and header.run == superblock.run
-                and header.cursor.position == position + block * BLOCK_BYTES
+                and header.cursor.position == position + offset
                 and header.durable > at.sequence
             ):
                 return True
