@@ -30,7 +30,7 @@ from dataclasses import replace
 from bdr.common.errors import InternalError
 from bdr.common.journal.disk import Device, Disk
 from bdr.common.journal.entry import encode_entry, encode_skip, entry_bytes, skip_bytes
-from bdr.common.journal.entry_reader import VERDICTS, Verdict, read_step
+from bdr.common.journal.entry_reader import read_step
 from bdr.common.journal.errors import JournalRefusedError
 from bdr.common.journal.layout import COPIES, UNSYNCED_BYTES_MAX, Cursor, offset_of
 from bdr.common.journal.superblock import Superblock, encode_superblock
@@ -193,7 +193,7 @@ class JournalEngine:
         step = read_step(
             self._checkpoint_disk.read, superblock=self._superblock, at=at, before=self._record
         )
-        if VERDICTS[step.found] is not Verdict.TAKE or step.header is None:
+        if step.end is None:
             raise JournalRefusedError(
                 self._checkpoint_disk.path,
                 f"{step.found.value} at sequence {at.sequence}, position {at.position}",
@@ -202,7 +202,7 @@ class JournalEngine:
         if step.entry is not None:
             self._device.apply(step.entry.extents, step.entry.payload)
             self._record = step.entry.record
-        self._applied = step.header.end
+        self._applied = step.end
 
     def checkpoint(self, *, is_closed: bool = False) -> None:
         """Makes durable what was applied, and says so in one superblock.

@@ -73,7 +73,7 @@ VERDICTS = {
 class Entry:
     """An intact entry in its place."""
 
-    header: EntryHeader
+    slots: int
     record: ReplicaRecord
     """After it."""
     extents: Extents
@@ -125,6 +125,13 @@ class Step:
     entry: Entry | None
     """Where it is NEXT."""
 
+    @property
+    def end(self) -> Cursor | None:
+        """Where the next entry stands; None where nothing here is taken."""
+        if self.header is None or VERDICTS[self.found] is not Verdict.TAKE:
+            return None
+        return self.header.end
+
 
 def read_step(read: Read, *, superblock: Superblock, at: Cursor, before: ReplicaRecord) -> Step:
     """Looks at one place, header first.
@@ -160,4 +167,4 @@ def read_step(read: Read, *, superblock: Superblock, at: Cursor, before: Replica
         extents = plan(slots_headers, payload, device_sectors=before.device_sectors)
     except InvalidSlotsError:
         return Step(Found.OUTSIDE, header, None)
-    return Step(found, header, Entry(header, header.record(before), extents, payload))
+    return Step(found, header, Entry(header.slots, header.record(before), extents, payload))

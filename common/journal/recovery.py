@@ -45,11 +45,6 @@ class Recovery:
         """From the checkpoint to the end."""
         return self.end.position - self.superblock.checkpoint.position
 
-    @property
-    def is_torn(self) -> bool:
-        """Whether something had begun at the end, that is cut off."""
-        return self.ended_by is Found.TORN_BODY
-
 
 def recover(
     read: Read, *, where: str, size_bytes: int, volume: str, device_sectors: int
@@ -113,13 +108,13 @@ def _scan(
             step = Step(Found.LOG_FULL, None, None)
             break
         step = read_step(read, superblock=superblock, at=at, before=record)
-        if VERDICTS[step.found] is not Verdict.TAKE or step.header is None:
+        if step.end is None:
             break
         if step.entry is not None:
             record = step.entry.record
             jobs += 1
-            slots += step.header.slots
-        at = step.header.end
+            slots += step.entry.slots
+        at = step.end
     place = f"{step.found.value} at sequence {at.sequence}, position {at.position}"
     if VERDICTS[step.found] is Verdict.REFUSE:
         raise JournalRefusedError(where, place, "the next entry, or the log's end")

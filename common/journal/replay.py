@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from bdr.common.journal.disk import Read
-from bdr.common.journal.entry_reader import VERDICTS, Entry, Verdict, read_step
+from bdr.common.journal.entry_reader import Entry, read_step
 from bdr.common.journal.errors import JournalRefusedError
 from bdr.common.journal.recovery import Recovery
 
@@ -23,11 +23,11 @@ def replay(read: Read, recovery: Recovery) -> Iterator[Entry]:
     record = replace(superblock.record, device_sectors=recovery.record.device_sectors)
     while at < recovery.end:
         step = read_step(read, superblock=superblock, at=at, before=record)
-        if VERDICTS[step.found] is not Verdict.TAKE or step.header is None:
+        if step.end is None:
             raise JournalRefusedError(
                 f"at sequence {at.sequence}", step.found.value, "the entry that was there before"
             )
         if step.entry is not None:
             record = step.entry.record
             yield step.entry
-        at = step.header.end
+        at = step.end
