@@ -11,6 +11,7 @@ import stat
 
 from bdr.common.errors import StateError
 from bdr.common.storage.locking import lock_exclusively, sync_directory
+from bdr.common.storage.transfer import write_all
 from bdr.common.wire.codec import Buffer
 
 
@@ -130,7 +131,8 @@ class JournalFile:
             written = os.pwritev(self._fd, pieces, offset)
             total = sum(map(len, pieces))
             if written < total:
-                self._write_rest(offset, pieces, written)
+                rest = memoryview(b"".join(pieces))[written:]
+                write_all(self._fd, rest, offset + written)
         except OSError as error:
             raise self._failed(f"writing at {offset}", error) from error
 
@@ -157,16 +159,6 @@ class JournalFile:
     def close(self) -> None:
         """Closes the file, which releases the lock."""
         os.close(self._fd)
-
-    def _write_rest(self, offset: int, pieces: list[Buffer], written: int) -> None:
-        rest = memoryview(b"".join(pieces))[written:]
-        offset += written
-        while rest:
-            count = os.pwrite(self._fd, rest, offset)
-            if not count:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            rest = rest[count:]
-            offset += count
 
     def _failed(self, what: str, error: OSError) -> StateError:
         return StateError(

@@ -13,13 +13,13 @@ The capture determines how to read; the wrong way returns stale data:
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
 from bdr.common.capture.api import CaptureInfo
 from bdr.common.errors import DeviceError
 from bdr.common.ring.layout import SECTOR_BYTES
+from bdr.common.storage.transfer import read_all
 
 
 class SourceDevice:
@@ -73,14 +73,7 @@ class SourceDevice:
         Raises:
             OSError: a part cannot be read.
         """
-        done = os.preadv(self._fd, [buffer], offset)
-        while 0 < done < len(buffer):
-            more = os.preadv(self._fd, [buffer[done:]], offset + done)
-            if not more:
-                break
-            done += more
-        if done < len(buffer):
-            raise OSError(errno.EIO, "it ends before")
+        read_all(self._fd, buffer, offset)
 
     def close(self) -> None:
         """Closes the device."""

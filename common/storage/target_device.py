@@ -18,6 +18,7 @@ from pathlib import Path
 from bdr.common.errors import DeviceError
 from bdr.common.ring.layout import SECTOR_BYTES, Op
 from bdr.common.storage.locking import lock_exclusively
+from bdr.common.storage.transfer import read_all, write_all
 from bdr.common.target.extents import Extents
 from bdr.common.wire.codec import Buffer
 
@@ -102,7 +103,8 @@ class TargetDevice:
                 if op == Op.WRITE:
                     written = pwrite(fd, view[source : source + length], offset)
                     if written != length:
-                        self._write_rest(view[source + written : source + length], offset + written)
+                        rest = view[source + written : source + length]
+                        write_all(fd, rest, offset + written)
                 elif op == Op.DISCARD:
                     self._zero(offset, length, free=True)
                 else:
@@ -120,9 +122,7 @@ class TargetDevice:
             DeviceError: the device failed, or is too short.
         """
         try:
-            found = os.preadv(self._fd, [buffer], offset)
-            if found != len(buffer):
-                raise OSError(errno.EIO, "it ends before")
+            read_all(self._fd, buffer, offset)
         except OSError as error:
             raise DeviceError(
                 f"target {self.path}: reading {len(buffer)} bytes at {offset}: {error.strerror}; "
@@ -178,14 +178,6 @@ class TargetDevice:
                 "alone: stop the other"
             )
 
-    def _write_rest(self, data: memoryview, offset: int) -> None:
-        while data:
-            written = os.pwrite(self._fd, data, offset)
-            if not written:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            data = data[written:]
-            offset += written
-
     def _zero(self, offset: int, length: int, *, free: bool) -> None:
         """Zeros a range: whole blocks by the device, in bounded calls; partial blocks by writing
         zeros."""
@@ -215,7 +207,7 @@ class TargetDevice:
 
     def _write_zeros(self, offset: int, length: int) -> None:
         for at in range(offset, offset + length, len(_ZEROS)):
-            self._write_rest(_ZEROS[: offset + length - at], at)
+            write_all(self._fd, _ZEROS[: offset + length - at], at)
 
     def _fallocate(self, mode: int, offset: int, length: int) -> bool:
         """Returns whether the device supports it; raises OSError if it does and failed."""
