@@ -191,7 +191,7 @@ def wait_replicated(capture: Capture) -> float:
 
     def is_idle() -> bool:
         status = capture.status()
-        if status.gap is not None or status.active_regions or status.resync_regions:
+        if status.gap is not None or status.dirty_regions:
             raise SetupError(
                 f"the ring overflowed {status.overflows} times: the target was too slow"
             )

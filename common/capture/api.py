@@ -12,7 +12,7 @@ from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Protocol
 
 from bdr.common.errors import StaleCaptureError
-from bdr.common.ring.layout import Mode
+from bdr.common.ring.layout import SECTOR_BYTES, Mode
 
 if TYPE_CHECKING:
     from bdr.common.ring.slots import Headers
@@ -77,6 +77,16 @@ class CaptureStatus:
     device_sectors: int
     stream: bytes
     """Differs from `CaptureInfo` once the underlying device was replaced."""
+
+    @property
+    def dirty_regions(self) -> int:
+        """Marks in both bitmaps; a region with two counts twice."""
+        return self.active_regions + self.resync_regions
+
+    def dirty_bytes(self, *, region_sectors: int) -> int:
+        """Bytes of the dirty regions, which will be compared; at most those of the device."""
+        sectors = min(self.dirty_regions * region_sectors, self.device_sectors)
+        return sectors * SECTOR_BYTES
 
 
 class Capture(Protocol):

@@ -47,7 +47,6 @@ class MemoryCapture:
         self._owner = owner
         self._head = 0
         self._tail = 0
-        self._cursor = 0
         self._armed = False
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -191,7 +190,6 @@ class MemoryCapture:
             if not self._tail <= tail <= self._head:
                 raise CaptureError(f"release {tail}: wanted {self._tail} to {self._head}")
             self._tail = tail
-            self._cursor = cursor
             self._armed = True
             self._room.notify_all()
         if published_count(self.headers, cursor=cursor, limit=WRITE_SLOTS_MAX):

@@ -125,7 +125,7 @@ class Consistency(Machine[Condition]):
             # In OVERFLOW the replica is still a prefix, unless slots follow the gap: the mode may
             # have changed again before the cursor passed this gap.
             and (status.mode is Mode.STREAM or status.head > gap)
-            and status.active_regions + status.resync_regions > 0
+            and status.dirty_regions > 0
         )
 
     # Handlers.
@@ -178,6 +178,4 @@ class Consistency(Machine[Condition]):
 
 def _is_clean(status: CaptureStatus) -> bool:
     """Whether the ring is logging, and no region is dirty or may become dirty."""
-    return status.mode is Mode.STREAM and not (
-        status.active_regions or status.resync_regions or status.unlogged
-    )
+    return status.mode is Mode.STREAM and not (status.dirty_regions or status.unlogged)

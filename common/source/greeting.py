@@ -8,7 +8,6 @@ from enum import Enum
 from bdr.common.capture.api import CaptureInfo
 from bdr.common.errors import BdrError, RefusedError
 from bdr.common.facts import Facts
-from bdr.common.ring.layout import SECTOR_BYTES
 from bdr.common.source.events import Announce
 from bdr.common.source.order import Order
 from bdr.common.wire.batch import PROTOCOL
@@ -56,11 +55,9 @@ class Greeting:
         )
 
     def ping(self) -> Ping:
-        """The PING, with the marked bytes, which will be compared; a region may be marked twice."""
-        status = self._order.status
-        marked = status.active_regions + status.resync_regions
-        sectors = min(marked * self._info.region_sectors, self._info.device_sectors)
-        return Ping(self._order.epoch, sectors * SECTOR_BYTES)
+        """The PING, with the bytes left to compare."""
+        status, region_sectors = self._order.status, self._info.region_sectors
+        return Ping(self._order.epoch, status.dirty_bytes(region_sectors=region_sectors))
 
     def check(self, welcome: Welcome) -> BdrError | None:
         """The error of a WELCOME, or None."""

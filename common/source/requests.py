@@ -86,7 +86,7 @@ class Requests:
             epoch=self._order.epoch,
             region_bytes=self._info.region_sectors * SECTOR_BYTES,
             regions=self._info.regions,
-            dirty_regions=status.active_regions + status.resync_regions,
+            dirty_regions=status.dirty_regions,
             unreadable_regions=scheduler.regions.unreadable_count,
             scanners=scheduler.scanners,
             compared_bytes=scheduler.compared_bytes,

@@ -63,7 +63,7 @@ class Verification:
     def exclude_marked(self, lease: Lease) -> None:
         """Excludes the regions that are marked now."""
         status, size = self._order.status, self._info.region_sectors
-        if status.active_regions or status.resync_regions:
+        if status.dirty_regions:
             for chunk in lease.chunks:
                 for region in self._regions.dirty_within(chunk):
                     lease.exclusions.exclude_range(region * size, size)

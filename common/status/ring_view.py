@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from bdr.common.capture.api import CaptureInfo, CaptureStatus
-from bdr.common.ring.layout import SECTOR_BYTES
 from bdr.common.status.lag import LagMeter
 from bdr.common.status.model import LagStatus, RingStatus
 
@@ -64,7 +63,7 @@ class RingView:
             used=status.head - status.tail,
             mode=status.mode,
             regions=info.regions,
-            dirty_regions=status.active_regions + status.resync_regions,
+            dirty_regions=status.dirty_regions,
             overflows=status.overflows,
             missed_writes=status.missed_writes,
             failed_writes=status.failed_writes,
@@ -78,9 +77,8 @@ class RingView:
 
     @property
     def left_bytes(self) -> int | None:
-        """Bytes marked to be compared; a region may be marked in both bitmaps."""
+        """Bytes left to compare."""
         if self._seen is None:
             return None
         info, status = self._seen
-        marked = status.active_regions + status.resync_regions
-        return min(marked * info.region_sectors, status.device_sectors) * SECTOR_BYTES
+        return status.dirty_bytes(region_sectors=info.region_sectors)
