@@ -243,14 +243,14 @@ class ResyncScheduler:
 
     def _advance(self, lease: Lease) -> list[Action]:
         """Advances one lease, if its barrier was reached."""
-        order, room = self._order, self._order.resync_room
+        order = self._order
         is_old = self._now_at - lease.opened_at > self._settings.lease_s
         match lease.state:
             case LeaseState.WAITING if order.durable >= lease.barrier:
                 lease.fire(Granted())
                 return [self._grant(lease)]
-            case LeaseState.COMMITTING if lease.commit and lease.commit.batches <= room:
-                return [self._number(lease, lease.commit)]
+            case LeaseState.COMMITTING if (it := lease.commit) and it.batches <= order.resync_room:
+                return [self._number(lease, it)]
             case LeaseState.ENDING if order.cursor >= lease.barrier:
                 return [self._conclude(lease)]
             case LeaseState.WAITING | LeaseState.GRANTED | LeaseState.ENDING if is_old:
