@@ -87,11 +87,9 @@ class Regions:
 
     def give_back(self, chunks: Sequence[Chunk]) -> None:
         """Gives chunks back: a later read of the bitmap finds them again."""
-        self._is_exhausted = False
         for chunk in chunks:
             for region in self.of(chunk):
-                self._taken[region] = False
-                self._partial.pop(region, None)
+                self._give_back(region)
 
     def judge(
         self,
@@ -119,7 +117,7 @@ class Regions:
                     its = [chunk for chunk in unreadable if region in self.of(chunk)]
                     self._unreadable[region] = (now_at + self._unreadable_s, known + its)
                 elif region in undone:
-                    self.give_back([(begin, end - begin)])
+                    self._give_back(region)
                 else:
                     done.append((begin, end - begin))
         return done if size > CHUNK_SECTORS else joined(done)
@@ -143,9 +141,7 @@ class Regions:
         for region, (retry_at, _) in list(self._unreadable.items()):
             if now_at >= retry_at:
                 del self._unreadable[region]
-                self._is_exhausted = False
-                self._taken[region] = False
-                self._partial.pop(region, None)
+                self._give_back(region)
 
     def dirty_within(self, chunk: Chunk) -> list[int]:
         """Regions of a chunk that are marked in any bitmap."""
@@ -157,6 +153,11 @@ class Regions:
             bits = unpack_bits(self._read_bits(bitmap, first, count), count)
             found |= {first + at for at in np.flatnonzero(bits).tolist()}
         return sorted(found)
+
+    def _give_back(self, region: int) -> None:
+        self._is_exhausted = False
+        self._taken[region] = False
+        self._partial.pop(region, None)
 
     def _plan(self) -> None:
         """Plans chunks from the next part of the bitmap with dirty regions."""
