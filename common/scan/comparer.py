@@ -41,13 +41,11 @@ class Comparer(ABC):
         stream: of the capture whose underlying device is read.
 
     Attributes:
-        compared_bytes: of completed jobs.
         abandoned: number of abandoned leases.
     """
 
     def __init__(self, *, stream: bytes, settings: ComparerSettings | None = None) -> None:
         self.settings = settings or ComparerSettings()
-        self.compared_bytes = 0
         self.abandoned = 0
         self._stream = stream
         self._now_at = 0.0

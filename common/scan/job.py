@@ -25,7 +25,7 @@ import numpy as np
 from bdr.common.machine import Machine, Story, Table, goes
 from bdr.common.ring.layout import SECTOR_BYTES
 from bdr.common.scan.digests import BLOCK_SECTORS, differing
-from bdr.common.scan.plan import Chunk, Flags, joined
+from bdr.common.scan.plan import Chunk, Flags, joined, unpack_bits
 from bdr.common.wire.scan import Grant, Request
 
 
@@ -100,6 +100,18 @@ class Job(Machine[JobState]):
     def sizes(self) -> list[int]:
         """Sectors of each chunk."""
         return [sectors for _, sectors in self.chunks]
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of its chunks together."""
+        return sum(self.sizes) * SECTOR_BYTES
+
+    def by_chunk(self, bits: bytes) -> list[Flags]:
+        """The flags of each chunk, from packed bits of its sectors; empty bits: none is set."""
+        total = sum(self.sizes)
+        flags = unpack_bits(bits, total) if bits else np.zeros(total, np.bool_)
+        found: list[Flags] = np.split(flags, np.cumsum(self.sizes)[:-1])
+        return found
 
     # Comparison.
 

@@ -3,20 +3,27 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from bdr.common.ring.layout import SECTOR_BYTES
 from bdr.common.scan.comparer import Comparer
 from bdr.common.scan.events import LogEvent, RepairPart, SendBatch, SendToReader
 from bdr.common.scan.job import Job, JobState
-from bdr.common.scan.plan import Flags, unpack_bits
+from bdr.common.scan.plan import Flags
 from bdr.common.scan.repair import group_blocks
+from bdr.common.scan.settings import ComparerSettings
 from bdr.common.wire.control import DigestsRefused
 from bdr.common.wire.scan import Acquire, Answer, Commit, Committed, Grant, Request
 
 
 class Repairer(Comparer):
-    """Requests leases indefinitely."""
+    """Requests leases indefinitely.
+
+    Attributes:
+        compared_bytes: of completed jobs.
+    """
+
+    def __init__(self, *, stream: bytes, settings: ComparerSettings | None = None) -> None:
+        super().__init__(stream=stream, settings=settings)
+        self.compared_bytes = 0
 
     def _next_request(self, number: int) -> Request | None:
         return Acquire(number)
@@ -36,7 +43,7 @@ class Repairer(Comparer):
         job = self._by_lease(answer.lease)
         if job is not None and job.state is JobState.FINISHING:
             self._send(job, answer)
-            self.compared_bytes += sum(job.sizes) * SECTOR_BYTES
+            self.compared_bytes += job.size_bytes
             self._end(job)
 
     def _give_up(self, job: Job, refused: DigestsRefused, why: str) -> None:
@@ -50,18 +57,16 @@ class Repairer(Comparer):
         return group_blocks(job.differing, limit=self.settings.batch_blocks)
 
     def _send(self, job: Job, committed: Committed) -> None:
-        excluded: list[Flags | None] = [None] * len(job.chunks)
-        if committed.excluded:
-            flags = unpack_bits(committed.excluded, sum(job.sizes))
-            excluded = list(np.split(flags, np.cumsum(job.sizes)[:-1]))
+        excluded = job.by_chunk(committed.excluded) if committed.excluded else None
+        sizes = job.sizes
         for at, group in enumerate(self._groups(job)):
             parts = [
                 RepairPart(
                     job.chunks[index][0],
                     job.offsets[index],
-                    job.sizes[index] * SECTOR_BYTES,
+                    sizes[index] * SECTOR_BYTES,
                     blocks,
-                    excluded[index],
+                    excluded[index] if excluded else None,
                 )
                 for index, blocks in group
             ]

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bdr.common.ring.layout import SECTOR_BYTES
 from bdr.common.scan.comparer import Comparer
 from bdr.common.scan.digests import BLOCK_SECTORS
 from bdr.common.scan.events import Finished, Interrupted, LogEvent, Progress, SendToReader
 from bdr.common.scan.job import Job, JobState
-from bdr.common.scan.plan import CHUNK_SECTORS, Chunk, Flags, joined, unpack_bits
+from bdr.common.scan.plan import CHUNK_SECTORS, Chunk, joined
 from bdr.common.scan.settings import ComparerSettings
 from bdr.common.wire.control import DigestsRefused
 from bdr.common.wire.scan import Answer, Grant, Request, Verified, VerifyBegin, VerifyEnd
@@ -166,23 +165,19 @@ class Verifier(Comparer):
         del self._requested[job.number]
         self._progress_at = self._now_at
         if not self._tries:
-            size = sum(job.sizes) * SECTOR_BYTES
-            self.compared_bytes += size
-            self.findings.compared_bytes += size
-            self._actions.append(Progress(size))
+            self.findings.compared_bytes += job.size_bytes
+            self._actions.append(Progress(job.size_bytes))
         self._end(job)
 
     def _judge(self, job: Job, busy: bytes) -> None:
-        total = sum(job.sizes)
-        flags = unpack_bits(busy, total) if busy else np.zeros(total, np.bool_)
-        of_chunk: list[Flags] = np.split(flags, np.cumsum(job.sizes)[:-1])
+        busy_sectors = job.by_chunk(busy)
         self.findings.unreadable += job.unreadable()
         for index, blocks in job.differing:
             sector, sectors = job.chunks[index]
             for block in np.flatnonzero(blocks).tolist():
                 first = block * BLOCK_SECTORS
                 count = min(BLOCK_SECTORS, sectors - first)
-                is_busy = of_chunk[index][first : first + count].any()
+                is_busy = busy_sectors[index][first : first + count].any()
                 found = self._again if is_busy else self.findings.differing
                 found.append((sector + first, count))
 
