@@ -25,10 +25,9 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 import msgpack
 
 from bdr.common.errors import StatusError
+from bdr.common.wire.codec import is_u64, shown
 
 T = TypeVar("T")
-_U64_MAX = (1 << 64) - 1
-_SHOWN_MAX = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +218,7 @@ def _decode_time(value: object) -> datetime:
     return found
 
 
-_COUNT = _checked(lambda value: type(value) is int and 0 <= value <= _U64_MAX, "a number from 0 on")
+_COUNT = _checked(is_u64, "a number from 0 on")
 _SIMPLE: Mapping[type, FieldType] = {
     int: _COUNT,
     float: _checked(
@@ -232,17 +231,8 @@ _SIMPLE: Mapping[type, FieldType] = {
 }
 
 
-# msgpack.
-
-
-def pack(value: Mapping[str, Any]) -> bytes:
-    """A map as msgpack."""
-    packed: bytes = msgpack.packb(value)
-    return packed
-
-
 def unpack(data: bytes) -> Any:
-    """The inverse of `pack`.
+    """A value from msgpack.
 
     Raises:
         StatusError: not msgpack.
@@ -255,6 +245,4 @@ def unpack(data: bytes) -> Any:
 
 def wrong(value: object, wanted: str) -> StatusError:
     """The error for a value of the wrong type."""
-    # For a container only its type: it may be nested too deeply for `repr`.
-    found = type(value).__name__ if isinstance(value, list | dict) else repr(value)[:_SHOWN_MAX]
-    return StatusError(f"found {found}, wanted {wanted}")
+    return StatusError(f"found {shown(value)}, wanted {wanted}")

@@ -22,13 +22,13 @@ from bdr.common.status.codec import (
     flat,
     flat_or_none,
     nested,
-    pack,
     sequence,
     unpack,
     wrong,
 )
 from bdr.common.status.reports import VALUES, LinkCounts, StageValues
 from bdr.common.status.states import ConnectionState, HealthState, StageState, VolumeRole
+from bdr.common.wire.codec import pack
 from bdr.common.wire.condition import Condition
 
 STATUS_VERSION = 1

@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from bdr.common.status.codec import FieldType, Form, flat, pack, prefixed, unpack, wrong
+from bdr.common.status.codec import FieldType, Form, flat, prefixed, unpack, wrong
 from bdr.common.status.states import ConnectionState
+from bdr.common.wire.codec import pack
 from bdr.common.wire.condition import Condition
 
 REPORT_VERSION = 1

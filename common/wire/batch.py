@@ -46,7 +46,6 @@ BATCH_SLOTS_MAX = 1024
 BATCH_FIELDS_BYTES_MAX = 256
 BATCH_FRAME_BYTES_MAX = BATCH_SLOTS_MAX * PAYLOAD_BYTES
 
-_U64_MAX = (1 << 64) - 1
 _HEADER_FIELDS = 7
 
 
@@ -128,11 +127,11 @@ def decode_batch(frames: list[Buffer]) -> Batch:
         raise WireError(f"batch: found {len(frames)} frames, wanted 3")
     top, headers, payload = frames
     outer = unpack(top, BATCH_FIELDS_BYTES_MAX, "batch")
-    if not _is_list(outer, 2):
-        raise WireError("batch: frame 0 is not [fields, digest]")
-    sealed, digest = outer
-    if not isinstance(sealed, bytes) or not is_bytes(digest, DIGEST_BYTES):
-        raise WireError("batch: frame 0 is not [fields, digest]")
+    match outer:
+        case [bytes() as sealed, digest] if is_bytes(digest, DIGEST_BYTES):
+            pass
+        case _:
+            raise WireError("batch: frame 0 is not [fields, digest]")
     inner = unpack(sealed, BATCH_FIELDS_BYTES_MAX, "batch fields")
     if not isinstance(inner, list) or not inner or inner[0] != PROTOCOL:
         found = shown(inner[0]) if isinstance(inner, list) and inner else "nothing"
@@ -182,7 +181,7 @@ def _header(raw: object, what: str) -> BatchHeader:
         raise WireError(f"{what}: a number is none, or is out of range")
     if not is_bytes(stream, STREAM_BYTES):
         raise WireError(f"{what}: bad stream id")
-    if count > BATCH_SLOTS_MAX or first + count > _U64_MAX:
+    if count > BATCH_SLOTS_MAX or not is_u64(first + count):
         raise WireError(f"{what}: found {count} slots, wanted at most {BATCH_SLOTS_MAX}")
     try:
         header = BatchHeader(BatchKind(kind), Marker(marker), stream, epoch, number, first, count)
@@ -192,10 +191,6 @@ def _header(raw: object, what: str) -> BatchHeader:
     if is_marker != (header.marker is not Marker.NONE) or (is_marker and count):
         raise WireError(f"{what}: a marker goes with kind MARKER and no slots")
     return header
-
-
-def _is_list(value: object, length: int) -> bool:
-    return isinstance(value, list) and len(value) == length
 
 
 def _digest(sealed: bytes, headers: Buffer, payload: Buffer) -> bytes:
