@@ -47,6 +47,8 @@ class Detector:
     def __init__(self) -> None:
         self._before: VolumeStatus | None = None
         self._is_connected: bool | None = None
+        self._losses = 0
+        """As last known, like `_is_connected`."""
         self._condition: Condition | None = None
         self._is_resyncing = False
 
@@ -66,6 +68,7 @@ class Detector:
         if is_connected is None:
             return []  # unknown; the last known state is kept
         was_connected, self._is_connected = self._is_connected, is_connected
+        losses, self._losses = self._losses, now.connection.losses
         if was_connected is None:
             return [Event("connection-restored")] if is_connected else []
         lost, restored = Event("connection-lost"), Event("connection-restored")
@@ -73,10 +76,7 @@ class Detector:
             return [lost]
         if not was_connected and is_connected:
             return [restored]
-        before = self._before
-        if is_connected and before is not None and now.connection.losses > before.connection.losses:
-            return [lost, restored]
-        return []
+        return [lost, restored] if is_connected and self._losses > losses else []
 
     def _resync(self, now: VolumeStatus) -> list[Event]:
         resync = now.resync

@@ -89,6 +89,13 @@ def test_what_came_and_went_between_two_looks_is_named() -> None:
     assert topics(SOURCE, unknown, down)[1:] == [[], ["connection-lost"]]
 
 
+def test_reader_that_reports_again_has_lost_no_connection() -> None:
+    """Its count is unknown meanwhile, and not 0."""
+    lost = replace(SOURCE, connection=replace(SOURCE.connection, losses=1))
+    unknown = replace(SOURCE, connection=UNKNOWN_LINK)
+    assert topics(lost, unknown, lost)[1:] == [[], []]
+
+
 def test_a_hook_gets_facts_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
