@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -27,6 +27,7 @@ from bdr.common.errors import InternalError
 S = TypeVar("S", bound=Enum)
 STORY_LINES = 32
 STORY_LINE_CHARACTERS = 200
+STORY_VALUE_LENGTH = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,24 @@ def goes(handler: Callable[[Any, Any], None], *to: Enum) -> Edge:
 def stays(handler: Callable[[Any, Any], None]) -> Edge:
     """An edge whose handler does not change the state."""
     return Edge(handler, ())
+
+
+def brief(value: object) -> str:
+    """An event for the story: of a container or a long value only its length.
+
+    Digests and ranges of a message have up to 64 KiB, whose text would be truncated anyway.
+    """
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (bytes, str)) and len(value) <= STORY_VALUE_LENGTH:
+        return repr(value)
+    kind = type(value).__name__
+    if isinstance(value, (bytes, str, list, tuple, dict)):
+        return f"<{kind} of {len(value)}>"
+    if not is_dataclass(value):
+        return repr(value)
+    names = value.__dataclass_fields__
+    return f"{kind}({', '.join([f'{name}={brief(getattr(value, name))}' for name in names])})"
 
 
 class Story:

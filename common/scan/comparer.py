@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from itertools import pairwise
 
 from bdr.common.errors import StaleCaptureError
-from bdr.common.machine import Story
+from bdr.common.machine import Story, brief
 from bdr.common.scan import events
 from bdr.common.scan.digests import BLOCK_SECTORS, split
 from bdr.common.scan.events import Action, Event, LogEvent, SendToReader, SendToTarget
@@ -74,7 +74,7 @@ class Comparer(ABC):
         """
         actions = self._actions = []
         if not isinstance(event, events.Tick | events.RoomSeen):
-            self._story.add(str(event))
+            self._story.add(brief(event))
         match event:
             case events.Tick(now_at):
                 self._on_tick(now_at)

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from bdr.common.facts import Facts
-from bdr.common.machine import Story
+from bdr.common.machine import Story, brief
 from bdr.common.target import admission, events, session
 from bdr.common.target.checksums import REFUSED_TEXTS, ChecksumQueue
 from bdr.common.target.events import Action, Apply, Event, LogEvent, Peer, Send
@@ -123,7 +123,7 @@ class TargetNode:
         """
         actions = self._actions = []
         if isinstance(event, events.MessageArrived | events.OtherProtocolArrived):
-            self._story.add(f"{self._session.state.name} <- {event}")
+            self._story.add(f"{self._session.state.name} <- {brief(event)}")
         self._HANDLERS[type(event)](self, event)
         self.check_invariants()
         return actions

@@ -17,17 +17,19 @@ from bdr.common.machine import (
     Machine,
     Story,
     Table,
+    brief,
     goes,
     stays,
 )
 from bdr.common.ring.layout import Mode
 from bdr.common.scan import job
+from bdr.common.scan.events import DigestsArrived
 from bdr.common.source import consistency, events, lease, overflow, session
 from bdr.common.target import events as target_events
 from bdr.common.target import session as target_session
 from bdr.common.wire.condition import Condition
-from bdr.common.wire.control import Refused, Rewind, Welcome
-from bdr.common.wire.scan import Acquire, Commit, Grant
+from bdr.common.wire.control import Digests, DigestsRefused, Refused, Rewind, Welcome
+from bdr.common.wire.scan import Acquire, Commit, Grant, VerifyBegin
 from tests.support.source_rig import STATUS
 
 # The kit.
@@ -98,6 +100,16 @@ def test_story_is_bounded() -> None:
     assert "'4 x" not in text
     assert "'5 x" in text
     assert len(text) < STORY_LINES * (STORY_LINE_CHARACTERS + 10) + 100
+
+
+def test_long_values_of_an_event_are_not_written_out() -> None:
+    message = Digests(7, b"x" * 60000, DigestsRefused.NONE, "why")
+    text = brief(DigestsArrived(message))
+    assert "request=7" in text
+    assert "'why'" in text
+    assert "60000" in text
+    assert len(text) < STORY_LINE_CHARACTERS
+    assert "of 99" in brief(VerifyBegin(1, [(0, 1)] * 99))
 
 
 # The machines.
