@@ -9,9 +9,9 @@ Sockets in the volume's run directory:
 
 ============  ====  ============================================================
 metrics.sock  PULL  reports of the processes (`services.runtime.reports`)
-status.sock XPUB topic `status`: the whole status as a msgpack map, every second, immediately when
-                    the health changes, and to each new subscriber; topic `event`: events of the
-                    volume
+status.sock   XPUB  topic `status`: the whole status as a msgpack map, every second, immediately
+                    when the health changes, and to each new subscriber; topic `event`: events
+                    of the volume
 events.sock   SUB   the reader's announcements, passed on under `event`
 ============  ====  ============================================================
 

@@ -27,7 +27,7 @@ class WindowSettings:
     slots: int = 8192
     """Most slots in flight: 32 MiB of payload."""
     batches: int = 128
-    """Most batches in flight; below every high-water mark on the path."""
+    """Most batches in flight; below the high-water mark of the receiver."""
     batch_slots: int = BATCH_SLOTS_MAX
     """Most slots in a batch: 4 MiB of payload."""
     progress_s: float = 20.0

@@ -74,8 +74,7 @@ int bdr_memory_alloc(struct bdr_memory *memory, u64 capacity)
 				 GFP_KERNEL | __GFP_NOWARN);
 	if (!memory->pages)
 		return -ENOMEM;
-	/* In two calls, so that the payload also starts with a contiguous
-	 * chunk. */
+	/* In two calls, so that the payload also starts with a contiguous chunk. */
 	if (bdr_memory_fill(memory->pages, memory->header_pages) ||
 	    bdr_memory_fill(memory->pages + memory->header_pages,
 			    memory->payload_pages))

@@ -298,8 +298,7 @@ static int bdr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	ti->flush_supported = true;
 	ti->accounts_remapped_io = true;
 	ti->num_flush_bios = 1;
-	/* Discards are offered only if the underlying device has write-zeroes.
-	 * */
+	/* Discards are offered only if the underlying device has write-zeroes. */
 	ti->num_discard_bios = target->discard == BDR_DISCARD_PASS ||
 			       bdev_write_zeroes_sectors(target->dev->bdev);
 	ti->num_write_zeroes_bios = 1;

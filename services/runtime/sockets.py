@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The sockets between the processes: addresses, options, limits.
 
-High-water marks are only a safeguard: batches in flight are bounded by the reader's window, which
-is smaller than any of them. This is required for heartbeats, which would otherwise count a busy
-receiver as dead.
+The high-water mark of the applier is only a safeguard: batches in flight are bounded by the
+reader's window, which is smaller. This is required for heartbeats, which would otherwise count a
+busy receiver as dead. The marks of senders and descriptors are small: what waits there delays what
+another sender could send.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 The run directory holds everything:
 
 =================  ==========================================================
-supervisord.conf the shipped one, with its variables filled in, so that plain `supervisorctl -c
-                   RUN_DIR/supervisord.conf` works
+supervisord.conf   the shipped one, with its variables filled in, so that plain
+                   `supervisorctl -c RUN_DIR/supervisord.conf` works
 supervisor.sock    its control socket, mode 0700
 programs/          one file per process, written by `bdr`
 VOLUME/            sockets of a volume's processes
