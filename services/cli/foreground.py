@@ -263,11 +263,11 @@ class _Foreground:
                     raise StageEndedError(str(state["name"]), int(state["exitstatus"]))
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
+        deadline_at = time.monotonic() + APPLIER_STOP_WAIT_S + 3 * STOP_WAIT_S
         # supervisord would stop the stages sequentially, one second each.
         with contextlib.suppress(BdrError):
             self._supervision.stop_all()
         process.terminate()
-        deadline_at = time.monotonic() + APPLIER_STOP_WAIT_S + 3 * STOP_WAIT_S
         while process.poll() is None:
             if time.monotonic() > deadline_at:
                 process.kill()

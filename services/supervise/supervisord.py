@@ -27,13 +27,15 @@ from supervisor.xmlrpc import SupervisorTransport, UnixStreamHTTPConnection
 
 from bdr.common.errors import PermanentError, RetryableError, UsageError
 from bdr.common.host import programs
-from bdr.common.host.programs import Program
+from bdr.common.host.programs import APPLIER_STOP_WAIT_S, STOP_WAIT_S, Program
 from bdr.services.supervise.files import make_directory, shipped, write_whole
 
 NAME = "supervisord.conf"
 _DOWN = ("STOPPED", "EXITED", "FATAL", "UNKNOWN")
 ANSWER_S = 5.0
 """Timeout for calls that supervisord answers immediately."""
+STOPPED_S = APPLIER_STOP_WAIT_S + 4 * STOP_WAIT_S
+"""Timeout for calls that wait until processes have stopped; supervisord kills them before."""
 
 
 class NotRunningError(RetryableError):
@@ -49,7 +51,7 @@ class SupervisordError(PermanentError):
 class _Connection(UnixStreamHTTPConnection):  # type: ignore[misc]
     """A connection with a timeout, which supervisor's own lacks."""
 
-    def __init__(self, path: str, timeout_s: float | None) -> None:
+    def __init__(self, path: str, timeout_s: float) -> None:
         super().__init__("localhost")
         self.socketfile = path
         self._timeout_s = timeout_s
@@ -147,7 +149,7 @@ class Supervision:
             NotRunningError: no supervisord answers.
             SupervisordError: the call failed.
         """
-        return cast("dict[str, list[str]]", self._call("bdr.update"))
+        return cast("dict[str, list[str]]", self._call("bdr.update", timeout_s=STOPPED_S))
 
     def stop_all(self) -> None:
         """Stops all processes concurrently, and waits for it.
@@ -155,7 +157,7 @@ class Supervision:
         Raises:
             NotRunningError: no supervisord answers.
         """
-        self._call("supervisor.stopAllProcesses")
+        self._call("supervisor.stopAllProcesses", timeout_s=STOPPED_S)
 
     def stop(self, name: str) -> bool:
         """Stops one process, and waits for it; returns whether it ran.
@@ -167,7 +169,7 @@ class Supervision:
             state["name"] == name and state["statename"] not in _DOWN for state in self.processes()
         )
         if ran:
-            self._call("supervisor.stopProcess", name)
+            self._call("supervisor.stopProcess", name, timeout_s=STOPPED_S)
         return ran
 
     def start(self, name: str) -> None:
@@ -176,9 +178,9 @@ class Supervision:
         Raises:
             NotRunningError: no supervisord answers.
         """
-        self._call("supervisor.startProcess", name, False)
+        self._call("supervisor.startProcess", name, False, timeout_s=ANSWER_S)
 
-    def _call(self, method: str, *words: object, timeout_s: float | None = None) -> object:
+    def _call(self, method: str, *words: object, timeout_s: float) -> object:
         if not self.is_running():
             found = "a stale socket" if self.socket.exists() else "none"
             raise NotRunningError(
