@@ -81,7 +81,8 @@ class Health:
 
 def judge(facts: SourceFacts | TargetFacts) -> Health:
     """The worst state that applies, with all reasons, worst first."""
-    found = _judge_stages(facts.stages)
+    is_source = isinstance(facts, SourceFacts)
+    found = _judge_stages(facts.stages, needed="reader" if is_source else "applier")
     found += _judge_source(facts) if isinstance(facts, SourceFacts) else _judge_target(facts)
     found.sort(key=lambda entry: _ORDER.index(entry[0]), reverse=True)
     state = found[0][0] if found else HealthState.HEALTHY
@@ -91,8 +92,11 @@ def judge(facts: SourceFacts | TargetFacts) -> Health:
 _Found = list[tuple[HealthState, str]]
 
 
-def _judge_stages(stages: Sequence[StageStatus]) -> _Found:
+def _judge_stages(stages: Sequence[StageStatus], *, needed: str) -> _Found:
     found: _Found = []
+    if all(stage.stage != needed for stage in stages):
+        # Neither expected nor ever reported: nothing is known of the replication.
+        found.append((HealthState.UNKNOWN, f"no {needed} has reported"))
     for stage in stages:
         if stage.state is StageState.REPORTING:
             continue

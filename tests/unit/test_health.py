@@ -155,6 +155,13 @@ def test_each_state_of_a_target_has_its_word(facts: TargetFacts, state: HealthSt
     assert judge(facts).state is state
 
 
+def test_a_volume_whose_process_was_never_seen_is_unknown() -> None:
+    unseen = replace(GOOD, stages=(), phase=None, condition=None, connected_senders=0)
+    assert judge(unseen).state is HealthState.UNKNOWN
+    assert judge(replace(unseen, stages=stages(UP, UP)[1:])).state is HealthState.UNKNOWN
+    assert judge(TargetFacts((), None, None, 0.0, 10.0)).state is HealthState.UNKNOWN
+
+
 def test_nothing_but_the_good_case_is_ever_healthy() -> None:
     states = list(itertools.product(StageState, repeat=3))
     for trio, phase, dirty, connected, behind in itertools.product(
