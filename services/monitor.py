@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING
 
 import click
 import msgpack
-import zmq
 
 from bdr.common.capture.api import Capture, Role
 from bdr.common.capture.opening import open_capture
@@ -106,16 +105,9 @@ class Monitor:
         self._composer = Composer(volume=volume, role=role, rpo_s=rpo_s, started_at=began_at)
         self.loop = Loop()
         context = self.loop.context
-        self._reports = context.socket(zmq.PULL)
-        self._reports.set(zmq.RCVHWM, 64)
-        self._reports.set(zmq.MAXMSGSIZE, reports.REPORT_BYTES_MAX)
-        self._announcements = context.socket(zmq.SUB)
-        self._announcements.subscribe(b"")
-        self._announcements.set(zmq.RECONNECT_IVL, 100)
-        self._announcements.set(zmq.RECONNECT_IVL_MAX, 1000)
-        self._status = context.socket(zmq.XPUB)
-        self._status.set(zmq.XPUB_VERBOSE, 1)
-        self._status.set(zmq.LINGER, 0)
+        self._reports = sockets.report_puller(context)
+        self._announcements = sockets.event_subscriber(context)
+        self._status = sockets.status_publisher(context)
         self.loop.register(self._reports, self._on_reports)
         self.loop.register(self._announcements, self._on_announcements)
         self.loop.register(self._status, self._on_subscribers)

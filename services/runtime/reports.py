@@ -23,7 +23,6 @@ ENDPOINT = "metrics"
 """Name of the monitor's socket in a volume's run directory."""
 
 EVERY_S = 1.0
-REPORT_BYTES_MAX = 64 * 1024
 _GOODBYE_MS = 200
 
 

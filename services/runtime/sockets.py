@@ -26,9 +26,11 @@ DATA_RCVHWM = 256
 DATA_SNDHWM = 8
 CONTROL_HWM = 64
 REPORT_HWM = 4
+REPORTS_RCVHWM = 64
 DESCRIPTOR_HWM = 2
 """Small, so that few batches queue up for a slow sender."""
 
+REPORT_BYTES_MAX = 64 * 1024
 _CURVE_OVERHEAD_BYTES = 64
 _IPC_PATH_BYTES_MAX = 107
 
@@ -121,6 +123,24 @@ def report_pusher(context: zmq.Context[Socket]) -> Socket:
     Without a monitor nothing is queued: reports would be outdated.
     """
     return _made(context, zmq.PUSH, _WITHIN_HOST, {zmq.SNDHWM: REPORT_HWM, zmq.IMMEDIATE: 1})
+
+
+def report_puller(context: zmq.Context[Socket]) -> Socket:
+    """A monitor's PULL socket for reports."""
+    most = {zmq.RCVHWM: REPORTS_RCVHWM, zmq.MAXMSGSIZE: REPORT_BYTES_MAX}
+    return _made(context, zmq.PULL, _WITHIN_HOST, most)
+
+
+def event_subscriber(context: zmq.Context[Socket]) -> Socket:
+    """A monitor's SUB socket for all events of the reader."""
+    made = _made(context, zmq.SUB, _WITHIN_HOST)
+    made.subscribe(b"")
+    return made
+
+
+def status_publisher(context: zmq.Context[Socket]) -> Socket:
+    """A monitor's XPUB socket, which shows each new subscriber."""
+    return _made(context, zmq.XPUB, _WITHIN_HOST, {zmq.XPUB_VERBOSE: 1})
 
 
 def _made(context: zmq.Context[Socket], kind: int, *options: _Options) -> Socket:
