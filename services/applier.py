@@ -24,7 +24,7 @@ from bdr.common.wire.batch import decode_batch
 from bdr.common.wire.codec import Buffer
 from bdr.common.wire.control import OtherProtocolError, decode_message, encode_message
 from bdr.services.runtime import log, malloc, options, reports, sockets
-from bdr.services.runtime.loop import Loop
+from bdr.services.runtime.loop import Loop, nothing
 from bdr.services.runtime.reports import Reporter
 from bdr.services.runtime.sockets import RunDirectory
 from bdr.services.target.checksummer import Checksummer
@@ -82,7 +82,7 @@ class Applier:
         self.loop.register(checksummer.fileno(), self._on_digests)
         self.loop.register(self._control, self._on_control)
         for bound in (self._data, self._control):
-            self.loop.watch_link(bound, up=_nothing, down=_nothing)
+            self.loop.watch_link(bound, up=nothing, down=nothing)
         sockets.bind(self._data, options.tcp(address, port))
         sockets.bind(self._control, options.tcp(address, port + 1))
         self._log.info(
@@ -215,10 +215,6 @@ class Applier:
                 self._log.info(name, **facts)
             case _:
                 assert_never(action)
-
-
-def _nothing() -> None:
-    """Socket events are only counted."""
 
 
 @options.stage(

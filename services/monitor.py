@@ -44,7 +44,7 @@ from bdr.services.monitoring.client import EVENT_TOPIC, STATUS_ENDPOINT, STATUS_
 from bdr.services.monitoring.events import Detector, Event
 from bdr.services.monitoring.hooks import Hooks
 from bdr.services.runtime import log, options, reports, sockets
-from bdr.services.runtime.loop import Loop
+from bdr.services.runtime.loop import Loop, nothing
 from bdr.services.runtime.sockets import RunDirectory
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Monitor:
     def run(self) -> None:
         """Runs until SIGTERM."""
         try:
-            self.loop.run(tick=self._on_tick, tick_ms=TICK_MS, after=_nothing)
+            self.loop.run(tick=self._on_tick, tick_ms=TICK_MS, after=nothing)
         finally:
             self._hooks.close()
             if self._exporter:
@@ -247,10 +247,6 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _nothing() -> None:
-    """Everything is done in handlers and by the timer."""
 
 
 @options.stage(

@@ -31,7 +31,7 @@ from bdr.common.wire.batch import encode_descriptor
 from bdr.common.wire.control import decode_message, encode_message
 from bdr.common.wire.scan import decode_request, encode_answer
 from bdr.services.runtime import log, options, reports, sockets
-from bdr.services.runtime.loop import Loop, Socket
+from bdr.services.runtime.loop import Loop, Socket, nothing
 from bdr.services.runtime.reports import Reporter
 from bdr.services.runtime.sockets import RunDirectory
 
@@ -187,7 +187,7 @@ class Reader:
         self._handle(events.RoundEnded())
         waits_for = self.node.waits_for
         self.loop.listen(
-            self._descriptors, _nothing, zmq.POLLOUT, is_wanted=waits_for is Waits.SENDER
+            self._descriptors, nothing, zmq.POLLOUT, is_wanted=waits_for is Waits.SENDER
         )
         # A slot that may not be sent yet would cause a busy loop; without polling, the status query
         # of each tick is sufficient.
@@ -242,10 +242,6 @@ class Reader:
         write = self._log.warning if name == "assume-clean" else self._log.info
         write(name, **facts)
         self._events.send_multipart([name.encode(), msgpack.packb(facts)])
-
-
-def _nothing() -> None:
-    """The end of the round does the work."""
 
 
 @options.stage("reader", [options.run_dir(), *options.of(Source, "reader")])

@@ -21,6 +21,7 @@ from bdr.common.status.reports import ScannerValues
 from bdr.common.storage.source_device import SourceDevice
 from bdr.common.wire.batch import encode_batch
 from bdr.services.runtime import log, options, reports, sockets
+from bdr.services.runtime.loop import nothing
 from bdr.services.runtime.reports import Reporter
 from bdr.services.runtime.sockets import RunDirectory
 from bdr.services.source.comparison import TICK_MS, Comparison
@@ -99,7 +100,7 @@ class Scanner:
             frames = self._outgoing.popleft()
             data.send_multipart(frames, copy=False)
             self._sent_bytes += sum(map(len, frames))
-        self.loop.listen(data, _nothing, zmq.POLLOUT, is_wanted=bool(self._outgoing))
+        self.loop.listen(data, nothing, zmq.POLLOUT, is_wanted=bool(self._outgoing))
         self._comparison.handle(events.RoomSeen(len(self._outgoing)))
 
     def _perform(self, action: events.Action) -> None:
@@ -117,10 +118,6 @@ class Scanner:
                 self._log.warning(name, **facts)
             case _:
                 raise AssertionError(f"a scanner's comparer has no {action}")
-
-
-def _nothing() -> None:
-    """The end of the round does the work."""
 
 
 @options.stage("scanner", [options.run_dir(), *options.of(Source, "scanner")])

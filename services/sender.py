@@ -20,7 +20,7 @@ from bdr.common.ring.layout import PAYLOAD_BYTES
 from bdr.common.status.reports import SenderValues
 from bdr.common.wire.batch import BatchHeader, decode_descriptor, encode_batch
 from bdr.services.runtime import log, options, reports, sockets
-from bdr.services.runtime.loop import Loop
+from bdr.services.runtime.loop import Loop, nothing
 from bdr.services.runtime.reports import Reporter
 from bdr.services.runtime.sockets import RunDirectory
 
@@ -103,12 +103,12 @@ class Sender:
             if not sockets.is_readable(self._descriptors):
                 # Wait for work.
                 self.loop.unregister(self._data)
-                self.loop.register(self._descriptors, _nothing)
+                self.loop.register(self._descriptors, nothing)
                 return
             self._send(decode_descriptor(self._descriptors.recv()))
         # Wait for room.
         self.loop.unregister(self._descriptors)
-        self.loop.register(self._data, _nothing, zmq.POLLOUT)
+        self.loop.register(self._data, nothing, zmq.POLLOUT)
 
     def _send(self, header: BatchHeader) -> None:
         stream = self._capture.info.stream
@@ -135,10 +135,6 @@ class Sender:
             old_first, old_count = self._sent.popleft()
             self._sent_slots -= old_count
             self._capture.drop_pages(old_first, old_count)
-
-
-def _nothing() -> None:
-    """The round's `after` does the work."""
 
 
 @options.stage("sender", [options.run_dir(), *options.of(Source, "sender")])

@@ -31,6 +31,10 @@ Source = Socket | int
 Handler = Callable[[], None]
 
 
+def nothing() -> None:
+    """A handler where the wake-up or its count is enough: the end of the round does the work."""
+
+
 class Loop:
     """Calls a handler whenever its socket or descriptor is readable."""
 
