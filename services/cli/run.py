@@ -36,7 +36,8 @@ def run(config_path: str) -> None:
             f"supervisord: found one running at {supervision.socket}; wanted none: "
             "`bdr reload` applies a changed configuration to it"
         )
-    _write(found, supervision)
+    with supervision.locked():
+        _write(found, supervision)
     # supervisord sets its own umask only where it becomes a daemon.
     os.umask(0o077)
     supervisord = str(Path(sys.executable).parent / "supervisord")
@@ -47,10 +48,7 @@ def run(config_path: str) -> None:
 def reload(config_path: str) -> None:
     """Applies bdr.toml to the running processes: starts, stops and restarts only what changed."""
     found = config.load(config_path)
-    supervision = Supervision(found.host.run_dir)
-    with_changes = _apply(found, supervision)
-    if not with_changes:
-        click.echo("nothing to change")
+    _apply(found, Supervision(found.host.run_dir))
 
 
 @click.command(params=[cli_options.config_path(), cli_options.volume()])
@@ -71,8 +69,7 @@ def scale(config_path: str, volume: str, stages: tuple[str, ...]) -> None:
     make_directory(Path(found.host.state_dir), mode=0o700)
     with supervision.locked():
         Scaling(found.host.state_dir).set(found, changes)
-    if not _apply(found, supervision):
-        click.echo("nothing to change")
+    _apply(found, supervision)
 
 
 @click.command(
@@ -120,20 +117,20 @@ def _prepare(found: Config, supervision: Supervision) -> None:
 
 
 def _write(found: Config, supervision: Supervision) -> None:
-    with supervision.locked():
-        programs = programs_of(found, supervision, Scaling(found.host.state_dir))
-        supervision.write(programs, log_dir=found.host.log_dir)
+    """Writes the program files; the run directory is locked."""
+    programs = programs_of(found, supervision, Scaling(found.host.state_dir))
+    supervision.write(programs, log_dir=found.host.log_dir)
 
 
-def _apply(found: Config, supervision: Supervision) -> bool:
-    """Writes the files and updates supervisord; returns whether anything changed."""
+def _apply(found: Config, supervision: Supervision) -> None:
+    """Writes the files, updates supervisord, and prints what changed."""
     supervision.processes()  # raises before anything is written
     _prepare(found, supervision)
     with supervision.locked():
-        programs = programs_of(found, supervision, Scaling(found.host.state_dir))
-        supervision.write(programs, log_dir=found.host.log_dir)
+        _write(found, supervision)
         changes = supervision.update()
     for what, names in changes.items():
         for name in names:
             click.echo(f"{what} {name}")
-    return any(changes.values())
+    if not any(changes.values()):
+        click.echo("nothing to change")
