@@ -201,13 +201,16 @@ def wait_replicated(capture: Capture) -> float:
     return time.monotonic() - began_at
 
 
-def differences(source: str, replica: str, directory: Path) -> list[str]:
-    """Differences between the two devices, by cmp, fsck and diff."""
-    found = []
+def different_bytes(source: str, replica: str) -> list[str]:
+    """Differences between the two devices, by cmp."""
     say("comparing both devices byte by byte")
     compared = subprocess.run(["cmp", source, replica], check=False, capture_output=True, text=True)
-    if compared.returncode:
-        found.append(f"cmp: {(compared.stdout + compared.stderr).strip()}")
+    return [f"cmp: {(compared.stdout + compared.stderr).strip()}"] if compared.returncode else []
+
+
+def differences(source: str, replica: str, directory: Path) -> list[str]:
+    """Differences between the two devices, by cmp, fsck and diff."""
+    found = different_bytes(source, replica)
     say("checking the replica's file system: e2fsck -fn")
     with loop_device(replica, read_only=True) as replica_device:
         checked = subprocess.run(

@@ -25,7 +25,15 @@ from bdr.common.ring.layout import Mode
 from bdr.common.wire.scan import ResyncStatus
 from bdr.services.cli.reader_client import NoPeerError, ReaderClient, SourceLocation
 from deploy.command import SetupError, run, wait_for
-from deploy.demo import SETTLE_TIMEOUT_S, backing_devices, captured, free_port, say, show
+from deploy.demo import (
+    SETTLE_TIMEOUT_S,
+    backing_devices,
+    captured,
+    different_bytes,
+    free_port,
+    say,
+    show,
+)
 from deploy.stack import Stack, source_programs, target_programs
 
 VOLUME = "demo"
@@ -91,6 +99,15 @@ def wait_consistent(client: ReaderClient, capture: Capture, *, what: str) -> Res
             behind = capture.status().head - capture.status().tail
             say(f"    {what}: {left} MiB left to compare, {behind} slots behind")
         time.sleep(0.05)
+
+
+def wait_drained(capture: Capture) -> None:
+    """Waits until nothing is outstanding."""
+    wait_for(
+        lambda: capture.status().tail == capture.status().head,
+        what="the ring",
+        timeout_s=SETTLE_TIMEOUT_S,
+    )
 
 
 def ask(client: ReaderClient) -> ResyncStatus:
@@ -160,11 +177,7 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
             f"{report.compared_bytes // _MIB} MiB, moved {report.repaired_bytes // _MIB} MiB; "
             f"written meanwhile {writer.changed // _MIB} MiB"
         )
-        wait_for(
-            lambda: capture.status().tail == capture.status().head,
-            what="the ring",
-            timeout_s=SETTLE_TIMEOUT_S,
-        )
+        wait_drained(capture)
 
         miss_writes(programs, capture, client, writer)
         found = verify(place)
@@ -172,19 +185,9 @@ def demonstrate(stack: contextlib.ExitStack) -> list[str]:
         writer.close()
         run("blockdev", "--flushbufs", source.device)
         wait_consistent(client, capture, what="the last writes")
-        wait_for(
-            lambda: capture.status().tail == capture.status().head,
-            what="the ring",
-            timeout_s=SETTLE_TIMEOUT_S,
-        )
+        wait_drained(capture)
         found += verify(place)
-    say("comparing both devices byte by byte")
-    compared = subprocess.run(
-        ["cmp", source_backing, replica_backing], check=False, capture_output=True, text=True
-    )
-    if compared.returncode:
-        found.append(f"cmp: {(compared.stdout + compared.stderr).strip()}")
-    return found
+    return found + different_bytes(source_backing, replica_backing)
 
 
 def miss_writes(programs: Stack, capture: Capture, client: ReaderClient, writer: Writer) -> None:

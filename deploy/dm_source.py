@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bdr.common.errors import DeviceError
-from bdr.common.host.attach import Attachment, LinuxHost, attach, detach
+from bdr.common.host.attach import Attachment, LinuxHost, attach, detach, is_target_known
 from deploy.nbd_source import loop_device
 
 _BUILD = Path(__file__).parent.parent / "build"
@@ -37,13 +37,8 @@ def load_module() -> str | None:
         None, or why this host cannot.
     """
     host = LinuxHost()
-
-    def is_known() -> bool:
-        lines = host.run("dmsetup", "targets").splitlines()
-        return any(line.startswith("bdr ") for line in lines)
-
     try:
-        if is_known():
+        if is_target_known(host):
             return None
         try:
             host.run("modprobe", "bdr")
@@ -53,7 +48,7 @@ def load_module() -> str | None:
             if not os.path.exists(built):
                 raise
             host.run("insmod", built)
-        return None if is_known() else "device-mapper has no target bdr"
+        return None if is_target_known(host) else "device-mapper has no target bdr"
     except DeviceError as error:
         return str(error).splitlines()[0]
 

@@ -10,20 +10,7 @@ output=${2:?output directory}
 config=$(cd "$(dirname "$0")/../tests/kernel" && pwd)/debug.config
 [ -e "$output/arch/x86/boot/bzImage" ] && [ -e "$output/modules.order" ] && exit 0
 
-need="flex bison bc cpio libelf-dev libssl-dev"
-missing=
-for package in $need; do
-	dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
-		missing="$missing $package"
-done
-if [ -n "$missing" ]; then
-	[ "$(id -u)" = 0 ] || {
-		echo "kasan-kernel: install as root:$missing" >&2
-		exit 1
-	}
-	# shellcheck disable=SC2086
-	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
-fi
+"$(dirname "$0")/packages.sh" flex bison bc cpio libelf-dev libssl-dev
 
 if [ ! -e "$source/Makefile" ]; then
 	mkdir -p "$source"

@@ -193,7 +193,7 @@ def _check_arguments(wanted: Attachment) -> None:
 
 
 def _check_module(host: Host) -> None:
-    if _target_is_known(host):
+    if is_target_known(host):
         return
     try:
         host.run("modprobe", "bdr")
@@ -202,11 +202,12 @@ def _check_module(host: Host) -> None:
             f"the kernel module bdr is not loaded and cannot be ({error}); build it with `make "
             "module-install`, or capture with the nbdkit plugin where modules cannot be loaded"
         ) from error
-    if not _target_is_known(host):
+    if not is_target_known(host):
         raise DeviceError("modprobe bdr succeeded, but device-mapper has no target `bdr`")
 
 
-def _target_is_known(host: Host) -> bool:
+def is_target_known(host: Host) -> bool:
+    """Whether device-mapper has the target `bdr`: the module is loaded."""
     targets = host.run("dmsetup", "targets").splitlines()
     return any(line.split()[:1] == ["bdr"] for line in targets)
 
