@@ -136,8 +136,7 @@ class JournalStore:
 
     def _commit(self) -> None:
         self._engine.commit()
-        with self._changed:
-            self._changed.notify_all()
+        self._notify()
 
     def _wait_for_room(self, slots: int) -> None:
         # Uncommitted jobs are not applied, and so would never free space.
