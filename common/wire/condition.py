@@ -21,6 +21,11 @@ class Condition(IntEnum):
     which the source declares that it has marked every region."""
 
     @property
+    def words(self) -> str:
+        """The name, for users."""
+        return self.name.lower().replace("_", " ")
+
+    @property
     def needs_scan(self) -> bool:
         """Whether regions must be compared before it can be consistent."""
         return self in (Condition.INCONSISTENT, Condition.UNKNOWN)

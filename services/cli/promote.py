@@ -45,8 +45,8 @@ def promote(config_path: str, force: bool, volume: str) -> None:
         record = _complete(found, volume, target)
         if record.condition is not Condition.CONSISTENT and not force:
             raise StateError(
-                f"volume {volume}: found a replica that is {_word(record)}; wanted a consistent "
-                "one: let its source finish, or take it as it is with --force"
+                f"volume {volume}: found a replica that is {record.condition.words}; wanted a "
+                "consistent one: let its source finish, or take it as it is with --force"
             )
         with _record(found, volume, target) as (file, remembered):
             file.save(replace(remembered, promoted_utc=int(time.time())))
@@ -55,7 +55,8 @@ def promote(config_path: str, force: bool, volume: str) -> None:
             supervision.start(applier)
         raise
     click.echo(
-        f"{volume}: promoted: {target.target} can be used; {_word(record)}, at slot {record.slot}"
+        f"{volume}: promoted: {target.target} can be used; {record.condition.words}, "
+        f"at slot {record.slot}"
         + (f", as of {utc(record.accepted_utc)}" if record.accepted_utc else "")
     )
 
@@ -143,7 +144,3 @@ def _record(
             file.close()
     finally:
         device.close()
-
-
-def _word(record: ReplicaRecord) -> str:
-    return record.condition.name.lower().replace("_", " ")

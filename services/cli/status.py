@@ -237,7 +237,7 @@ def replica(found: ReplicaStatus) -> str:
     """Condition, and on the target its position."""
     if found.condition is None:
         return "not known"
-    text = found.condition.name.lower().replace("_", " ")
+    text = found.condition.words
     if found.slot is not None:
         text += f", at slot {found.slot}"
     intake = found.intake
