@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from bdr.common.host import config
 from bdr.services.cli import foreground
 from bdr.services.monitoring import exporter
 from bdr.services.monitoring.exporter import Exporter
+from bdr.services.supervise import supervisord
 from bdr.services.supervise.scaling import Scaling
 from tests.unit.statuses import SOURCE
 
@@ -80,3 +82,16 @@ def test_of_a_monitor_that_hangs_only_unknown_is_told(monkeypatch: pytest.Monkey
     finally:
         monkeypatch.undo()
         served.close()
+
+
+@pytest.mark.parametrize("call", ["update", "stop_all"])
+def test_no_change_waits_for_a_supervisord_that_hangs(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisord, "STOPPED_S", 0.1)
+    supervision = supervisord.Supervision(str(tmp_path))
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.bind(str(supervision.socket))
+        hanging.listen()  # connections are accepted by the kernel, and never answered
+        with pytest.raises(supervisord.NotRunningError):
+            getattr(supervision, call)()
