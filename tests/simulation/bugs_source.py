@@ -12,6 +12,7 @@ from bdr.common.scan.comparer import Comparer
 from bdr.common.scan.job import Closed, Job
 from bdr.common.source import events
 from bdr.common.source.consistency import Consistency, StatusSeen
+from bdr.common.source.greeting import Greeting
 from bdr.common.source.hold import Hold
 from bdr.common.source.node import SourceNode
 from bdr.common.source.order import Order
@@ -21,7 +22,7 @@ from bdr.common.source.scheduler import ResyncScheduler
 from bdr.common.source.session import Lost, Phase, Session
 from bdr.common.source.settings import SchedulerSettings, SourceSettings
 from bdr.common.source.verification import Verification
-from bdr.common.source.window import WindowSettings
+from bdr.common.source.window import Window, WindowSettings
 from bdr.common.wire.batch import Marker
 from bdr.common.wire.condition import Condition
 from tests.simulation.application import Application
@@ -109,9 +110,50 @@ def welcome_slot_ignored() -> Patch:
     return wrapped(Order, "begin", make)
 
 
+@bug(may_overflow=True, capacity=8, in_flight=8, source_disk_s=0.02, think_s=0.0005)
+def batch_across_a_gap() -> Patch:
+    return mock.patch.object(Order, "_limit", lambda self: self.window.room_slots)
+
+
+@bug()
+def window_without_a_limit() -> Patch:
+    return mock.patch.object(Window, "room_batches", 1 << 20)
+
+
+# The session.
+
+
 @bug(faults={"cut_data": 0.15})
 def loss_never_noticed() -> Patch:
     return ignored(Session, Phase.STREAMING, Lost)
+
+
+@bug(faults={"kill_scanner": 0.15, "cut_scanner": 0.15}, is_equal=False, assume_clean=False)
+def loss_of_a_scanner_not_noticed() -> Patch:
+    return handled(SourceNode, events.ScannerLost, lambda _: lambda self, event: self._advance())
+
+
+@bug(drops=0.1)
+def hello_not_repeated() -> Patch:
+    return ignored(Session, Phase.GREETING, events.Tick)
+
+
+@bug()
+def unknown_replica_not_marked() -> Patch:
+    def broken(self: SourceNode, welcome: Any) -> None:
+        self.order.begin(welcome)
+
+    return mock.patch.object(SourceNode, "_begin_session", broken)
+
+
+@bug(faults={"liar": 0.5})
+def impossible_welcome_believed() -> Patch:
+    return mock.patch.object(Greeting, "check", nothing)
+
+
+@bug(faults={"liar": 0.5})
+def impossible_acknowledgement_believed() -> Patch:
+    return mock.patch.object(Greeting, "check_ack", nothing)
 
 
 # The capture.
@@ -133,6 +175,31 @@ def shown_before_it_is_on_disk() -> Patch:
 @bug(may_overflow=True)
 def missed_write_not_marked() -> Patch:
     return mock.patch.object(Gate, "mark", nothing)
+
+
+@bug(failing_writes=0.1)
+def failed_write_not_marked() -> Patch:
+    def make(publish: Any) -> Any:
+        def broken(self: Gate, write: Write, **kwargs: Any) -> None:
+            with mock.patch.object(self, "mark", nothing):
+                publish(self, write, **kwargs)
+
+        return broken
+
+    return wrapped(Gate, "publish", make)
+
+
+@bug(failing_writes=0.1)
+def failed_write_shown_as_a_good_one() -> Patch:
+    def make(publish: Any) -> Any:
+        def broken(self: Gate, write: Write, *, failed: bool, slots: range) -> None:
+            if failed:
+                self.mark(write)
+            publish(self, write, failed=False, slots=slots)
+
+        return broken
+
+    return wrapped(Gate, "publish", make)
 
 
 # Scans.

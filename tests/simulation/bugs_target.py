@@ -17,6 +17,7 @@ from bdr.common.target.intake import Intake
 from bdr.common.target.job import Job
 from bdr.common.target.node import TargetNode
 from bdr.common.target.record import ReplicaRecord
+from bdr.common.target.reorder import ReorderBuffer
 from bdr.common.target.replica import Replica
 from bdr.common.target.session import SessionState
 from bdr.common.target.settings import TargetSettings
@@ -138,6 +139,50 @@ def second_source_let_in_after_a_restart() -> Patch:
     return handled(TargetNode, events.MessageArrived, make)
 
 
+@bug(faults={"misconfigure": 1.0})
+def volume_not_compared() -> Patch:
+    def make(refusal: Any) -> Any:
+        def broken(hello: Any, record: ReplicaRecord, **facts: Any) -> Any:
+            return refusal(replace(hello, volume=record.volume), record, **facts)
+
+        return broken
+
+    return wrapped(admission, "refusal", make)
+
+
+_LETS_IN: dict[str, Any] = {"target": TargetSettings(source_silence_s=4.0)}
+
+
+@bug(**_LETS_IN, faults={"source_power_cut": 1.0})
+def slot_of_another_stream_believed() -> Patch:
+    def make(start: Any) -> Any:
+        return lambda hello, record: start(hello, replace(record, stream=hello.stream))
+
+    return wrapped(admission, "start", make)
+
+
+@bug(**_LETS_IN, is_equal=True, assume_clean=True, faults={"change_roles": 1.0})
+def equal_by_assertion_after_it_had_a_source() -> Patch:
+    def broken(hello: Any, record: ReplicaRecord) -> admission.Assumption:
+        del record
+        taken = hello.assume_clean and not hello.tail
+        return admission.Assumption.TAKEN if taken else admission.Assumption.NOT_GIVEN
+
+    return mock.patch.object(admission, "_assumption", broken)
+
+
+@bug(senders=3)
+def reorder_buffer_without_a_limit() -> Patch:
+    def make(put: Any) -> Any:
+        def broken(self: ReorderBuffer, batch: Batch, *, wanted: int) -> bool:
+            self._batches_max = self._size_max = 1 << 60
+            return bool(put(self, batch, wanted=wanted))
+
+        return broken
+
+    return wrapped(ReorderBuffer, "put", make)
+
+
 @bug()
 def epoch_not_advanced() -> Patch:
     def make(advance: Any) -> Any:
@@ -165,6 +210,33 @@ def acknowledged_before_the_sync() -> Patch:
         return broken
 
     return wrapped(Applier, "_write_one", make)
+
+
+# Roles.
+
+
+def _demotion_that_keeps(name: str) -> Patch:
+    """This of the record stays as it was."""
+
+    def make(demoted: Any) -> Any:
+        def broken(record: ReplicaRecord, **kwargs: Any) -> ReplicaRecord:
+            found: ReplicaRecord = demoted(record, **kwargs)
+            kept: dict[str, Any] = {name: getattr(record, name)}
+            return replace(found, **kept)
+
+        return broken
+
+    return wrapped(stores, "demoted", make)
+
+
+@bug(**_LETS_IN, faults={"change_roles": 1.0})
+def demoted_replica_keeps_its_condition() -> Patch:
+    return _demotion_that_keeps("condition")
+
+
+@bug(**_LETS_IN, faults={"change_roles": 1.0})
+def demoted_replica_keeps_its_stream() -> Patch:
+    return _demotion_that_keeps("stream")
 
 
 # Disks.

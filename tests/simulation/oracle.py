@@ -29,6 +29,7 @@ from bdr.common.target.record import NO_STREAM, ReplicaRecord
 from bdr.common.wire.condition import Condition
 from tests.simulation.history import History, differing
 from tests.simulation.source import BrokenRuleError
+from tests.simulation.stores import VOLUME
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -148,7 +149,7 @@ class Oracle:
         """Whether a record tells the truth about this content of the device."""
         world = self._world
         tail = world.gate.tail if tail is None else tail
-        if record.condition is Condition.CONSISTENT and record.stream in world.histories:
+        if record.condition is Condition.CONSISTENT:
             self._check_consistent(record, content, when)
         if record.stream != world.gate.stream:
             if tail and record.stream not in world.given_up:
@@ -182,7 +183,9 @@ class Oracle:
 
     def _check_consistent(self, record: ReplicaRecord, found: bytearray, when: str) -> None:
         """The source as it was at this slot, before or after what was missed right there."""
-        history = self._world.histories[record.stream]
+        history = self._world.histories.get(record.stream)
+        if history is None:
+            raise BrokenRuleError(f"P2: {when}: CONSISTENT, and of no source that there was")
         moment = history.at(record.slot)
         wrong = moment.differs_from(found)
         if wrong:
@@ -198,7 +201,9 @@ class Oracle:
 
     # Bounds.
 
-    def check_source(self, node: SourceNode) -> None:
+    def check_source(self, node: SourceNode, volume: str) -> None:
+        if volume != VOLUME and node.order.is_streaming:
+            raise BrokenRuleError(f"the source of volume {volume!r} was let in")
         settings, window = self._world.options.source.window, node.order.window
         if window.in_flight > settings.batches or window.cursor - window.tail > settings.slots:
             raise BrokenRuleError(f"window: {window.in_flight} batches in flight")

@@ -156,7 +156,7 @@ class Reader(Process):
             self._handle(events.RoundEnded())
             if self.node.waits_for is Waits.RING and self.gate.is_woken:
                 self.wake()
-            self.world.oracle.check_source(self.node)
+            self.world.oracle.check_source(self.node, self.volume)
 
     def _run(self) -> None:
         while not self._is_blocked and (self._todo or self._waiting):
