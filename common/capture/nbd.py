@@ -202,7 +202,7 @@ class NbdCapture:
             raise CaptureError(
                 f"capture {self._path}: {name}{_values(code, argument)} refused: "
                 f"{_hint(code, error)}"
-            )
+            ) from OSError(error, os.strerror(error))
         result = packet[abi.REPLY.size :]
         if len(result) != wanted:
             raise CaptureError(

@@ -8,7 +8,6 @@ import os
 import select
 import subprocess
 import threading
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 
 from bdr.common.capture.api import Bitmap, Role
 from bdr.common.capture.dm import DmCapture
-from bdr.common.errors import CaptureError, CaptureGoneError
+from bdr.common.errors import CaptureGoneError
 from bdr.common.ring.layout import Mode
 from tests.kernel.conftest import MODULE
 from tests.kernel.devices import (
@@ -35,14 +34,7 @@ from tests.kernel.devices import (
 )
 from tests.kernel.mirror import Mirror
 from tests.kernel.test_overflow import load
-
-
-def refused(call: Callable[[], object]) -> int | None:
-    """The system's error code with which the capture refuses a call."""
-    with pytest.raises(CaptureError) as error:
-        call()
-    assert isinstance(error.value.__cause__, OSError)
-    return error.value.__cause__.errno
+from tests.support.refusals import refused
 
 
 def memory_figures() -> dict[str, int]:

@@ -21,6 +21,7 @@ from bdr.common.errors import CaptureError
 from bdr.common.ring.layout import Mode
 from tests.nbdkit.client import NbdClient
 from tests.nbdkit.server import DEADLINE_S, Server, wait_until
+from tests.support.refusals import refused
 
 REGIONS = 256
 
@@ -172,8 +173,7 @@ def test_clients_are_bounded_and_places_come_back(server: Server) -> None:
     try:
         while len(with_place) < 64:
             with_place.append(server.observer())
-        with pytest.raises(CaptureError, match="too many clients"):
-            server.observer()
+        assert refused(server.observer) == errno.EUSERS
     finally:
         for capture in with_place:
             capture.close()
@@ -235,7 +235,7 @@ def test_memory_is_sealed_and_read_only(server: Server) -> None:
         assert raw.open(Role.CONSUMER) == 0
         memory = raw.fds[0]
         size = os.fstat(memory).st_size
-        with pytest.raises(OSError, match="Bad file descriptor"):
+        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
             os.pwrite(memory, b"x", 0)
         with pytest.raises(PermissionError):
             mmap.mmap(memory, 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
