@@ -15,6 +15,7 @@ from typing import Self
 import pytest
 import zmq
 
+from bdr.common.status.health import MINIMUM_S
 from bdr.common.status.model import VolumeStatus
 from bdr.services.monitoring.client import NoAnswerError, Subscriber
 from deploy.command import wait_for
@@ -325,7 +326,11 @@ def test_a_monitor_that_is_new_does_not_call_an_old_lag_healthy(make_hosts: Make
     hosts.volume.client.write(0, bytes(4096))
     hosts.source.supervisorctl("restart", "v1-monitor")
     wait_for(
-        lambda: any("at least" in why for why in hosts.source.status("v1")["reasons"]),
+        lambda: (hosts.source.status("v1")["seconds_behind"] or 0.0) > MINIMUM_S,
         what="behind",
         timeout_s=DEADLINE_S,
     )
+    status = hosts.source.status("v1")
+    assert status["is_seconds_behind_minimum"]
+    assert status["health"] != "healthy"
+    assert any("since before the monitor's start" in reason for reason in status["reasons"])
