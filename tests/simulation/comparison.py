@@ -154,7 +154,8 @@ class Comparison(Process):
 
     def _tell(self, event: events.Event) -> None:
         self._handle(events.Tick(self.clock.now_at))
-        self._handle(event)
+        if self.alive:  # a command may end when time passes
+            self._handle(event)
         self._round()
 
     def _round(self) -> None:
@@ -185,9 +186,7 @@ class Comparison(Process):
                     world.rng.shuffle(todo)
                     self._work(_Task(action, todo, pace=world.rng.choice((1, 1, 1, 20))))
                 case events.Stop(error):
-                    reader = self._reader
-                    # One of the two may be of a capture that was replaced.
-                    if reader is not None and reader.gate is self.gate is world.gate:
+                    if self._reader is None or self._reader.gate is self.gate:
                         raise BrokenRuleError(f"a comparer stopped: {error}")
                     self._restart()
                     return
