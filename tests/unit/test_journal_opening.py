@@ -36,6 +36,8 @@ def test_power_cut_while_a_journal_comes_into_use(
     except PowerLostError:
         store = store.after_power_cut(Random(seed))
         assert store.recover().journal != NO_JOURNAL
+    else:
+        assert access, "each disk is used at least once"
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -50,3 +52,5 @@ def test_power_cut_while_a_journal_goes_out_of_use(disk: str, access: int, seed:
     except PowerLostError:
         store = store.after_power_cut(Random(seed))
         assert store.recover().journal != NO_JOURNAL
+    else:
+        assert access, "each disk is used at least once"
