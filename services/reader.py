@@ -212,8 +212,10 @@ class Reader:
         match action:
             case events.Dispatch(header):
                 self._descriptors.send(encode_descriptor(header))
-            case events.Release(tail, cursor):
-                self._capture.release(tail=tail, cursor=cursor)
+            case events.Release(tail, cursor, acknowledged, counted):
+                self._capture.release(
+                    tail=tail, cursor=cursor, acknowledged=acknowledged, counted=counted
+                )
             case events.Send(message):
                 # Not connected: the node repeats messages that matter.
                 with contextlib.suppress(zmq.Again):

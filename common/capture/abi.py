@@ -13,14 +13,14 @@ import struct
 from bdr.common.capture.api import CaptureInfo, CaptureStatus
 from bdr.common.ring.layout import GAP_NONE, Mode
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 STREAM_ID_BYTES = 16
 BITMAP_CHUNK_REGIONS = 8 * 65536
 """Most regions that one BITMAP_READ returns."""
 
 INFO = struct.Struct("<II16sQQQQQQQ256s4Q")
-STATUS = struct.Struct("<QQQQIIQQQQQQQQ16sQ")
-RELEASE = struct.Struct("<QQ")
+STATUS = struct.Struct("<QQQQIIQQQQQQQQ16sQQ4Q")
+RELEASE = struct.Struct("<QQQQ")
 RESUME = struct.Struct("<Q")
 BITMAP = struct.Struct("<QQIIQ")
 OPEN = struct.Struct("<II")
@@ -108,7 +108,9 @@ def decode_status(raw: bytes) -> CaptureStatus:
         device_sectors,
         last_gap,
         stream,
-        _,
+        acknowledged,
+        counted,
+        *_reserved,
     ) = STATUS.unpack(raw)
     return CaptureStatus(
         head=head,
@@ -125,4 +127,6 @@ def decode_status(raw: bytes) -> CaptureStatus:
         failed_writes=failed_writes,
         device_sectors=device_sectors,
         stream=stream,
+        acknowledged=acknowledged,
+        counted=counted,
     )

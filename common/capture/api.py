@@ -77,6 +77,10 @@ class CaptureStatus:
     device_sectors: int
     stream: bytes
     """Differs from `CaptureInfo` once the underlying device was replaced."""
+    acknowledged: int
+    """As of the last `Capture.release` of this stream; 0 before the first."""
+    counted: int
+    """Likewise."""
 
     @property
     def dirty_regions(self) -> int:
@@ -136,8 +140,23 @@ class Capture(Protocol):
         """The present state; for the consumer this also clears the mode-change condition."""
         ...
 
-    def release(self, *, tail: int, cursor: int) -> None:
-        """Frees every slot below `tail`, and arms the wake-up for slot `cursor`."""
+    def release(self, *, tail: int, cursor: int, acknowledged: int = 0, counted: int = 0) -> None:
+        """Frees every slot below `tail`, and arms the wake-up for slot `cursor`.
+
+        The two counters are kept by the capture as long as this stream lasts, so that a
+        consumer that is started again finds them in `status`. They count the markers and
+        resync batches that the target has accepted. Neither decreases.
+
+        Args:
+            acknowledged: how many of them the target has made durable, set before a region
+                is cleared because of them; at most `counted`.
+            counted: an upper bound of them, set before such a batch is sent.
+
+        Raises:
+            CaptureError: the tail or the cursor is not in the ring, a slot below the tail is
+                in flight, or a counter decreases.
+            StaleCaptureError: another stream has begun since the last `status`.
+        """
         ...
 
     def resume(self) -> int:

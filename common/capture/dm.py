@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from bdr.common.capture import abi
 from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus, Role
-from bdr.common.errors import CaptureError, CaptureGoneError
+from bdr.common.errors import CaptureError, CaptureGoneError, StaleCaptureError
 from bdr.common.ring.mapping import RingMap
 
 if TYPE_CHECKING:
@@ -90,9 +90,11 @@ class DmCapture:
     def status(self) -> CaptureStatus:
         return abi.decode_status(self._read_struct(abi.IOC_STATUS, abi.STATUS.size))
 
-    def release(self, *, tail: int, cursor: int) -> None:
+    def release(self, *, tail: int, cursor: int, acknowledged: int = 0, counted: int = 0) -> None:
         self._write_struct(
-            abi.IOC_RELEASE, abi.RELEASE.pack(tail, cursor), f"tail={tail} cursor={cursor}"
+            abi.IOC_RELEASE,
+            abi.RELEASE.pack(tail, cursor, acknowledged, counted),
+            f"tail={tail} cursor={cursor} acknowledged={acknowledged} counted={counted}",
         )
 
     def resume(self) -> int:
@@ -149,6 +151,11 @@ class DmCapture:
     def _refuse(self, what: str, error: OSError, hints: dict[int, str] = _HINTS) -> NoReturn:
         if error.errno in (errno.ENODEV, errno.ENXIO):
             raise self._gone() from error
+        if error.errno == errno.ESTALE:
+            raise StaleCaptureError(
+                f"capture {self._path}: {what} refused: another device is below it since it was "
+                "looked at"
+            ) from error
         hint = hints.get(error.errno or 0, os.strerror(error.errno or 0))
         raise CaptureError(f"capture {self._path}: {what} refused: {hint}") from error
 

@@ -47,6 +47,8 @@ class MemoryCapture:
         self._owner = owner
         self._head = 0
         self._tail = 0
+        self._acknowledged = 0
+        self._counted = 0
         self._armed = False
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -182,14 +184,22 @@ class MemoryCapture:
                 failed_writes=0,
                 device_sectors=self.info.device_sectors,
                 stream=self.info.stream,
+                acknowledged=self._acknowledged,
+                counted=self._counted,
             )
 
-    def release(self, *, tail: int, cursor: int) -> None:
+    def release(self, *, tail: int, cursor: int, acknowledged: int = 0, counted: int = 0) -> None:
         self._need_owner()
         with self._room:
             if not self._tail <= tail <= self._head:
                 raise CaptureError(f"release {tail}: wanted {self._tail} to {self._head}")
+            if not self._acknowledged <= acknowledged <= counted or counted < self._counted:
+                raise CaptureError(
+                    f"release acknowledged={acknowledged} counted={counted}: wanted no less than "
+                    f"{self._acknowledged} and {self._counted}, the first at most the second"
+                )
             self._tail = tail
+            self._acknowledged, self._counted = acknowledged, counted
             self._armed = True
             self._room.notify_all()
         if published_count(self.headers, cursor=cursor, limit=WRITE_SLOTS_MAX):

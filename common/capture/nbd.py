@@ -95,8 +95,8 @@ class NbdCapture:
     def status(self) -> CaptureStatus:
         return abi.decode_status(self._request(abi.IOC_STATUS, wanted=abi.STATUS.size))
 
-    def release(self, *, tail: int, cursor: int) -> None:
-        self._request(abi.IOC_RELEASE, abi.RELEASE.pack(tail, cursor))
+    def release(self, *, tail: int, cursor: int, acknowledged: int = 0, counted: int = 0) -> None:
+        self._request(abi.IOC_RELEASE, abi.RELEASE.pack(tail, cursor, acknowledged, counted))
 
     def resume(self) -> int:
         (slot,) = abi.RESUME.unpack(self._request(abi.IOC_RESUME, wanted=abi.RESUME.size))
@@ -242,7 +242,8 @@ def _hint(code: int, error: int) -> str:
 def _values(code: int, argument: bytes) -> str:
     """The request's arguments, as an error message shows them."""
     if code == abi.IOC_RELEASE:
-        return " tail={} cursor={}".format(*abi.RELEASE.unpack(argument))
+        names = "tail={} cursor={} acknowledged={} counted={}"
+        return " " + names.format(*abi.RELEASE.unpack(argument))
     if code in (abi.IOC_BITMAP_READ, abi.IOC_BITMAP_CLEAR, abi.IOC_BITMAP_MARK):
         first, count, *_ = abi.BITMAP.unpack(argument)
         return f" first={first} count={count}"

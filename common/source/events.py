@@ -131,10 +131,15 @@ class Reply:
 @dataclass(frozen=True, slots=True)
 class Release:
     """Free the slots below `tail`, which are durable on the target; arm the wake-up for
-    `cursor`."""
+    `cursor`.
+
+    The capture keeps `acknowledged` and `counted`; see `Capture.release`.
+    """
 
     tail: int
     cursor: int
+    acknowledged: int
+    counted: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,4 +32,5 @@ class ReleaseTracker:
         if not has_to_arm and tail == self._tail:
             return []
         self._tail, self._armed = tail, cursor
-        return [Release(tail, cursor)]
+        status = self._order.status
+        return [Release(tail, cursor, status.acknowledged, status.counted)]

@@ -59,6 +59,7 @@ static int bdr_chardev_open(struct inode *inode, struct file *file)
 			ctx->consumer = file;
 			ctx->cursor = ctx->gate.ring.tail;
 			ctx->events++;
+			ctx->stream_seen = true;
 		}
 	}
 	spin_unlock_irq(&ctx->lock);
@@ -194,8 +195,13 @@ static long bdr_ioctl_status(struct bdr_context *ctx, const struct file *file,
 	if (copy_to_user(arg, &status, sizeof(status)))
 		return -EFAULT;
 	/* After the copy: an event that was not reported stays unseen. */
-	if (READ_ONCE(ctx->consumer) == file)
-		WRITE_ONCE(ctx->events_seen, events);
+	if (READ_ONCE(ctx->consumer) != file)
+		return 0;
+	WRITE_ONCE(ctx->events_seen, events);
+	spin_lock_irq(&ctx->lock);
+	if (!memcmp(status.stream_id, ctx->stream_id, sizeof(ctx->stream_id)))
+		ctx->stream_seen = true;
+	spin_unlock_irq(&ctx->lock);
 	return 0;
 }
 
@@ -213,15 +219,22 @@ static long bdr_ioctl_release(struct bdr_context *ctx, void __user *arg)
 
 	spin_lock_irq(&ctx->lock);
 	head = ring->head;
+	r = bdr_request_check_counters_locked(&ctx->gate, &release);
 	spin_unlock_irq(&ctx->lock);
+	if (!r)
+		r = bdr_request_check_release(ring, head, &release);
+	if (r)
+		goto unlock;
 
-	r = bdr_request_check_release(ring, head, &release);
-	if (!r) {
-		spin_lock_irq(&ctx->lock);
-		bdr_gate_release_locked(&ctx->gate, release.tail);
+	spin_lock_irq(&ctx->lock);
+	if (ctx->stream_seen) {
+		bdr_request_release_locked(&ctx->gate, &release);
 		ctx->cursor = release.cursor;
-		spin_unlock_irq(&ctx->lock);
+	} else {
+		r = -ESTALE;
 	}
+	spin_unlock_irq(&ctx->lock);
+unlock:
 	mutex_unlock(&ctx->release_lock);
 	return r;
 }

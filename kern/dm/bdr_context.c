@@ -211,7 +211,8 @@ void bdr_context_adopt(struct bdr_context *ctx,
 		gate->device_sectors = device_sectors;
 	}
 	if (is_other) {
-		bdr_gate_overflow_locked(gate);
+		bdr_gate_begin_stream_locked(gate);
+		ctx->stream_seen = false;
 		get_random_bytes(ctx->stream_id, sizeof(ctx->stream_id));
 		bdr_context_set_bdev_locked(ctx, bdev);
 	}

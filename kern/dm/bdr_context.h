@@ -81,6 +81,7 @@ struct bdr_context {
 	u64 cursor;			/* slot whose publication wakes the consumer */
 	u64 events;			/* counts changes of mode, size and stream */
 	u64 events_seen;		/* as of the consumer's last STATUS */
+	bool stream_seen;		/* the consumer knows this stream */
 	const struct bdr_attachment *live;	/* of the table resumed last */
 	bool was_live;			/* a table has been resumed */
 	bool dead;

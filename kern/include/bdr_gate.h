@@ -65,6 +65,9 @@ struct bdr_gate {
 	__u64 last_gap;
 	__u64 overflows;	/* changes of mode to OVERFLOW, total */
 	__u64 missed;		/* writes that took no slot, total */
+	/* The consumer's counters of this stream; see struct bdr_release. */
+	__u64 acknowledged;
+	__u64 counted;
 };
 
 /* What a write has been admitted with: slots, or an unlogged reference. */
@@ -88,6 +91,8 @@ static inline void bdr_gate_init(struct bdr_gate *gate)
 	gate->last_gap = BDR_GAP_NONE;
 	gate->overflows = 0;
 	gate->missed = 0;
+	gate->acknowledged = 0;
+	gate->counted = 0;
 }
 
 static inline __u64 bdr_gate_regions(const struct bdr_gate *gate)
@@ -116,6 +121,18 @@ static inline bool bdr_gate_overflow_locked(struct bdr_gate *gate)
 		gate->gap = gate->ring.head;
 	gate->last_gap = gate->ring.head;
 	return true;
+}
+
+/*
+ * Begins another stream, of which the ring has no slot yet and of whose regions
+ * none is known to be on the replica: the caller marks all of them in `active`.
+ * Slot numbers go on.
+ */
+static inline void bdr_gate_begin_stream_locked(struct bdr_gate *gate)
+{
+	bdr_gate_overflow_locked(gate);
+	gate->acknowledged = 0;
+	gate->counted = 0;
 }
 
 /* True if this write changed the mode to OVERFLOW: wake the consumer. */

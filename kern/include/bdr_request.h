@@ -9,8 +9,8 @@
  *	packet	size, reserved fields, code (socket only: ioctl codes include
  *		direction and size)
  *	role	whether this client may make it
- *	form	what no capture could grant: EINVAL.  It needs no lock, and limits
- *		what the capture may have to allocate for the answer
+ *	form	what no capture could grant, or counters that decrease: EINVAL.
+ *		It limits what the capture may have to allocate for the answer
  *	range	what this ring or bitmap does not have: ERANGE, EBUSY.  Checked
  *		where it cannot become untrue before the request is carried out
  *
@@ -91,8 +91,20 @@ static inline int bdr_request_check_open(const struct bdr_open *open)
 }
 
 /*
- * Needs no lock, for the reason given at bdr_ring_check_release(): `head` is a
- * snapshot taken under the lock.
+ * The counters of a RELEASE.  What is allowed stays so until the request is carried
+ * out: there is one RELEASE at a time, and a new stream lowers them.
+ */
+static inline int bdr_request_check_counters_locked(const struct bdr_gate *gate,
+						    const struct bdr_release *release)
+{
+	return release->acknowledged > release->counted ||
+	       release->acknowledged < gate->acknowledged ||
+	       release->counted < gate->counted ? -EINVAL : 0;
+}
+
+/*
+ * Its slots.  Needs no lock, for the reason given at bdr_ring_check_release():
+ * `head` is a snapshot taken under the lock.
  */
 static inline int bdr_request_check_release(const struct bdr_ring *ring,
 					    __u64 head,
@@ -138,6 +150,14 @@ static inline int bdr_request_check_range(__u32 code,
 }
 
 /* ---- what a checked request does --------------------------------------- */
+
+static inline void bdr_request_release_locked(struct bdr_gate *gate,
+					      const struct bdr_release *release)
+{
+	bdr_gate_release_locked(gate, release->tail);
+	gate->acknowledged = release->acknowledged;
+	gate->counted = release->counted;
+}
 
 /* READ: `words` has room for bdr_bitmap_words(range->count). */
 static inline void bdr_request_read_bitmap(const struct bdr_gate *gate,
@@ -201,6 +221,8 @@ static inline void bdr_request_fill_status_locked(struct bdr_status *status,
 		.overflows = gate->overflows,
 		.missed_writes = gate->missed,
 		.device_sectors = gate->device_sectors,
+		.acknowledged = gate->acknowledged,
+		.counted = gate->counted,
 	};
 }
 

@@ -15,7 +15,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define BDR_ABI_VERSION		2
+#define BDR_ABI_VERSION		3
 #define BDR_STREAM_ID_BYTES	16
 
 /*
@@ -58,17 +58,34 @@ struct bdr_status {
 	__u64 device_sectors;		/* grows when the target is resized */
 	__u64 last_gap;			/* see bdr_gate.h; ~0 if none */
 	__u8  stream_id[BDR_STREAM_ID_BYTES];	/* the present one; see bdr_info */
-	__u64 reserved[1];
+	__u64 acknowledged;		/* of the last RELEASE; see bdr_release */
+	__u64 counted;
+	__u64 reserved[4];
 };
 
 /*
  * Frees every slot below `tail`, and sets the slot that the consumer waits for:
  * poll() reports readable when slot `cursor` is published, or when the mode has
  * changed since the consumer's last STATUS.
+ *
+ * `acknowledged` and `counted` are two counters of the stream that the capture
+ * keeps for the consumer, so that one that is started again finds them in STATUS.
+ * Both are 0 when a stream begins, neither decreases, and `acknowledged` is never
+ * above `counted` (EINVAL).  They count changes of the replica that no slot stands
+ * for: the markers and resync batches of this stream that the target has accepted.
+ *
+ *	counted		an upper bound of them, set before such a batch is sent
+ *	acknowledged	how many of them the target has made durable, set before a
+ *			bit is cleared because of them
+ *
+ * After the stream has changed, RELEASE gets ESTALE until the consumer has asked for
+ * STATUS: it would set the counters of the new stream to those of the old one.
  */
 struct bdr_release {
 	__u64 tail;
 	__u64 cursor;
+	__u64 acknowledged;
+	__u64 counted;
 };
 
 struct bdr_resume {

@@ -291,14 +291,15 @@ int bdr_capture_release(struct bdr_capture *capture,
 
 	pthread_mutex_lock(&capture->lock);
 	head = ring->head;
+	err = -bdr_request_check_counters_locked(&capture->gate, release);
 	pthread_mutex_unlock(&capture->lock);
-
-	err = -bdr_request_check_release(ring, head, release);
+	if (!err)
+		err = -bdr_request_check_release(ring, head, release);
 	if (err)
 		return err;
 
 	pthread_mutex_lock(&capture->lock);
-	bdr_gate_release_locked(&capture->gate, release->tail);
+	bdr_request_release_locked(&capture->gate, release);
 	pthread_mutex_unlock(&capture->lock);
 
 	pthread_mutex_lock(&capture->wake.mutex);

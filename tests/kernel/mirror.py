@@ -40,7 +40,10 @@ class Mirror:
         self.capture = DmCapture(device.device, Role.CONSUMER)
         self._fd = os.open(replica, os.O_RDWR | os.O_CREAT, 0o600)
         os.ftruncate(self._fd, self.capture.info.device_sectors * 512)
-        self.cursor = self.capture.status().tail
+        status = self.capture.status()
+        self.cursor = status.tail
+        # Not its own: what another consumer has left, and must not decrease.
+        self._acknowledged, self._counted = status.acknowledged, status.counted
         self.ops: dict[Op, int] = dict.fromkeys(Op, 0)
         self.fuas = 0
         self.resumes = 0
@@ -63,7 +66,12 @@ class Mirror:
         if count:
             self._apply(self.cursor, count)
             self.cursor += count
-        capture.release(tail=self.cursor, cursor=self.cursor)
+        capture.release(
+            tail=self.cursor,
+            cursor=self.cursor,
+            acknowledged=self._acknowledged,
+            counted=self._counted,
+        )
         return count
 
     def drain(self, timeout_s: float = 60) -> None:

@@ -92,10 +92,30 @@ def test_release_outside_the_ring_is_refused(ring: Bdr) -> None:
         (3, 3, 0),
         (4, 4, errno.ERANGE),
     ):
-        assert refused(fd, abi.IOC_RELEASE, abi.RELEASE.pack(asked, cursor)) == wanted
+        assert refused(fd, abi.IOC_RELEASE, abi.RELEASE.pack(asked, cursor, 0, 0)) == wanted
         tail = tail if wanted else asked
         assert ring.status().tail == tail
     os.close(fd)
+
+
+def test_counters_outlive_their_consumer_and_never_decrease(ring: Bdr) -> None:
+    fd = os.open(ring.device, os.O_RDWR)
+    for fields, wanted in (
+        ((0, 0, 3, 5), 0),
+        ((1, 1, 2, 5), errno.EINVAL),
+        ((1, 1, 3, 4), errno.EINVAL),
+        ((1, 1, 6, 5), errno.EINVAL),
+        ((9, 9, 0, 0), errno.EINVAL),
+        ((9, 9, 3, 5), errno.ERANGE),
+        ((1, 1, HUGE, HUGE), 0),
+        ((2, 2, 3, HUGE), errno.EINVAL),
+    ):
+        assert refused(fd, abi.IOC_RELEASE, abi.RELEASE.pack(*fields)) == wanted
+    os.close(fd)
+    capture = DmCapture(ring.device, Role.CONSUMER)
+    status = capture.status()
+    capture.close()
+    assert (status.tail, status.acknowledged, status.counted) == (1, HUGE, HUGE)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +185,7 @@ def test_observer_may_look_and_not_touch(victim: Bdr) -> None:
         assert not refused(observer, abi.IOC_INFO, bytes(abi.INFO.size))
         assert not refused(observer, abi.IOC_STATUS, bytes(abi.STATUS.size))
         for code, size in (
-            (abi.IOC_RELEASE, 16),
+            (abi.IOC_RELEASE, 32),
             (abi.IOC_RESUME, 8),
             (abi.IOC_BITMAP_CLEAR, 32),
             (abi.IOC_BITMAP_MARK, 32),

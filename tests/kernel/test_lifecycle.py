@@ -16,7 +16,7 @@ import pytest
 
 from bdr.common.capture.api import Bitmap, Role
 from bdr.common.capture.dm import DmCapture
-from bdr.common.errors import CaptureGoneError
+from bdr.common.errors import CaptureGoneError, StaleCaptureError
 from bdr.common.ring.layout import Mode
 from tests.kernel.conftest import MODULE
 from tests.kernel.devices import (
@@ -232,6 +232,29 @@ def test_reload_onto_another_device_begins_another_stream(bdr: Bdr, tmp_path: Pa
         # The same device again is another stream again.
         bdr.reload(bdr.line(131072))
         assert mirror.capture.status().stream not in (first.stream, second.stream)
+
+
+def test_counters_of_a_stream_are_not_those_of_the_next(bdr: Bdr, tmp_path: Path) -> None:
+    """A consumer that has not looked since would set the new stream's to the old one's."""
+    with Loop(tmp_path / "other", megabytes=64) as other:
+        capture = DmCapture(bdr.device, Role.CONSUMER)
+        capture.release(tail=0, cursor=0, acknowledged=2, counted=4)
+        bdr.reload(bdr.line(131072))
+        capture.release(tail=0, cursor=0, acknowledged=3, counted=4)
+        bdr.reload(bdr.line(131072, lower=other.path))
+        with pytest.raises(StaleCaptureError):
+            capture.release(tail=0, cursor=0, acknowledged=4, counted=4)
+        observer = DmCapture(bdr.device, Role.OBSERVER)
+        observer.status()
+        with pytest.raises(StaleCaptureError):
+            capture.release(tail=0, cursor=0, acknowledged=4, counted=4)
+        status = capture.status()
+        assert (status.acknowledged, status.counted) == (0, 0)
+        capture.release(tail=0, cursor=0, acknowledged=1, counted=1)
+        status = observer.status()
+        assert (status.acknowledged, status.counted) == (1, 1)
+        observer.close()
+        capture.close()
 
 
 def test_table_without_the_target_in_between_begins_another_stream(

@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 
 from bdr.common.capture import abi
-from bdr.common.capture.api import Bitmap
+from bdr.common.capture.api import Bitmap, Role
 from bdr.common.capture.nbd import NbdCapture
 from bdr.common.ring.layout import Mode
 from tests.nbdkit.client import WRITE, NbdClient
+from tests.nbdkit.raw import Raw
 from tests.nbdkit.server import ROOT, Server, readable, wait_until
 from tests.support.refusals import refused
 
@@ -100,6 +101,38 @@ def test_release_outside_the_ring_is_refused(client: NbdClient, capture: NbdCapt
     for tail, cursor in ((0, 3), (4, 4), (2, 1), (2, 4), (2**64 - 1, 2**64 - 1)):
         assert refused(partial(capture.release, tail=tail, cursor=cursor)) == errno.ERANGE
     assert capture.status().tail == 1
+
+
+def test_counters_are_kept_for_the_next_consumer(server: Server, client: NbdClient) -> None:
+    client.write(0, bytes(4096))
+    first = server.consumer()
+    assert (first.status().acknowledged, first.status().counted) == (0, 0)
+    first.release(tail=1, cursor=1, acknowledged=3, counted=2**63)
+    first.close()
+    second = server.consumer()
+    assert (second.status().acknowledged, second.status().counted) == (3, 2**63)
+    second.close()
+
+
+def test_counters_that_decrease_are_refused_and_nothing_changes(
+    server: Server, client: NbdClient
+) -> None:
+    client.write(0, bytes(4096))
+    with Raw(server) as raw:
+        assert raw.open(Role.CONSUMER) == 0
+
+        def release(*fields: int) -> int:
+            return raw.ask(abi.IOC_RELEASE, abi.RELEASE.pack(*fields))
+
+        assert release(0, 0, 3, 5) == 0
+        for counters in ((2, 5), (3, 4), (6, 5), (2**64 - 1, 5), (0, 0)):
+            assert release(1, 1, *counters) == errno.EINVAL
+            assert release(4, 4, *counters) == errno.EINVAL
+        assert release(4, 4, 3, 5) == errno.ERANGE
+        observer = server.observer()
+        status = observer.status()
+        observer.close()
+        assert (status.tail, status.acknowledged, status.counted) == (0, 3, 5)
 
 
 def test_released_slots_are_reused_lap_after_lap(client: NbdClient, capture: NbdCapture) -> None:

@@ -20,45 +20,11 @@ from bdr.common.capture.nbd import NbdCapture
 from bdr.common.errors import CaptureError
 from bdr.common.ring.layout import Mode
 from tests.nbdkit.client import NbdClient
+from tests.nbdkit.raw import Raw
 from tests.nbdkit.server import DEADLINE_S, Server, wait_until
 from tests.support.refusals import refused
 
 REGIONS = 256
-
-
-class Raw:
-    """A client that sends what it likes."""
-
-    def __init__(self, server: Server) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(DEADLINE_S)
-        self.socket.connect(server.ring)
-        self.fds: list[int] = []
-
-    def __enter__(self) -> Raw:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for fd in self.fds:
-            os.close(fd)
-        self.socket.close()
-
-    def send(self, packet: bytes) -> int:
-        """The error of the answer."""
-        self.socket.send(packet)
-        answer, fds, _, _ = socket.recv_fds(self.socket, 1 << 17, 4)
-        self.fds += fds
-        error, reserved = abi.REPLY.unpack_from(answer)
-        assert reserved == 0
-        if error:
-            assert len(answer) == abi.REPLY.size
-        return int(error)
-
-    def ask(self, code: int, argument: bytes = b"") -> int:
-        return self.send(abi.REQUEST.pack(code, 0) + argument)
-
-    def open(self, role: Role, version: int = abi.ABI_VERSION) -> int:
-        return self.ask(abi.IOC_OPEN, abi.OPEN.pack(version, role.value))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +183,7 @@ def test_client_that_dies_within_a_request_frees_the_role(
     for code, argument in (
         (abi.IOC_RESUME, b""),
         (abi.IOC_BITMAP_READ, abi.BITMAP.pack(0, REGIONS, 0, 0, 0)),
-        (abi.IOC_RELEASE, abi.RELEASE.pack(0, 0)),
+        (abi.IOC_RELEASE, abi.RELEASE.pack(0, 0, 0, 0)),
     ):
         for _ in range(20):
             raw = Raw(server)

@@ -38,7 +38,7 @@ def release_on_send() -> Patch:
     def make(end_round: Any) -> Any:
         def broken(self: SourceNode, event: Any) -> None:
             end_round(self, event)
-            self._actions.append(events.Release(self.order.cursor, self.order.cursor))
+            self._actions.append(events.Release(self.order.cursor, self.order.cursor, 0, 0))
 
         return broken
 

@@ -201,10 +201,10 @@ class Reader(Process):
     def _change_capture(self, action: events.Action) -> None:
         gate = self.gate
         match action:
-            case events.Release(tail, cursor):
+            case events.Release(tail, cursor, acknowledged, counted):
                 if tail > gate.tail and gate is self.world.gate:
                     self.world.oracle.check_release(tail)
-                gate.release(tail, cursor)
+                gate.release(tail, cursor, acknowledged=acknowledged, counted=counted)
             case events.Resume():
                 self._resume()
             case events.MarkRegions(first, count):

@@ -100,6 +100,8 @@ class Gate:
         self.overflows = 0
         self.missed = 0
         self.failed = 0
+        self.acknowledged = 0
+        self.counted = 0
         self.on_drained: Callable[[], None] | None = None
         self.successor: bytes | None = None
         """The stream of the capture that has taken its place, if it has."""
@@ -135,6 +137,8 @@ class Gate:
             failed_writes=self.failed,
             device_sectors=self.device_sectors,
             stream=self.successor or self.stream,
+            acknowledged=self.acknowledged,
+            counted=self.counted,
         )
 
     # Writes.
@@ -199,11 +203,17 @@ class Gate:
 
     # The consumer.
 
-    def release(self, tail: int, cursor: int) -> None:
+    def release(self, tail: int, cursor: int, *, acknowledged: int, counted: int) -> None:
         if not self.tail <= tail <= self.head:
             raise BrokenRuleError(f"release {tail}: wanted {self.tail} to {self.head}")
         if tail > self.published_end():
             raise BrokenRuleError(f"release {tail}: slot {self.published_end()} is unpublished")
+        if not self.acknowledged <= acknowledged <= counted or counted < self.counted:
+            raise BrokenRuleError(
+                f"release acknowledged {acknowledged}, counted {counted}: wanted no less than "
+                f"{self.acknowledged} and {self.counted}"
+            )
+        self.acknowledged, self.counted = acknowledged, counted
         self.tail = tail
         if self.gap is not None and self.gap < tail:
             assert self.last_gap is not None

@@ -51,6 +51,8 @@ STATUS = CaptureStatus(
     failed_writes=0,
     device_sectors=1 << 20,
     stream=STREAM,
+    acknowledged=0,
+    counted=0,
 )
 A = TypeVar("A")
 
@@ -114,10 +116,12 @@ class RigCapture:
         data = b"".join(each.to_bytes(8, "little").ljust(PAYLOAD_BYTES, b"\0") for each in lengths)
         return memoryview(data)
 
-    def release(self, *, tail: int, cursor: int) -> None:
+    def release(self, *, tail: int, cursor: int, acknowledged: int, counted: int) -> None:
         assert self._status.tail <= tail <= cursor <= max(self._status.head, self.end)
+        assert self._status.acknowledged <= acknowledged <= counted
+        assert self._status.counted <= counted
         self.released.append((tail, cursor))
-        self._status = replace(self._status, tail=tail)
+        self._status = replace(self._status, tail=tail, acknowledged=acknowledged, counted=counted)
 
     def resume(self) -> None:
         self.resumes += 1
@@ -180,8 +184,10 @@ class SourceRig:
     def _perform(self, action: Action) -> None:
         capture = self.capture
         match action:
-            case events.Release(tail, cursor):
-                capture.release(tail=tail, cursor=cursor)
+            case events.Release(tail, cursor, acknowledged, counted):
+                capture.release(
+                    tail=tail, cursor=cursor, acknowledged=acknowledged, counted=counted
+                )
             case events.Resume():
                 capture.resume()
             case events.MarkRegions(first, count):

@@ -27,6 +27,7 @@ from tests.support.source_rig import (
     STATUS,
     STREAM,
     SourceRig,
+    of,
     streaming,
 )
 
@@ -83,6 +84,15 @@ def test_ack_releases_only_what_is_durable() -> None:
     rig.ack(3)
     assert rig.end_round() == [(51, 51)]
     assert rig.node.order.window.in_flight == 0
+
+
+def test_release_leaves_the_counters_that_the_capture_has() -> None:
+    rig = streaming(replace(STATUS, acknowledged=3, counted=5))
+    rig.dispatch(1)
+    rig.ack(1)
+    assert of(events.Release, rig.handle(events.RoundEnded())) == [events.Release(41, 41, 3, 5)]
+    status = rig.capture.status()
+    assert (status.acknowledged, status.counted) == (3, 5)
 
 
 def test_ack_of_an_old_epoch_releases_nothing() -> None:

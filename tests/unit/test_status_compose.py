@@ -44,6 +44,8 @@ RING = CaptureStatus(
     failed_writes=3,
     device_sectors=32768,
     stream=STREAM,
+    acknowledged=0,
+    counted=0,
 )
 
 

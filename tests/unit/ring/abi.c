@@ -88,11 +88,15 @@ int main(void)
 	FIELD(bdr_status, device_sectors);
 	FIELD(bdr_status, last_gap);
 	FIELD(bdr_status, stream_id);
+	FIELD(bdr_status, acknowledged);
+	FIELD(bdr_status, counted);
 	FIELD(bdr_status, reserved);
 
 	SIZE(bdr_release);
 	FIELD(bdr_release, tail);
 	FIELD(bdr_release, cursor);
+	FIELD(bdr_release, acknowledged);
+	FIELD(bdr_release, counted);
 	SIZE(bdr_resume);
 	FIELD(bdr_resume, slot);
 	SIZE(bdr_bitmap_range);

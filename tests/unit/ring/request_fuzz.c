@@ -33,6 +33,7 @@ static bool is_open, is_consumer;
 
 /* The model.  A slot that is in the ring has its place in `published`. */
 static __u64 model_head, model_tail;
+static __u64 model_acknowledged, model_counted;
 static bool published[CAPACITY];
 static bool active[REGIONS], resync[REGIONS];
 
@@ -162,6 +163,13 @@ static void random_argument(union argument *argument, __u32 code)
 			argument->release.cursor = argument->release.tail +
 						   random_below(3);
 		}
+		if (form_is_good) {
+			/* Once at their maximum they stay there. */
+			argument->release.acknowledged = model_acknowledged +
+				(~model_acknowledged ? random_below(2) : 0);
+			argument->release.counted = model_counted +
+				(~model_counted ? random_below(2) : 0);
+		}
 		break;
 	case BDR_IOC_BITMAP_READ:
 	case BDR_IOC_BITMAP_CLEAR:
@@ -199,6 +207,10 @@ static int model_check_release(const struct bdr_release *release)
 {
 	__u64 slot;
 
+	if (release->acknowledged < model_acknowledged ||
+	    release->counted < model_counted ||
+	    release->counted < release->acknowledged)
+		return -EINVAL;
 	if (release->tail < model_tail || release->tail > model_head)
 		return -ERANGE;
 	for (slot = model_tail; slot < release->tail; slot++)
@@ -259,12 +271,14 @@ static int handle_bitmap(__u32 code, const struct bdr_bitmap_range *range)
 
 static int handle_release(const struct bdr_release *release)
 {
-	int r = check_release(gate, release->tail, release->cursor);
+	int r = check_release(gate, release);
 
 	CHECK(r == model_check_release(release));
 	if (!r) {
-		bdr_gate_release_locked(gate, release->tail);
+		bdr_request_release_locked(gate, release);
 		model_tail = release->tail;
+		model_acknowledged = release->acknowledged;
+		model_counted = release->counted;
 	}
 	return r;
 }
@@ -284,6 +298,8 @@ static void handle_status(void)
 		marks += active[region] + resync[region];
 	CHECK(status.head == model_head && status.tail == model_tail);
 	CHECK(status.unpublished == unpublished);
+	CHECK(status.acknowledged == model_acknowledged);
+	CHECK(status.counted == model_counted);
 	CHECK(status.active_regions + status.resync_regions == marks);
 }
 
@@ -371,6 +387,8 @@ static void check_state(void)
 	__u64 region, slot;
 
 	CHECK(gate->ring.head == model_head && gate->ring.tail == model_tail);
+	CHECK(gate->acknowledged == model_acknowledged);
+	CHECK(gate->counted == model_counted);
 	for (region = 0; region < REGIONS; region++) {
 		CHECK(bit(gate->active, region) == active[region]);
 		CHECK(bit(gate->resync, region) == resync[region]);

@@ -77,6 +77,13 @@ static void test_open_takes_this_version_and_a_known_role(void)
 	CHECK(bdr_request_check_open(&open) == -EPROTONOSUPPORT);
 }
 
+static int check_slots(const struct bdr_gate *gate, __u64 tail, __u64 cursor)
+{
+	struct bdr_release release = { .tail = tail, .cursor = cursor };
+
+	return check_release(gate, &release);
+}
+
 static void test_release_takes_a_published_tail_and_a_cursor_in_the_ring(void)
 {
 	struct bdr_gate *gate = gate_create();
@@ -87,15 +94,59 @@ static void test_release_takes_a_published_tail_and_a_cursor_in_the_ring(void)
 	bdr_gate_admit_locked(gate, &write, &second);
 	bdr_gate_publish(gate, &first, &write, false);
 
-	CHECK(check_release(gate, 0, 0) == 0);
-	CHECK(check_release(gate, 0, 2) == 0);
-	CHECK(check_release(gate, 1, 1) == 0);
-	CHECK(check_release(gate, 2, 2) == -EBUSY);
-	CHECK(check_release(gate, 3, 3) == -ERANGE);
-	CHECK(check_release(gate, 1, 0) == -ERANGE);
-	CHECK(check_release(gate, 0, 3) == -ERANGE);
-	CHECK(check_release(gate, 0, ~0ULL) == -ERANGE);
-	CHECK(check_release(gate, ~0ULL, ~0ULL) == -ERANGE);
+	CHECK(check_slots(gate, 0, 0) == 0);
+	CHECK(check_slots(gate, 0, 2) == 0);
+	CHECK(check_slots(gate, 1, 1) == 0);
+	CHECK(check_slots(gate, 2, 2) == -EBUSY);
+	CHECK(check_slots(gate, 3, 3) == -ERANGE);
+	CHECK(check_slots(gate, 1, 0) == -ERANGE);
+	CHECK(check_slots(gate, 0, 3) == -ERANGE);
+	CHECK(check_slots(gate, 0, ~0ULL) == -ERANGE);
+	CHECK(check_slots(gate, ~0ULL, ~0ULL) == -ERANGE);
+	gate_destroy(gate);
+}
+
+static void test_release_keeps_counters_that_do_not_decrease(void)
+{
+	static const struct {
+		__u64 acknowledged, counted;
+		int r;
+	} rows[] = {
+		{ 3, 5, 0 },
+		{ 5, 5, 0 },
+		{ 3, ~0ULL, 0 },
+		{ ~0ULL, ~0ULL, 0 },
+		{ 2, 5, -EINVAL },
+		{ 3, 4, -EINVAL },
+		{ 6, 5, -EINVAL },
+		{ ~0ULL, 5, -EINVAL },
+		{ 0, 0, -EINVAL },
+	};
+	struct bdr_gate *gate = gate_create();
+	struct bdr_release release = { .acknowledged = 3, .counted = 5 };
+	struct bdr_status status;
+	size_t i;
+
+	bdr_request_fill_status_locked(&status, gate, 0);
+	CHECK(status.acknowledged == 0 && status.counted == 0);
+	CHECK(check_release(gate, &release) == 0);
+	bdr_request_release_locked(gate, &release);
+	bdr_request_fill_status_locked(&status, gate, 0);
+	CHECK(status.acknowledged == 3 && status.counted == 5);
+	for (i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		release.acknowledged = rows[i].acknowledged;
+		release.counted = rows[i].counted;
+		CHECK(check_release(gate, &release) == rows[i].r);
+	}
+	/* Wrong in both ways. */
+	release.tail = 1;
+	CHECK(check_release(gate, &release) == -EINVAL);
+
+	/* Another stream has other changes; slots go on. */
+	bdr_gate_begin_stream_locked(gate);
+	bdr_request_fill_status_locked(&status, gate, 0);
+	CHECK(status.acknowledged == 0 && status.counted == 0);
+	CHECK(status.mode == BDR_MODE_OVERFLOW && status.gap == 0);
 	gate_destroy(gate);
 }
 
@@ -179,6 +230,7 @@ static void test_status_and_info_say_what_the_gate_has(void)
 	CHECK(status.device_sectors == gate->device_sectors);
 	/* What the caller adds is zero, and so is what is reserved. */
 	CHECK(!status.failed_writes && !status.reserved0 && !status.reserved[0]);
+	CHECK(!status.acknowledged && !status.counted && !status.reserved[3]);
 	CHECK(!status.stream_id[0] && !status.stream_id[BDR_STREAM_ID_BYTES - 1]);
 
 	/* Both epochs count, and a hint that is older than the tail is no less. */
@@ -208,6 +260,7 @@ int main(void)
 	test_client_does_what_its_role_allows();
 	test_open_takes_this_version_and_a_known_role();
 	test_release_takes_a_published_tail_and_a_cursor_in_the_ring();
+	test_release_keeps_counters_that_do_not_decrease();
 	test_bitmap_request_is_checked_by_form_then_by_range();
 	test_status_and_info_say_what_the_gate_has();
 	puts("ok");

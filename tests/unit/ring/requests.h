@@ -43,11 +43,12 @@ static inline int check_bitmap(__u32 code, const struct bdr_bitmap_range *range)
 	return r ? r : bdr_request_check_range(code, range, REGIONS);
 }
 
-static inline int check_release(const struct bdr_gate *gate, __u64 tail, __u64 cursor)
+static inline int check_release(const struct bdr_gate *gate,
+				const struct bdr_release *release)
 {
-	struct bdr_release release = { .tail = tail, .cursor = cursor };
+	int r = bdr_request_check_counters_locked(gate, release);
 
-	return bdr_request_check_release(&gate->ring, gate->ring.head, &release);
+	return r ? r : bdr_request_check_release(&gate->ring, gate->ring.head, release);
 }
 
 #endif /* REQUESTS_H */
