@@ -19,10 +19,12 @@ BITMAP_CHUNK_REGIONS = 8 * 65536
 """Most regions that one BITMAP_READ returns."""
 
 INFO = struct.Struct("<II16sQQQQQQQ256s4Q")
-STATUS = struct.Struct("<QQQQIIQQQQQQQQ16sQQ4Q")
+STATUS = struct.Struct("<QQQQIIQQQQQQQQ16sQQQQQ5Q")
 RELEASE = struct.Struct("<QQQQ")
 RESUME = struct.Struct("<Q")
 BITMAP = struct.Struct("<QQIIQ")
+MARK = struct.Struct("<QQ")
+MARKS = struct.Struct("<QII")
 OPEN = struct.Struct("<II")
 REQUEST = struct.Struct("<II")
 REPLY = struct.Struct("<iI")
@@ -44,6 +46,7 @@ IOC_BITMAP_READ = _ioc(_WRITE, 4, BITMAP)
 IOC_BITMAP_CLEAR = _ioc(_WRITE, 5, BITMAP)
 IOC_BITMAP_MARK = _ioc(_WRITE, 6, BITMAP)
 IOC_OPEN = _ioc(_WRITE, 7, OPEN)
+IOC_MARKS_READ = _ioc(_READ | _WRITE, 8, MARKS)
 
 REQUEST_NAMES = {
     IOC_INFO: "INFO",
@@ -54,6 +57,7 @@ REQUEST_NAMES = {
     IOC_BITMAP_CLEAR: "BITMAP_CLEAR",
     IOC_BITMAP_MARK: "BITMAP_MARK",
     IOC_OPEN: "OPEN",
+    IOC_MARKS_READ: "MARKS_READ",
 }
 
 
@@ -110,6 +114,9 @@ def decode_status(raw: bytes) -> CaptureStatus:
         stream,
         acknowledged,
         counted,
+        clock_ns,
+        marks,
+        missed_since_ns,
         *_reserved,
     ) = STATUS.unpack(raw)
     return CaptureStatus(
@@ -129,4 +136,7 @@ def decode_status(raw: bytes) -> CaptureStatus:
         stream=stream,
         acknowledged=acknowledged,
         counted=counted,
+        clock_ns=clock_ns,
+        marks=marks,
+        missed_since_ns=missed_since_ns,
     )

@@ -15,6 +15,9 @@ from bdr.common.errors import StaleCaptureError
 from bdr.common.ring.layout import SECTOR_BYTES, Mode
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from bdr.common.ring.slots import Headers
 
 
@@ -81,6 +84,13 @@ class CaptureStatus:
     """As of the last `Capture.release` of this stream; 0 before the first."""
     counted: int
     """Likewise."""
+    clock_ns: int
+    """When it looked: CLOCK_BOOTTIME of the capture's host, with the resolution of a tick."""
+    marks: int
+    """Number of the next mark of the clock; another one is news for `Capture.marks`."""
+    missed_since_ns: int
+    """The clock at the oldest write that the bitmaps stand for. `MISSED_NOTHING`: they are
+    empty; `MISSED_UNKNOWN`: regions were marked for another reason, too."""
 
     @property
     def dirty_regions(self) -> int:
@@ -180,6 +190,15 @@ class Capture(Protocol):
 
     def mark_bitmap(self, *, first: int, count: int) -> None:
         """Sets regions of `RESYNC`."""
+        ...
+
+    def marks(self) -> NDArray[np.uint64]:
+        """When slots were reserved: shape (n, 2) of (slot, clock in ns), both increasing.
+
+        Slots from a mark's slot on were reserved at its clock or later, those below it at
+        its clock or earlier. Every slot that is not released has a mark at or below it. A
+        clock is one of `CaptureStatus.clock_ns`. At most 4096; see `kern/include/bdr_marks.h`.
+        """
         ...
 
     def close(self) -> None:

@@ -20,9 +20,13 @@ from typing import TYPE_CHECKING, NoReturn
 from bdr.common.capture import abi
 from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus, Role
 from bdr.common.errors import CaptureError, CaptureGoneError, StaleCaptureError
+from bdr.common.ring.layout import MARKS_MAX
 from bdr.common.ring.mapping import RingMap
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from bdr.common.ring.slots import Headers
 
 _HINTS = {
@@ -115,6 +119,19 @@ class DmCapture:
 
     def mark_bitmap(self, *, first: int, count: int) -> None:
         self._bitmap(abi.IOC_BITMAP_MARK, Bitmap.RESYNC, first, count, 0)
+
+    def marks(self) -> NDArray[np.uint64]:
+        # The arrays need numpy, which a process that asks for none does not load.
+        from bdr.common.ring.marks import decode_marks  # noqa: PLC0415
+
+        buffer = (ctypes.c_ubyte * (MARKS_MAX * abi.MARK.size))()
+        request = bytearray(abi.MARKS.pack(ctypes.addressof(buffer), 0, 0))
+        try:
+            fcntl.ioctl(self._fd, abi.IOC_MARKS_READ, request)
+        except OSError as error:
+            self._refuse(abi.REQUEST_NAMES[abi.IOC_MARKS_READ], error)
+        _, count, _ = abi.MARKS.unpack(request)
+        return decode_marks(bytes(buffer)[: count * abi.MARK.size])
 
     def close(self) -> None:
         os.close(self._fd)

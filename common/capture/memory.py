@@ -14,8 +14,10 @@ import contextlib
 import os
 import struct
 import threading
+import time
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus
 from bdr.common.errors import CaptureError
@@ -23,12 +25,15 @@ from bdr.common.ring.layout import (
     CAPACITY_MAX,
     CAPACITY_MIN,
     HEADER_BYTES,
+    MISSED_NOTHING,
+    MISSED_UNKNOWN,
     PAYLOAD_BYTES,
     REGION_SECTORS_DEFAULT,
     WRITE_SLOTS_MAX,
     Mode,
 )
 from bdr.common.ring.mapping import RingMap, page_round
+from bdr.common.ring.marks import Marks
 from bdr.common.ring.slots import Headers, published_count, stamp
 
 _PAGE_BYTES = 4096
@@ -49,6 +54,8 @@ class MemoryCapture:
         self._tail = 0
         self._acknowledged = 0
         self._counted = 0
+        self._marks = Marks()
+        self._missed_since_ns = MISSED_NOTHING
         self._armed = False
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -130,6 +137,7 @@ class MemoryCapture:
             self._room.wait_for(lambda: self._head - self._tail + count <= self.info.capacity)
             first = self._head
             self._head += count
+            self._marks.reserve(first, _clock_ns())
         if payload is not None:
             self._ring.payload(first, count)[:] = payload
         stamped = stamp(headers, first=first, capacity=self.info.capacity)
@@ -169,6 +177,8 @@ class MemoryCapture:
 
     def status(self) -> CaptureStatus:
         with self._lock:
+            if not self._resync.any():
+                self._missed_since_ns = MISSED_NOTHING
             return CaptureStatus(
                 head=self._head,
                 tail=self._tail,
@@ -186,6 +196,9 @@ class MemoryCapture:
                 stream=self.info.stream,
                 acknowledged=self._acknowledged,
                 counted=self._counted,
+                clock_ns=_clock_ns(),
+                marks=self._marks.next,
+                missed_since_ns=self._missed_since_ns,
             )
 
     def release(self, *, tail: int, cursor: int, acknowledged: int = 0, counted: int = 0) -> None:
@@ -199,6 +212,7 @@ class MemoryCapture:
                     f"{self._acknowledged} and {self._counted}, the first at most the second"
                 )
             self._tail = tail
+            self._marks.release(tail)
             self._acknowledged, self._counted = acknowledged, counted
             self._armed = True
             self._room.notify_all()
@@ -219,7 +233,13 @@ class MemoryCapture:
 
     def mark_bitmap(self, *, first: int, count: int) -> None:
         self._need_owner()
-        self._resync[first : first + count] = True
+        with self._lock:
+            self._resync[first : first + count] = True
+            self._missed_since_ns = MISSED_UNKNOWN
+
+    def marks(self) -> NDArray[np.uint64]:
+        with self._lock:
+            return self._marks.table()
 
     def close(self) -> None:
         os.close(self._wakeup)
@@ -230,6 +250,10 @@ class MemoryCapture:
     def _need_owner(self) -> None:
         if not self._owner:
             raise CaptureError(f"capture {self._path}: an observer may not change it")
+
+
+def _clock_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _map(fd: int, capacity: int, *, writable: bool) -> RingMap:

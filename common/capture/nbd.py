@@ -25,6 +25,9 @@ from bdr.common.ring.layout import PAYLOAD_BYTES
 from bdr.common.ring.mapping import RingMap
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from bdr.common.ring.slots import Headers
 
 _REPLY_BYTES_MAX = abi.REPLY.size + abi.BITMAP_CHUNK_REGIONS // 8
@@ -122,6 +125,19 @@ class NbdCapture:
     def mark_bitmap(self, *, first: int, count: int) -> None:
         self._request(abi.IOC_BITMAP_MARK, abi.BITMAP.pack(first, count, Bitmap.RESYNC, 0, 0))
 
+    def marks(self) -> NDArray[np.uint64]:
+        # The arrays need numpy, which a process that asks for none does not load.
+        from bdr.common.ring.marks import decode_marks  # noqa: PLC0415
+
+        request = abi.MARKS.pack(0, 0, 0)
+        raw = self._request(abi.IOC_MARKS_READ, request, wanted=None)
+        if len(raw) % abi.MARK.size:
+            raise CaptureError(
+                f"capture {self._path}: its answer to MARKS_READ has {len(raw)} bytes, wanted "
+                f"a multiple of {abi.MARK.size}"
+            )
+        return decode_marks(raw)
+
     def close(self) -> None:
         self._close_descriptors()
         self._ring.close()
@@ -176,8 +192,8 @@ class NbdCapture:
             memory, capacity=info.capacity, headers_offset=0, payload_offset=payload_offset
         )
 
-    def _request(self, code: int, argument: bytes = b"", *, wanted: int = 0) -> bytes:
-        """One request and its result, which must have `wanted` bytes."""
+    def _request(self, code: int, argument: bytes = b"", *, wanted: int | None = 0) -> bytes:
+        """One request and its result, which must have `wanted` bytes; None: any number."""
         self._send(code, argument)
         try:
             packet = self._socket.recv(_REPLY_BYTES_MAX)
@@ -191,7 +207,7 @@ class NbdCapture:
         except OSError as error:
             raise self._gone(error) from error
 
-    def _check(self, code: int, argument: bytes, packet: bytes, *, wanted: int) -> bytes:
+    def _check(self, code: int, argument: bytes, packet: bytes, *, wanted: int | None) -> bytes:
         if not packet:
             raise self._gone("the server closed the connection")
         name = abi.REQUEST_NAMES[code]
@@ -204,7 +220,7 @@ class NbdCapture:
                 f"{_hint(code, error)}"
             ) from OSError(error, os.strerror(error))
         result = packet[abi.REPLY.size :]
-        if len(result) != wanted:
+        if wanted is not None and len(result) != wanted:
             raise CaptureError(
                 f"capture {self._path}: its answer to {name} has {len(result)} bytes, "
                 f"wanted {wanted}"

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bdr.common.capture.api import Bitmap, Capture
 from bdr.common.ring.slots import Headers, published_count, slots_at
 
@@ -28,3 +31,7 @@ class RingView:
     def read_bitmap(self, bitmap: Bitmap, first: int, count: int) -> bytes:
         """Bits of regions; see `Capture.read_bitmap`."""
         return self._capture.read_bitmap(bitmap, first=first, count=count)
+
+    def marks(self) -> NDArray[np.uint64]:
+        """When slots were reserved; see `Capture.marks`."""
+        return self._capture.marks()

@@ -35,6 +35,14 @@ REGION_SECTORS_MAX = 1 << 20
 
 GAP_NONE = (1 << 64) - 1
 
+MISSED_NOTHING = 0
+MISSED_UNKNOWN = (1 << 64) - 1
+"""Of `CaptureStatus.missed_since_ns`: something is missing, since when is not known."""
+
+MARKS_MAX = 4096
+MARKS_INTERVAL_NS = 100_000_000
+"""Of `common.ring.marks`."""
+
 JOURNAL_BYTES_MIN = 16 << 20
 """Space for a few batches of the maximum size."""
 

@@ -325,13 +325,18 @@ static long bdr_ioctl_bitmap_read(struct bdr_context *ctx,
 static long bdr_ioctl_bitmap_change(struct bdr_context *ctx, unsigned int command,
 				    const struct bdr_bitmap_range *range)
 {
-	const struct bdr_gate *gate = &ctx->gate;
+	struct bdr_gate *gate = &ctx->gate;
 	int r;
 
 	mutex_lock(&ctx->bitmap_lock);
 	r = bdr_request_check_range(command, range, bdr_gate_regions(gate));
 	if (!r)
 		bdr_request_change_bitmap(gate, command, range);
+	if (!r && command == BDR_IOC_BITMAP_MARK) {
+		spin_lock_irq(&ctx->lock);
+		bdr_gate_marked_locked(gate);
+		spin_unlock_irq(&ctx->lock);
+	}
 	mutex_unlock(&ctx->bitmap_lock);
 	return r;
 }
@@ -350,6 +355,33 @@ static long bdr_ioctl_bitmap(struct bdr_context *ctx, unsigned int command,
 	if (command == BDR_IOC_BITMAP_READ)
 		return bdr_ioctl_bitmap_read(ctx, &range);
 	return bdr_ioctl_bitmap_change(ctx, command, &range);
+}
+
+static long bdr_ioctl_marks_read(struct bdr_context *ctx, void __user *arg)
+{
+	struct bdr_marks_read read;
+	struct bdr_mark *copy;
+	int r;
+
+	if (copy_from_user(&read, arg, sizeof(read)))
+		return -EFAULT;
+	r = bdr_request_check_marks(&read);
+	if (r)
+		return r;
+	copy = kvmalloc_array(BDR_MARKS_MAX, sizeof(*copy), GFP_KERNEL);
+	if (!copy)
+		return -ENOMEM;
+
+	spin_lock_irq(&ctx->lock);
+	read.count = bdr_marks_copy_locked(&ctx->gate.marks, copy);
+	spin_unlock_irq(&ctx->lock);
+
+	if (copy_to_user(u64_to_user_ptr(read.buffer), copy,
+			 read.count * sizeof(*copy)) ||
+	    copy_to_user(arg, &read, sizeof(read)))
+		r = -EFAULT;
+	kvfree(copy);
+	return r;
 }
 
 static long bdr_chardev_ioctl(struct file *file, unsigned int command,
@@ -379,6 +411,8 @@ static long bdr_chardev_ioctl(struct file *file, unsigned int command,
 	case BDR_IOC_BITMAP_CLEAR:
 	case BDR_IOC_BITMAP_MARK:
 		return bdr_ioctl_bitmap(ctx, command, arg);
+	case BDR_IOC_MARKS_READ:
+		return bdr_ioctl_marks_read(ctx, arg);
 	default:
 		return -ENOTTY;
 	}

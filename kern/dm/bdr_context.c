@@ -68,6 +68,7 @@ static void bdr_context_free(struct bdr_context *ctx)
 	if (ctx->workqueue)
 		destroy_workqueue(ctx->workqueue);
 	bioset_exit(&ctx->bios);
+	kvfree(ctx->gate.marks.table);
 	bdr_bitmap_pair_free(&bitmaps);
 	bdr_memory_free(&ctx->memory);
 	kfree(ctx);
@@ -132,13 +133,18 @@ struct bdr_context *bdr_context_create(const struct bdr_settings *settings,
 				  settings->region_sectors);
 	if (r)
 		goto fail;
+	ctx->gate.active = bitmaps.active;
+	ctx->gate.resync = bitmaps.resync;
+	r = -ENOMEM;
+	ctx->gate.marks.table = kvcalloc(BDR_MARKS_MAX, sizeof(struct bdr_mark),
+					 GFP_KERNEL);
+	if (!ctx->gate.marks.table)
+		goto fail;
 
 	ctx->gate.ring.headers = ctx->memory.address;
 	ctx->gate.ring.payload = ctx->memory.address +
 				 ctx->memory.header_pages * PAGE_SIZE;
 	ctx->gate.ring.capacity = settings->capacity;
-	ctx->gate.active = bitmaps.active;
-	ctx->gate.resync = bitmaps.resync;
 	ctx->gate.device_sectors = settings->device_sectors;
 	ctx->gate.region_sectors = settings->region_sectors;
 	bdr_gate_init(&ctx->gate);
@@ -209,6 +215,7 @@ void bdr_context_adopt(struct bdr_context *ctx,
 		swap(gate->active, spare->active);
 		swap(gate->resync, spare->resync);
 		gate->device_sectors = device_sectors;
+		bdr_gate_marked_locked(gate);
 	}
 	if (is_other) {
 		bdr_gate_begin_stream_locked(gate);
@@ -279,17 +286,23 @@ u64 bdr_context_status(struct bdr_context *ctx, struct bdr_status *status)
 {
 	struct bdr_gate *gate = &ctx->gate;
 	u64 published = bdr_context_update_published(ctx);
-	u64 events;
+	u64 events, marked;
 
 	spin_lock_irq(&ctx->lock);
-	bdr_request_fill_status_locked(status, gate, published);
+	bdr_request_fill_status_locked(status, gate, published,
+				       bdr_clock_read_locked());
 	memcpy(status->stream_id, ctx->stream_id, sizeof(status->stream_id));
 	status->failed_writes = ctx->failed;
 	events = ctx->events;
+	marked = gate->marked;
 	spin_unlock_irq(&ctx->lock);
 
 	mutex_lock(&ctx->bitmap_lock);
-	bdr_request_count_marks(status, gate);
+	bdr_request_count_bits(status, gate);
 	mutex_unlock(&ctx->bitmap_lock);
+
+	spin_lock_irq(&ctx->lock);
+	bdr_request_finish_status_locked(status, gate, marked);
+	spin_unlock_irq(&ctx->lock);
 	return events;
 }

@@ -47,6 +47,7 @@
 #include <linux/mutex.h>
 #include <linux/rbtree.h>
 #include <linux/spinlock.h>
+#include <linux/timekeeping.h>
 #include <linux/wait.h>
 #include <linux/workqueue.h>
 
@@ -127,6 +128,15 @@ struct bdr_settings {
 	u64 region_sectors;
 	u64 device_sectors;
 };
+
+/*
+ * The clock of marks: cheap, and exact to a tick.  Under the lock of the context, so
+ * that its readings do not decrease from holder to holder.
+ */
+static inline u64 bdr_clock_read_locked(void)
+{
+	return ktime_get_coarse_boottime_ns();
+}
 
 struct bdr_context *bdr_context_create(const struct bdr_settings *settings,
 				       char **error);

@@ -272,7 +272,8 @@ static int bdr_io_start(struct bdr_io *io, struct bio *bio)
 		spin_unlock_irqrestore(&ctx->lock, flags);
 		return DM_MAPIO_SUBMITTED;
 	}
-	if (bdr_gate_admit_locked(&ctx->gate, &io->write, &io->pass)) {
+	if (bdr_gate_admit_locked(&ctx->gate, &io->write, &io->pass,
+				  bdr_clock_read_locked())) {
 		ctx->events++;
 		bdr_context_wake(ctx);
 	}
@@ -361,15 +362,20 @@ int bdr_io_end(struct dm_target *ti, struct bio *bio, blk_status_t *error)
 		return DM_ENDIO_DONE;
 
 	ctx = target->ctx;
-	if (logged) {
-		bdr_gate_publish(&ctx->gate, &io->pass, &io->write, *error);
+	if (logged && *error) {
+		spin_lock_irqsave(&ctx->lock, flags);
+		ctx->failed++;
+		bdr_gate_fail_locked(&ctx->gate, &io->write);
+		spin_unlock_irqrestore(&ctx->lock, flags);
+		bdr_gate_publish_nop(&ctx->gate, &io->pass, &io->write);
+		bdr_context_wake(ctx);
+	} else if (logged) {
+		bdr_gate_publish(&ctx->gate, &io->pass, &io->write);
 		bdr_context_wake(ctx);
 	}
 
 	spin_lock_irqsave(&ctx->lock, flags);
-	if (logged)
-		ctx->failed += !!*error;
-	else if (bdr_gate_leave_locked(&ctx->gate, &io->pass, &io->write))
+	if (!logged && bdr_gate_leave_locked(&ctx->gate, &io->pass, &io->write))
 		wake_up_all(&ctx->drain_wait);
 	if (io->write.sectors)
 		bdr_inflight_remove(io, &ctx->inflight);

@@ -384,6 +384,9 @@ static int bdr_message(struct dm_target *ti, unsigned int argc, char **argv,
 		/* Not in `resync`, where a scan under way may clear it. */
 		mutex_lock(&ctx->bitmap_lock);
 		bdr_bitmap_mark(ctx->gate.active, 0, bdr_gate_regions(&ctx->gate));
+		spin_lock_irq(&ctx->lock);
+		bdr_gate_marked_locked(&ctx->gate);
+		spin_unlock_irq(&ctx->lock);
 		mutex_unlock(&ctx->bitmap_lock);
 	} else if (argc == 1 && !strcasecmp(argv[0], "overflow")) {
 		spin_lock_irq(&ctx->lock);

@@ -30,12 +30,22 @@
  *
  * A write that fails is published as NOP, and its regions are marked `active`:
  * what the disk then holds there is unknown.
+ *
+ * Since when something is missing (`missed_since_ns`) is known of unlogged writes
+ * only.  It is forgotten when both bitmaps were found empty; bits are counted without
+ * the lock, so `marked` shows whether any was set meanwhile:
+ *
+ *	marking		set the bits; under the lock: since = ..., marked++
+ *	STATUS		under the lock: no unlogged writes, take `marked`
+ *			count the bits: none
+ *			under the lock: if `marked` is the same, since = nothing
  */
 #ifndef BDR_GATE_H
 #define BDR_GATE_H
 
 #include "bdr_ring.h"
 #include "bdr_bitmap.h"
+#include "bdr_marks.h"
 
 #define BDR_REGION_SECTORS_DEFAULT	128	/* 64 KiB */
 #define BDR_REGION_SECTORS_MIN		8
@@ -65,6 +75,9 @@ struct bdr_gate {
 	__u64 last_gap;
 	__u64 overflows;	/* changes of mode to OVERFLOW, total */
 	__u64 missed;		/* writes that took no slot, total */
+	__u64 missed_since_ns;	/* see struct bdr_status */
+	__u64 marked;		/* times that regions were marked, total */
+	struct bdr_marks marks;
 	/* The consumer's counters of this stream; see struct bdr_release. */
 	__u64 acknowledged;
 	__u64 counted;
@@ -78,7 +91,10 @@ struct bdr_pass {
 	__u64 slots;
 };
 
-/* The caller has set ring.headers, payload, capacity, both bitmaps and sizes. */
+/*
+ * The caller has set ring.headers, payload, capacity, both bitmaps, sizes and
+ * marks.table.
+ */
 static inline void bdr_gate_init(struct bdr_gate *gate)
 {
 	gate->ring.head = 0;
@@ -91,6 +107,9 @@ static inline void bdr_gate_init(struct bdr_gate *gate)
 	gate->last_gap = BDR_GAP_NONE;
 	gate->overflows = 0;
 	gate->missed = 0;
+	gate->missed_since_ns = BDR_MISSED_NOTHING;
+	gate->marked = 0;
+	bdr_marks_init(&gate->marks);
 	gate->acknowledged = 0;
 	gate->counted = 0;
 }
@@ -108,6 +127,28 @@ static inline void bdr_gate_mark(const struct bdr_gate *gate, __u64 sector,
 	if (sectors)
 		bdr_bitmap_mark(gate->active, sector / gate->region_sectors,
 				(sector + sectors - 1) / gate->region_sectors + 1);
+}
+
+/*
+ * Regions were marked, in either bitmap, and since when their replica lacks something
+ * is not known.
+ */
+static inline void bdr_gate_marked_locked(struct bdr_gate *gate)
+{
+	gate->marked++;
+	gate->missed_since_ns = BDR_MISSED_UNKNOWN;
+}
+
+/*
+ * Both bitmaps were empty, without unlogged writes in flight, at some time after
+ * `marked` was taken.  True if they still are.
+ */
+static inline bool bdr_gate_forget_missed_locked(struct bdr_gate *gate, __u64 marked)
+{
+	if (gate->marked != marked)
+		return false;
+	gate->missed_since_ns = BDR_MISSED_NOTHING;
+	return true;
 }
 
 /* Changes the mode to OVERFLOW.  True if it was STREAM: wake the consumer. */
@@ -131,14 +172,18 @@ static inline bool bdr_gate_overflow_locked(struct bdr_gate *gate)
 static inline void bdr_gate_begin_stream_locked(struct bdr_gate *gate)
 {
 	bdr_gate_overflow_locked(gate);
+	bdr_gate_marked_locked(gate);
 	gate->acknowledged = 0;
 	gate->counted = 0;
 }
 
-/* True if this write changed the mode to OVERFLOW: wake the consumer. */
+/*
+ * True if this write changed the mode to OVERFLOW: wake the consumer.  `clock_ns` was
+ * read under this lock, so it does not decrease.
+ */
 static inline bool bdr_gate_admit_locked(struct bdr_gate *gate,
 					 const struct bdr_write *write,
-					 struct bdr_pass *pass)
+					 struct bdr_pass *pass, __u64 clock_ns)
 {
 	bool turned;
 
@@ -147,32 +192,51 @@ static inline bool bdr_gate_admit_locked(struct bdr_gate *gate,
 	pass->logged = gate->mode == BDR_MODE_STREAM &&
 		       bdr_ring_reserve_locked(&gate->ring, pass->slots,
 					       &pass->first);
-	if (pass->logged)
+	if (pass->logged) {
+		bdr_marks_reserve_locked(&gate->marks, pass->first, clock_ns);
 		return false;
-
-	/* A flush without room is left out: it changes no region. */
-	turned = write->sectors && bdr_gate_overflow_locked(gate);
+	}
 	gate->missed++;
 	gate->unlogged[pass->epoch & 1]++;
+	/* A flush without room is left out: it changes no region. */
+	if (!write->sectors)
+		return false;
+	turned = bdr_gate_overflow_locked(gate);
 	bdr_gate_mark(gate, write->sector, write->sectors);
+	gate->marked++;
+	if (gate->missed_since_ns == BDR_MISSED_NOTHING)
+		gate->missed_since_ns = clock_ns;
 	return turned;
 }
 
 /*
- * Ends the pass of a logged write.  Needs no lock.  The bits of a failed write
- * are set before its NOP is published, so a reader of the NOP finds the bits set.
+ * A logged write has failed.  Comes before its publication as NOP, so a reader of the
+ * NOP finds the bits set.
  */
+static inline void bdr_gate_fail_locked(struct bdr_gate *gate,
+					const struct bdr_write *write)
+{
+	if (!write->sectors)
+		return;
+	bdr_gate_mark(gate, write->sector, write->sectors);
+	bdr_gate_marked_locked(gate);
+}
+
+/* Ends the pass of a logged write.  Needs no lock. */
 static inline void bdr_gate_publish(const struct bdr_gate *gate,
 				    const struct bdr_pass *pass,
-				    const struct bdr_write *write, bool failed)
+				    const struct bdr_write *write)
+{
+	bdr_ring_publish(&gate->ring, pass->first, pass->slots, write);
+}
+
+/* The same as NOP: the write has failed, or was refused and has changed nothing. */
+static inline void bdr_gate_publish_nop(const struct bdr_gate *gate,
+					const struct bdr_pass *pass,
+					const struct bdr_write *write)
 {
 	struct bdr_write nop = *write;
 
-	if (!failed) {
-		bdr_ring_publish(&gate->ring, pass->first, pass->slots, write);
-		return;
-	}
-	bdr_gate_mark(gate, write->sector, write->sectors);
 	nop.op = BDR_OP_NOP;
 	bdr_ring_publish(&gate->ring, pass->first, pass->slots, &nop);
 }
@@ -204,6 +268,7 @@ static inline bool bdr_gate_leave_locked(struct bdr_gate *gate,
 static inline void bdr_gate_release_locked(struct bdr_gate *gate, __u64 tail)
 {
 	bdr_ring_release_locked(&gate->ring, tail);
+	bdr_marks_release_locked(&gate->marks, tail);
 	if (gate->gap == BDR_GAP_NONE || gate->gap >= tail)
 		return;
 	if (gate->last_gap >= tail) {

@@ -36,6 +36,7 @@ static inline int bdr_request_argument_bytes(__u32 code)
 	case BDR_IOC_BITMAP_READ:
 	case BDR_IOC_BITMAP_CLEAR:
 	case BDR_IOC_BITMAP_MARK:
+	case BDR_IOC_MARKS_READ:
 		return _IOC_SIZE(code);
 	case BDR_IOC_INFO:
 	case BDR_IOC_STATUS:
@@ -149,6 +150,11 @@ static inline int bdr_request_check_range(__u32 code,
 	return 0;
 }
 
+static inline int bdr_request_check_marks(const struct bdr_marks_read *read)
+{
+	return read->count || read->reserved ? -EINVAL : 0;
+}
+
 /* ---- what a checked request does --------------------------------------- */
 
 static inline void bdr_request_release_locked(struct bdr_gate *gate,
@@ -201,12 +207,12 @@ static inline void bdr_request_fill_info_locked(struct bdr_info *info,
 
 /*
  * STATUS, except for the count of failed writes and the stream id, which are the
- * caller's, and for the marks, which come last.  Every slot below `published` is
+ * caller's, and for the bits, which come last.  Every slot below `published` is
  * published.
  */
 static inline void bdr_request_fill_status_locked(struct bdr_status *status,
 						  const struct bdr_gate *gate,
-						  __u64 published)
+						  __u64 published, __u64 clock_ns)
 {
 	const struct bdr_ring *ring = &gate->ring;
 
@@ -223,22 +229,47 @@ static inline void bdr_request_fill_status_locked(struct bdr_status *status,
 		.device_sectors = gate->device_sectors,
 		.acknowledged = gate->acknowledged,
 		.counted = gate->counted,
+		.clock_ns = clock_ns,
+		.marks = gate->marks.next,
+		.missed_since_ns = gate->missed_since_ns,
 	};
 }
 
 /*
  * Counts the bits of a STATUS, after its other fields: a status that covers the
- * NOP of a failed write then covers the marks of that write.  `active` comes
+ * NOP of a failed write then covers the bits of that write.  `active` comes
  * first: a merge sets a bit in `resync` before it clears it in `active`, so a bit
  * that moves meanwhile is counted at least once.
  */
-static inline void bdr_request_count_marks(struct bdr_status *status,
-					   const struct bdr_gate *gate)
+static inline void bdr_request_count_bits(struct bdr_status *status,
+					  const struct bdr_gate *gate)
 {
 	__u64 regions = bdr_gate_regions(gate);
 
 	status->active_regions = bdr_bitmap_count(gate->active, regions);
 	status->resync_regions = bdr_bitmap_count(gate->resync, regions);
+}
+
+/*
+ * Ends a STATUS whose bits were counted.  `marked` is the gate's as of the snapshot:
+ * see bdr_gate.h.
+ */
+static inline void bdr_request_finish_status_locked(struct bdr_status *status,
+						    struct bdr_gate *gate,
+						    __u64 marked)
+{
+	if (!status->active_regions && !status->resync_regions) {
+		if (!status->unlogged &&
+		    bdr_gate_forget_missed_locked(gate, marked))
+			status->missed_since_ns = BDR_MISSED_NOTHING;
+	} else if (status->missed_since_ns == BDR_MISSED_NOTHING) {
+		/* The first bits, set since the snapshot.  Of unlogged writes? */
+		if (gate->missed_since_ns == BDR_MISSED_NOTHING ||
+		    gate->missed_since_ns == BDR_MISSED_UNKNOWN)
+			status->missed_since_ns = BDR_MISSED_UNKNOWN;
+		else
+			status->missed_since_ns = status->clock_ns;
+	}
 }
 
 #endif /* BDR_REQUEST_H */

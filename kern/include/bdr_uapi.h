@@ -38,9 +38,21 @@ struct bdr_info {
 	__u64 reserved[4];
 };
 
+#define BDR_MISSED_NOTHING	0
+#define BDR_MISSED_UNKNOWN	(~0ULL)
+
 /*
  * A consistent snapshot, except for the counts of bits, which are taken after it:
  * they include the regions of every failed write that was published before.
+ *
+ * `missed_since_ns` is of what the bitmaps stand for: BDR_MISSED_NOTHING if both are
+ * empty and no unlogged write is in flight; the clock at the oldest write that
+ * was missed since a STATUS found that; or BDR_MISSED_UNKNOWN if a region was also
+ * marked otherwise, by a failed write, BITMAP_MARK, another size or stream.
+ *
+ * Clocks are CLOCK_BOOTTIME of the host in nanoseconds, that of the kernel module
+ * with the resolution of a tick.  Compare them with `clock_ns` only: a process in
+ * a time namespace has another CLOCK_BOOTTIME.
  */
 struct bdr_status {
 	__u64 head;			/* next slot to be reserved */
@@ -60,7 +72,10 @@ struct bdr_status {
 	__u8  stream_id[BDR_STREAM_ID_BYTES];	/* the present one; see bdr_info */
 	__u64 acknowledged;		/* of the last RELEASE; see bdr_release */
 	__u64 counted;
-	__u64 reserved[4];
+	__u64 clock_ns;			/* of the snapshot */
+	__u64 marks;			/* number of the next mark; see bdr_mark */
+	__u64 missed_since_ns;
+	__u64 reserved[5];
 };
 
 /*
@@ -113,6 +128,30 @@ struct bdr_bitmap_range {
 	__u64 buffer;			/* user pointer; zero over the socket */
 };
 
+/*
+ * Slots from `slot` on were reserved at `clock_ns` or later, those below it at
+ * `clock_ns` or earlier.  See bdr_marks.h.
+ */
+struct bdr_mark {
+	__u64 slot;
+	__u64 clock_ns;
+};
+
+#define BDR_MARKS_MAX	4096
+
+/*
+ * Copies the marks that there are, oldest first.  Their numbers are not returned:
+ * old ones are dropped and thinned out, so a reader takes all of them whenever the
+ * status has another `marks`.  Over the socket the marks follow the reply.
+ */
+struct bdr_marks_read {
+	__u64 buffer;			/* user pointer to room for BDR_MARKS_MAX;
+					 * zero over the socket
+					 */
+	__u32 count;			/* out: marks copied; in: zero */
+	__u32 reserved;
+};
+
 #define BDR_IOC_MAGIC		0xB7
 #define BDR_IOC_INFO		_IOR(BDR_IOC_MAGIC, 0, struct bdr_info)
 #define BDR_IOC_STATUS		_IOR(BDR_IOC_MAGIC, 1, struct bdr_status)
@@ -121,11 +160,13 @@ struct bdr_bitmap_range {
 #define BDR_IOC_BITMAP_READ	_IOW(BDR_IOC_MAGIC, 4, struct bdr_bitmap_range)
 #define BDR_IOC_BITMAP_CLEAR	_IOW(BDR_IOC_MAGIC, 5, struct bdr_bitmap_range)
 #define BDR_IOC_BITMAP_MARK	_IOW(BDR_IOC_MAGIC, 6, struct bdr_bitmap_range)
+#define BDR_IOC_MARKS_READ	_IOWR(BDR_IOC_MAGIC, 8, struct bdr_marks_read)
 
 /*
  * The same over a socket.  A packet is struct bdr_request followed by the
- * request's structure (if it is an _IOW one); the answer is struct bdr_reply
- * followed by the structure (if _IOR) or the bits (BITMAP_READ).
+ * request's structure (if it is an _IOW or _IOWR one); the answer is struct
+ * bdr_reply followed by the structure (if _IOR), the bits (BITMAP_READ) or the
+ * marks (MARKS_READ).
  *
  * The first request of a connection is BDR_IOC_OPEN; its answer passes two
  * descriptors (SCM_RIGHTS): the ring's memory, headers and one copy of the

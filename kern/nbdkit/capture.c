@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
 #include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
@@ -106,6 +107,18 @@ static void bdr_wake_arm_locked(struct bdr_capture *capture, __u64 cursor)
 		bdr_wake_signal_locked(wake);
 }
 
+/* ---- the clock --------------------------------------------------------- */
+
+/* Under the lock, so that its readings do not decrease from holder to holder. */
+static __u64 bdr_clock_read_locked(void)
+{
+	struct timespec now;
+
+	/* Fails for an unknown clock only; the vDSO answers. */
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	return (__u64)now.tv_sec * 1000000000 + (__u64)now.tv_nsec;
+}
+
 /* ---- life -------------------------------------------------------------- */
 
 /* Stream id and path. */
@@ -157,6 +170,11 @@ int bdr_capture_create(struct bdr_capture *capture, const char *underlying,
 			     region_bytes, words * sizeof(__u64) / 1024);
 		goto fail;
 	}
+	gate->marks.table = calloc(BDR_MARKS_MAX, sizeof(struct bdr_mark));
+	if (!gate->marks.table) {
+		nbdkit_error("cannot allocate marks of the clock: %m");
+		goto fail;
+	}
 	bdr_gate_init(gate);
 	bdr_request_fill_info_locked(&capture->info, gate,
 				     capture->memory.payload_offset);
@@ -169,6 +187,7 @@ fail:
 
 void bdr_capture_destroy(struct bdr_capture *capture)
 {
+	free(capture->gate.marks.table);
 	free(capture->gate.resync);
 	free(capture->gate.active);
 	bdr_ring_memory_destroy(&capture->memory);
@@ -196,7 +215,8 @@ void bdr_capture_begin(struct bdr_capture *capture, struct bdr_io *io,
 	bool turned;
 
 	pthread_mutex_lock(&capture->lock);
-	turned = bdr_gate_admit_locked(&capture->gate, write, &io->pass);
+	turned = bdr_gate_admit_locked(&capture->gate, write, &io->pass,
+				       bdr_clock_read_locked());
 	pthread_mutex_unlock(&capture->lock);
 
 	if (turned)
@@ -209,17 +229,6 @@ void bdr_capture_begin(struct bdr_capture *capture, struct bdr_io *io,
 	else
 		bdr_ring_fill_length(&capture->gate.ring, io->pass.first,
 				     write->sectors);
-}
-
-/* The slots of a write that changed nothing are NOPs, and no region is marked. */
-static void bdr_capture_withdraw(struct bdr_capture *capture,
-				 const struct bdr_io *io)
-{
-	struct bdr_write nop = io->write;
-
-	nop.op = BDR_OP_NOP;
-	bdr_ring_publish(&capture->gate.ring, io->pass.first,
-			 io->pass.slots, &nop);
 }
 
 void bdr_capture_end(struct bdr_capture *capture,
@@ -237,15 +246,16 @@ void bdr_capture_end(struct bdr_capture *capture,
 		return;
 	}
 
-	if (outcome == BDR_REFUSED) {
-		bdr_capture_withdraw(capture, io);
-	} else {
-		if (outcome == BDR_FAILED)
-			__atomic_fetch_add(&capture->failed_writes, 1,
-					   __ATOMIC_RELAXED);
-		bdr_gate_publish(&capture->gate, &io->pass, &io->write,
-				 outcome == BDR_FAILED);
+	if (outcome == BDR_FAILED) {
+		pthread_mutex_lock(&capture->lock);
+		capture->failed_writes++;
+		bdr_gate_fail_locked(&capture->gate, &io->write);
+		pthread_mutex_unlock(&capture->lock);
 	}
+	if (outcome == BDR_DONE)
+		bdr_gate_publish(&capture->gate, &io->pass, &io->write);
+	else
+		bdr_gate_publish_nop(&capture->gate, &io->pass, &io->write);
 	bdr_wake_published(capture);
 }
 
@@ -352,16 +362,43 @@ static __u64 bdr_capture_unpublished_locked(struct bdr_capture *capture)
 
 void bdr_capture_status(struct bdr_capture *capture, struct bdr_status *status)
 {
-	const struct bdr_gate *gate = &capture->gate;
+	struct bdr_gate *gate = &capture->gate;
+	__u64 marked;
 
 	pthread_mutex_lock(&capture->lock);
 	bdr_request_fill_status_locked(status, gate,
-				       bdr_capture_unpublished_locked(capture));
+				       bdr_capture_unpublished_locked(capture),
+				       bdr_clock_read_locked());
+	status->failed_writes = capture->failed_writes;
+	marked = gate->marked;
 	pthread_mutex_unlock(&capture->lock);
 
-	status->failed_writes = __atomic_load_n(&capture->failed_writes,
-						__ATOMIC_RELAXED);
 	memcpy(status->stream_id, capture->info.stream_id,
 	       sizeof(status->stream_id));
-	bdr_request_count_marks(status, gate);
+	bdr_request_count_bits(status, gate);
+
+	pthread_mutex_lock(&capture->lock);
+	bdr_request_finish_status_locked(status, gate, marked);
+	pthread_mutex_unlock(&capture->lock);
+}
+
+void bdr_capture_change_bitmap(struct bdr_capture *capture, __u32 code,
+			       const struct bdr_bitmap_range *range)
+{
+	bdr_request_change_bitmap(&capture->gate, code, range);
+	if (code == BDR_IOC_BITMAP_CLEAR)
+		return;
+	pthread_mutex_lock(&capture->lock);
+	bdr_gate_marked_locked(&capture->gate);
+	pthread_mutex_unlock(&capture->lock);
+}
+
+__u32 bdr_capture_read_marks(struct bdr_capture *capture, struct bdr_mark *marks)
+{
+	__u32 count;
+
+	pthread_mutex_lock(&capture->lock);
+	count = bdr_marks_copy_locked(&capture->gate.marks, marks);
+	pthread_mutex_unlock(&capture->lock);
+	return count;
 }

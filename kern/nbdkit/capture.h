@@ -34,11 +34,11 @@ struct bdr_wake {
 };
 
 struct bdr_capture {
-	pthread_mutex_t lock;	/* the gate's */
+	pthread_mutex_t lock;	/* of the gate, and of the two counts after it */
 	pthread_cond_t drained;
 	struct bdr_gate gate;
 	__u64 published;	/* every slot below it has been published */
-	__u64 failed_writes;	/* atomic */
+	__u64 failed_writes;
 
 	struct bdr_ring_memory memory;
 	struct bdr_range_lock ranges;
@@ -79,8 +79,13 @@ int bdr_capture_release(struct bdr_capture *capture,
 			const struct bdr_release *release);
 void bdr_capture_resume(struct bdr_capture *capture, struct bdr_resume *resume);
 void bdr_capture_status_seen(struct bdr_capture *capture);
+/* CLEAR or MARK, checked. */
+void bdr_capture_change_bitmap(struct bdr_capture *capture, __u32 code,
+			       const struct bdr_bitmap_range *range);
 
 /* For every client. */
 void bdr_capture_status(struct bdr_capture *capture, struct bdr_status *status);
+/* `marks` has room for BDR_MARKS_MAX.  Returns how many there are. */
+__u32 bdr_capture_read_marks(struct bdr_capture *capture, struct bdr_mark *marks);
 
 #endif /* BDR_CAPTURE_H */

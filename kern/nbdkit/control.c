@@ -84,6 +84,7 @@ union bdr_argument {
 	struct bdr_open open;
 	struct bdr_release release;
 	struct bdr_bitmap_range range;
+	struct bdr_marks_read marks;
 };
 
 struct bdr_packet {
@@ -150,7 +151,7 @@ static int bdr_client_bitmap(const struct bdr_client *client, __u32 code,
 			     const struct bdr_bitmap_range *range, __u64 *words,
 			     struct bdr_answer *answer)
 {
-	const struct bdr_capture *capture = client->control->capture;
+	struct bdr_capture *capture = client->control->capture;
 	int err = -bdr_request_check_bitmap(code, range);
 
 	if (!err && range->buffer)
@@ -165,8 +166,24 @@ static int bdr_client_bitmap(const struct bdr_client *client, __u32 code,
 		answer->data = words;
 		answer->bytes = bdr_bitmap_words(range->count) * sizeof(*words);
 	} else {
-		bdr_request_change_bitmap(&capture->gate, code, range);
+		bdr_capture_change_bitmap(capture, code, range);
 	}
+	return 0;
+}
+
+static int bdr_client_marks(const struct bdr_client *client,
+			    const struct bdr_marks_read *read,
+			    struct bdr_mark *marks, struct bdr_answer *answer)
+{
+	int err = -bdr_request_check_marks(read);
+
+	if (!err && read->buffer)
+		err = EINVAL;
+	if (err)
+		return err;
+	answer->data = marks;
+	answer->bytes = bdr_capture_read_marks(client->control->capture, marks) *
+			sizeof(*marks);
 	return 0;
 }
 
@@ -175,6 +192,7 @@ union bdr_scratch {
 	struct bdr_status status;
 	struct bdr_resume resume;
 	__u64 words[BDR_BITMAP_BYTES_MAX / sizeof(__u64)];
+	struct bdr_mark marks[BDR_MARKS_MAX];
 };
 
 static int bdr_client_handle(struct bdr_client *client,
@@ -206,6 +224,9 @@ static int bdr_client_handle(struct bdr_client *client,
 		answer->data = &scratch->resume;
 		answer->bytes = sizeof(scratch->resume);
 		return 0;
+	case BDR_IOC_MARKS_READ:
+		return bdr_client_marks(client, &packet->argument.marks,
+					scratch->marks, answer);
 	default:
 		return bdr_client_bitmap(client, packet->request.code,
 					 &packet->argument.range,

@@ -38,6 +38,7 @@ static _Atomic uint64_t seed;
 static const unsigned long codes[] = {
 	BDR_IOC_INFO, BDR_IOC_STATUS, BDR_IOC_RELEASE, BDR_IOC_RESUME,
 	BDR_IOC_BITMAP_READ, BDR_IOC_BITMAP_CLEAR, BDR_IOC_BITMAP_MARK, BDR_IOC_OPEN,
+	BDR_IOC_MARKS_READ,
 };
 
 static uint64_t draw(uint64_t *state)
@@ -88,7 +89,8 @@ static void request(int fd, uint64_t *state, void *memory)
 
 	for (i = 0; i < 8; i++)
 		words[i] = number(state);
-	if (code >= BDR_IOC_BITMAP_READ && draw(state) % 4) {
+	if ((code == BDR_IOC_BITMAP_READ || code == BDR_IOC_BITMAP_CLEAR ||
+	     code == BDR_IOC_BITMAP_MARK) && draw(state) % 4) {
 		struct bdr_bitmap_range *bitmap = memory;
 
 		bitmap->bitmap = draw(state) % 3;
@@ -96,11 +98,18 @@ static void request(int fd, uint64_t *state, void *memory)
 		bitmap->buffer = code == BDR_IOC_BITMAP_READ ?
 				 (uintptr_t)pointer(state, memory) : 0;
 	}
+	if (code == BDR_IOC_MARKS_READ && draw(state) % 4) {
+		words[0] = (uintptr_t)pointer(state, memory);
+		words[1] = draw(state) % 16 == 0;
+	}
 	/* Sensible releases, or nothing would ever move. */
 	if (code == BDR_IOC_RELEASE && draw(state) % 2 &&
 	    !ioctl(fd, BDR_IOC_STATUS, &status)) {
 		words[0] = status.unpublished - draw(state) % 3 % (status.unpublished + 1);
 		words[1] = words[0] + draw(state) % 3;
+		/* Counters at their end would refuse every later release. */
+		words[2] = status.acknowledged + draw(state) % 2;
+		words[3] = status.counted + 1;
 	}
 	if (draw(state) % 16 == 0)
 		code = draw(state);

@@ -9,6 +9,7 @@ import fcntl
 import mmap
 import os
 import select
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,9 @@ import pytest
 from bdr.common.capture import abi
 from bdr.common.capture.api import Bitmap, Role
 from bdr.common.capture.dm import DmCapture
+from bdr.common.ring.layout import MARKS_INTERVAL_NS
 from bdr.common.ring.slots import published_count
-from tests.kernel.devices import TOOLS, Bdr, Direct, Loop, run
+from tests.kernel.devices import TOOLS, Bdr, Direct, Loop, run, wait_for
 from tests.kernel.mirror import Mirror
 
 FUZZ_S = int(os.environ.get("BDR_FUZZ_S", "60"))
@@ -177,6 +179,38 @@ def test_unknown_requests_and_wrong_sizes_get_enotty(fd: int) -> None:
     for code in abi.REQUEST_NAMES:
         for change in (1 << 16, 1 << 30, 1 << 8, 1 << 31):
             assert refused(fd, code ^ change, buffer) == errno.ENOTTY
+
+
+def test_marks_say_when_slots_were_reserved(ring: Bdr) -> None:
+    capture = DmCapture(ring.device, Role.OBSERVER)
+    try:
+        before = capture.status()
+        assert before.clock_ns <= time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        marks = capture.marks()
+        assert marks[0, 0] == 0
+        last_ns = int(marks[-1, 1])
+        wait_for(lambda: capture.status().clock_ns >= last_ns + MARKS_INTERVAL_NS, "an interval")
+        with Direct(ring.path) as disk:
+            disk.write(b"D" * 4096, 0)
+        after = capture.status()
+        assert (after.marks, after.head) == (before.marks + 1, 4)
+        slot, clock_ns = capture.marks()[-1].tolist()
+        assert slot == 3
+        assert last_ns + MARKS_INTERVAL_NS <= clock_ns <= after.clock_ns
+    finally:
+        capture.close()
+
+
+@pytest.mark.parametrize("fields", [(1, 0), (0, 1), (4096, 0), (1 << 32, 0)])
+def test_marks_request_with_more_than_a_buffer_is_refused(fd: int, fields: tuple[int, int]) -> None:
+    count, reserved = fields[0] & 0xFFFFFFFF, fields[1] | fields[0] >> 32
+    assert refused(fd, abi.IOC_MARKS_READ, abi.MARKS.pack(0, count, reserved)) == errno.EINVAL
+
+
+def test_marks_into_a_bad_buffer_get_efault(fd: int) -> None:
+    for address in (0, 8, 0x7FFF_FFFF_F000, 0xFFFF_FFFF_8000_0000):
+        request = abi.MARKS.pack(address, 0, 0)
+        assert refused(fd, abi.IOC_MARKS_READ, request) == errno.EFAULT
 
 
 def test_observer_may_look_and_not_touch(victim: Bdr) -> None:

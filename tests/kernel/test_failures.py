@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bdr.common.capture.api import Bitmap
-from bdr.common.ring.layout import Mode, Op
+from bdr.common.ring.layout import MISSED_UNKNOWN, Mode, Op
 from bdr.common.ring.slots import decode, slots_at
 from tests.kernel.devices import Bdr, Direct, Loop, Mapped, have_module, run
 from tests.kernel.mirror import Mirror
@@ -49,6 +49,7 @@ def test_failed_write_gives_eio_is_a_nop_and_is_marked(flaky: Mapped, tmp_path: 
         assert columns.last.tolist() == [True, False, False, True, True]
         status = mirror.capture.status()
         assert (status.failed_writes, status.missed_writes, status.head) == (1, 0, 5)
+        assert status.missed_since_ns == MISSED_UNKNOWN
         assert status.mode is Mode.STREAM
         assert np.flatnonzero(mirror.bits(Bitmap.ACTIVE)).tolist() == [HALF // 128 + 1]
         mirror.drain()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 
 from bdr.common.capture.api import Bitmap
-from bdr.common.ring.layout import Mode
+from bdr.common.ring.layout import MISSED_NOTHING, Mode
 from tests.kernel.devices import ROOT, Bdr, Direct, Loop, Mapped, run, start, wait_for, write
 from tests.kernel.mirror import Mirror
 
 REGION = 65536
+TICK_NS = 10_000_000
+"""The resolution of the module's clock."""
 
 
 @contextmanager
@@ -45,6 +48,7 @@ def load(
 def test_no_reader_every_write_completes_and_is_in_ring_or_bitmap(
     loop: Loop, tmp_path: Path
 ) -> None:
+    before_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - TICK_NS
     with Bdr("t0", loop.path, capacity=256) as bdr:
         run(
             "fio", "--name=j", f"--filename={bdr.path}", "--ioengine=libaio", "--direct=1",
@@ -63,10 +67,13 @@ def test_no_reader_every_write_completes_and_is_in_ring_or_bitmap(
             assert different <= active
             # The gap lies behind the last slot there is: it must still be told.
             assert mirror.capture.status().gap == status.head
+            look = mirror.capture.status()
+            assert before_ns <= look.missed_since_ns < look.clock_ns
             assert mirror.resume() == status.head
             assert mirror.capture.status().mode is Mode.STREAM
             mirror.repair()
             assert mirror.differing() == []
+            assert mirror.capture.status().missed_since_ns == MISSED_NOTHING
             # And it is forgotten once a slot behind it is released.
             with Direct(bdr.path) as disk:
                 disk.write(b"n" * 4096, 0)

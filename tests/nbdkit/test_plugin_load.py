@@ -18,7 +18,7 @@ import pytest
 
 from bdr.common.capture.api import Bitmap
 from bdr.common.capture.nbd import NbdCapture
-from bdr.common.ring.layout import Mode, Op
+from bdr.common.ring.layout import MISSED_UNKNOWN, Mode, Op
 from tests.nbdkit.client import (
     FLUSH,
     FUA,
@@ -268,6 +268,7 @@ def test_failed_write_is_an_error_a_nop_and_a_dirty_region(
 
     status = capture.status()
     assert (status.unpublished, status.failed_writes, status.active_regions) == (4, 1, 1)
+    assert status.missed_since_ns == MISSED_UNKNOWN
     assert bits(capture, Bitmap.ACTIVE) == {12 * MIB // 65536}
     replay = Replay(capture, bytearray(16 * MIB))
     replay.drain()

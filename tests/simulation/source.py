@@ -11,12 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus
 from bdr.common.ring.layout import (
     COUNT_SHIFT,
     FUA_SHIFT,
     LAST_SHIFT,
+    MISSED_NOTHING,
+    MISSED_UNKNOWN,
     OP_SHIFT,
     PAYLOAD_BYTES,
     PHASE_SHIFT,
@@ -25,6 +28,7 @@ from bdr.common.ring.layout import (
     Mode,
     Op,
 )
+from bdr.common.ring.marks import Marks
 from bdr.common.ring.slots import Headers, phase, published_count, slots_at
 from bdr.common.scan.plan import pack_bits
 
@@ -80,6 +84,7 @@ class Gate:
         device_sectors: int,
         region_sectors: int,
         wake: Callable[[], None],
+        clock: Callable[[], float],
     ) -> None:
         self.stream = stream
         self.headers = np.zeros(capacity, np.uint64)
@@ -100,6 +105,8 @@ class Gate:
         self.overflows = 0
         self.missed = 0
         self.failed = 0
+        self.marks_of_clock = Marks()
+        self.missed_since_ns = MISSED_NOTHING
         self.acknowledged = 0
         self.counted = 0
         self.on_drained: Callable[[], None] | None = None
@@ -108,6 +115,7 @@ class Gate:
         self.is_woken = False
         """Whether the consumer's descriptor polls readable."""
         self._on_woken = wake
+        self._clock = clock
         self._armed: int | None = None
         """The slot whose publishing wakes the consumer."""
 
@@ -122,6 +130,8 @@ class Gate:
         )
 
     def status(self) -> CaptureStatus:
+        if not (self.active or self.resync or any(self.unlogged)):
+            self.missed_since_ns = MISSED_NOTHING
         return CaptureStatus(
             head=self.head,
             tail=self.tail,
@@ -139,6 +149,9 @@ class Gate:
             stream=self.successor or self.stream,
             acknowledged=self.acknowledged,
             counted=self.counted,
+            clock_ns=self._clock_ns(),
+            marks=self.marks_of_clock.next,
+            missed_since_ns=self.missed_since_ns,
         )
 
     # Writes.
@@ -152,6 +165,7 @@ class Gate:
         )
         if write.logged:
             write.first = self.head
+            self.marks_of_clock.reserve(self.head, self._clock_ns())
             self.head += write.slots
             self._fill(write)
             return
@@ -166,6 +180,8 @@ class Gate:
             self._wake()
         self.missed += 1
         self.unlogged[write.epoch & 1] += 1
+        if write.sectors and self.missed_since_ns == MISSED_NOTHING:
+            self.missed_since_ns = self._clock_ns()
         self.mark(write)
 
     def mark(self, write: Write) -> None:
@@ -175,8 +191,9 @@ class Gate:
 
     def publish(self, write: Write, *, failed: bool, slots: range) -> None:
         """Stores the headers of `slots` (offsets into the write), last first."""
-        if failed:
+        if failed and write.sectors:
             self.mark(write)
+            self.missed_since_ns = MISSED_UNKNOWN
         op = Op.NOP if failed else write.op
         for i in reversed(slots):
             slot = write.first + i
@@ -215,6 +232,7 @@ class Gate:
             )
         self.acknowledged, self.counted = acknowledged, counted
         self.tail = tail
+        self.marks_of_clock.release(tail)
         if self.gap is not None and self.gap < tail:
             assert self.last_gap is not None
             self.gap = tail if self.last_gap >= tail else None
@@ -245,11 +263,20 @@ class Gate:
 
     def mark_regions(self, first: int, count: int) -> None:
         """Into `resync`, by BITMAP_MARK."""
+        self.missed_since_ns = MISSED_UNKNOWN
         self.resync.update(range(first, first + count))
 
     def clear_regions(self, first: int, count: int) -> None:
         """Out of `resync`, by BITMAP_CLEAR."""
         self.resync.difference_update(range(first, first + count))
+
+    def marks(self) -> NDArray[np.uint64]:
+        """See `Capture.marks`."""
+        return self.marks_of_clock.table()
+
+    def _clock_ns(self) -> int:
+        """Never 0."""
+        return 1 + int(self._clock() * 1e9)
 
     # The mapping; with `slots`, `payload` and `read_bitmap` it is a node's `Ring`.
 

@@ -214,6 +214,7 @@ class World:
             device_sectors=self.options.device_sectors,
             region_sectors=self.options.region_sectors,
             wake=self._wake_reader,
+            clock=lambda: self.clock.now_at,
         )
         self.history = self.histories[stream] = History(bytes(self.source_disk.content))
 

@@ -53,6 +53,9 @@ STATUS = CaptureStatus(
     stream=STREAM,
     acknowledged=0,
     counted=0,
+    clock_ns=1,
+    marks=0,
+    missed_since_ns=0,
 )
 A = TypeVar("A")
 

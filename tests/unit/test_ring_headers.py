@@ -17,7 +17,14 @@ from bdr.common.ring import layout
 ROOT = Path(__file__).parents[2]
 INCLUDE = ROOT / "kern" / "include"
 SOURCES = Path(__file__).parent / "ring"
-HEADERS = ("bdr_ring.h", "bdr_bitmap.h", "bdr_gate.h", "bdr_request.h", "bdr_uapi.h")
+HEADERS = (
+    "bdr_ring.h",
+    "bdr_bitmap.h",
+    "bdr_marks.h",
+    "bdr_gate.h",
+    "bdr_request.h",
+    "bdr_uapi.h",
+)
 WARNINGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror")
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
@@ -52,6 +59,10 @@ MIRROR = {
     "BDR_MODE_STREAM": layout.Mode.STREAM,
     "BDR_MODE_OVERFLOW": layout.Mode.OVERFLOW,
     "BDR_GAP_NONE": layout.GAP_NONE,
+    "BDR_MISSED_NOTHING": layout.MISSED_NOTHING,
+    "BDR_MISSED_UNKNOWN": layout.MISSED_UNKNOWN,
+    "BDR_MARKS_MAX": layout.MARKS_MAX,
+    "BDR_MARKS_INTERVAL_NS": layout.MARKS_INTERVAL_NS,
     "BDR_ABI_VERSION": mirror.ABI_VERSION,
     "BDR_STREAM_ID_BYTES": mirror.STREAM_ID_BYTES,
     "BDR_BITMAP_ACTIVE": Bitmap.ACTIVE,
@@ -67,6 +78,7 @@ MIRROR = {
     "BDR_IOC_BITMAP_CLEAR": mirror.IOC_BITMAP_CLEAR,
     "BDR_IOC_BITMAP_MARK": mirror.IOC_BITMAP_MARK,
     "BDR_IOC_OPEN": mirror.IOC_OPEN,
+    "BDR_IOC_MARKS_READ": mirror.IOC_MARKS_READ,
 }
 
 STRUCTS = {
@@ -75,6 +87,8 @@ STRUCTS = {
     "bdr_release": mirror.RELEASE,
     "bdr_resume": mirror.RESUME,
     "bdr_bitmap_range": mirror.BITMAP,
+    "bdr_mark": mirror.MARK,
+    "bdr_marks_read": mirror.MARKS,
     "bdr_open": mirror.OPEN,
     "bdr_request": mirror.REQUEST,
     "bdr_reply": mirror.REPLY,
@@ -163,6 +177,16 @@ def test_ring_gate_and_bitmap_hold_under_asan_and_ubsan(compiler: str, tmp_path:
 def test_each_rule_of_a_request_holds_under_asan_and_ubsan(compiler: str, tmp_path: Path) -> None:
     requires(compiler)
     assert run(build("requests.c", tmp_path, *SANITIZED, compiler=compiler)) == "ok\n"
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_marks_contain_the_clock_of_every_slot_under_asan_and_ubsan(
+    compiler: str, tmp_path: Path
+) -> None:
+    requires(compiler)
+    program = build("marks.c", tmp_path, *SANITIZED, compiler=compiler)
+    for seed in range(1, 4):
+        assert run(program, str(seed)) == "ok\n"
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])

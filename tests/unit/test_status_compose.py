@@ -46,6 +46,9 @@ RING = CaptureStatus(
     stream=STREAM,
     acknowledged=0,
     counted=0,
+    clock_ns=1,
+    marks=0,
+    missed_since_ns=0,
 )
 
 

@@ -57,6 +57,11 @@ int main(void)
 	VALUE(BDR_IOC_BITMAP_CLEAR);
 	VALUE(BDR_IOC_BITMAP_MARK);
 	VALUE(BDR_IOC_OPEN);
+	VALUE(BDR_IOC_MARKS_READ);
+	VALUE(BDR_MARKS_MAX);
+	VALUE(BDR_MARKS_INTERVAL_NS);
+	VALUE(BDR_MISSED_NOTHING);
+	VALUE(BDR_MISSED_UNKNOWN);
 
 	SIZE(bdr_info);
 	FIELD(bdr_info, abi_version);
@@ -90,6 +95,9 @@ int main(void)
 	FIELD(bdr_status, stream_id);
 	FIELD(bdr_status, acknowledged);
 	FIELD(bdr_status, counted);
+	FIELD(bdr_status, clock_ns);
+	FIELD(bdr_status, marks);
+	FIELD(bdr_status, missed_since_ns);
 	FIELD(bdr_status, reserved);
 
 	SIZE(bdr_release);
@@ -105,6 +113,13 @@ int main(void)
 	FIELD(bdr_bitmap_range, bitmap);
 	FIELD(bdr_bitmap_range, reserved);
 	FIELD(bdr_bitmap_range, buffer);
+	SIZE(bdr_mark);
+	FIELD(bdr_mark, slot);
+	FIELD(bdr_mark, clock_ns);
+	SIZE(bdr_marks_read);
+	FIELD(bdr_marks_read, buffer);
+	FIELD(bdr_marks_read, count);
+	FIELD(bdr_marks_read, reserved);
 	SIZE(bdr_open);
 	FIELD(bdr_open, abi_version);
 	FIELD(bdr_open, role);

@@ -124,7 +124,7 @@ static void test_laps_against_a_model(void)
 
 		for (i = 0; i < bytes; i++)
 			data[i] = (unsigned char)(round * 7 + i / 256 + i);
-		CHECK(!bdr_gate_admit_locked(gate, &write, &pass));
+		CHECK(!admit(gate, &write, &pass));
 		CHECK(pass.logged);
 		CHECK(!bdr_ring_is_published(&gate->ring, pass.first));
 		/* In two pieces, as from two pages of a bio. */
@@ -133,7 +133,7 @@ static void test_laps_against_a_model(void)
 			      bytes - split);
 		CHECK(bdr_ring_check_release(&gate->ring, gate->ring.head,
 					     gate->ring.head) == -EBUSY);
-		bdr_gate_publish(gate, &pass, &write, false);
+		complete(gate, &pass, &write, false);
 		for (i = 0; i < bytes; i++) {
 			uint64_t slot = pass.first + i / BDR_PAYLOAD_BYTES;
 
@@ -160,11 +160,11 @@ static void test_release_checks_every_slot(void)
 	struct bdr_pass a, b, c;
 	struct bdr_ring *ring = &gate->ring;
 
-	bdr_gate_admit_locked(gate, &write, &a);
-	bdr_gate_admit_locked(gate, &write, &b);
-	bdr_gate_admit_locked(gate, &write, &c);
-	bdr_gate_publish(gate, &a, &write, false);
-	bdr_gate_publish(gate, &c, &write, false);	/* b is in flight */
+	admit(gate, &write, &a);
+	admit(gate, &write, &b);
+	admit(gate, &write, &c);
+	complete(gate, &a, &write, false);
+	complete(gate, &c, &write, false);	/* b is in flight */
 
 	CHECK(bdr_ring_check_release(ring, ring->head, 0) == 0);
 	CHECK(bdr_ring_check_release(ring, ring->head, 1) == 0);
@@ -174,7 +174,7 @@ static void test_release_checks_every_slot(void)
 	CHECK(bdr_ring_check_release(ring, ring->head, ~0ULL) == -ERANGE);
 	bdr_gate_release_locked(gate, 1);
 	CHECK(bdr_ring_check_release(ring, ring->head, 0) == -ERANGE);
-	bdr_gate_publish(gate, &b, &write, false);
+	complete(gate, &b, &write, false);
 	CHECK(bdr_ring_check_release(ring, ring->head, 3) == 0);
 	gate_destroy(gate);
 }
@@ -189,12 +189,12 @@ static void test_write_that_overflows_is_marked_whole(void)
 	struct bdr_pass first, second, third;
 	uint64_t region;
 
-	CHECK(!bdr_gate_admit_locked(gate, &small, &first));
-	CHECK(bdr_gate_admit_locked(gate, &big, &second));	/* turned */
+	CHECK(!admit(gate, &small, &first));
+	CHECK(admit(gate, &big, &second));	/* turned */
 	CHECK(!second.logged && gate->mode == BDR_MODE_OVERFLOW);
 	CHECK(gate->gap == 1 && gate->overflows == 1 && gate->missed == 1);
 	/* There is room for this one, but the order of writes has a hole. */
-	CHECK(!bdr_gate_admit_locked(gate, &small, &third));
+	CHECK(!admit(gate, &small, &third));
 	CHECK(!third.logged && gate->missed == 2 && gate->overflows == 1);
 	CHECK(gate->unlogged[0] == 2);
 	for (region = 0; region < REGIONS; region++)
@@ -210,15 +210,15 @@ static void test_resume_waits_for_the_old_unlogged_writes_only(void)
 	struct bdr_write small = write_of(8 * 50, 8);
 	struct bdr_pass old, logged, fresh;
 
-	bdr_gate_admit_locked(gate, &big, &old);
+	admit(gate, &big, &old);
 	CHECK(bdr_gate_resume_locked(gate) == 0);
 	CHECK(gate->mode == BDR_MODE_STREAM);
 	CHECK(!bdr_gate_drained_locked(gate));
 
-	bdr_gate_admit_locked(gate, &small, &logged);
+	admit(gate, &small, &logged);
 	CHECK(logged.logged && logged.first == 0);
 	/* The mode turns again while the RESUME waits. */
-	CHECK(bdr_gate_admit_locked(gate, &big, &fresh));
+	CHECK(admit(gate, &big, &fresh));
 	CHECK(!fresh.logged && gate->gap == 0);
 	CHECK(!bdr_gate_drained_locked(gate));
 
@@ -236,9 +236,9 @@ static void test_merge_during_a_new_overflow_loses_no_region(void)
 	struct bdr_pass old, fresh;
 	uint64_t region;
 
-	bdr_gate_admit_locked(gate, &old_write, &old);
+	admit(gate, &old_write, &old);
 	bdr_gate_resume_locked(gate);
-	bdr_gate_admit_locked(gate, &write, &fresh);	/* not on the disk yet */
+	admit(gate, &write, &fresh);	/* not on the disk yet */
 	CHECK(bdr_gate_leave_locked(gate, &old, &old_write));
 	bdr_gate_merge(gate);
 	CHECK(bit(gate->resync, 100) && !bit(gate->active, 100));
@@ -262,26 +262,26 @@ static void test_gap_stays_until_a_slot_behind_it_is_released(void)
 	struct bdr_write big = write_of(0, (CAPACITY + 1) * 8);
 	struct bdr_pass pass;
 
-	bdr_gate_admit_locked(gate, &small, &pass);
-	bdr_gate_publish(gate, &pass, &small, false);
-	bdr_gate_admit_locked(gate, &big, &pass);
+	admit(gate, &small, &pass);
+	complete(gate, &pass, &small, false);
+	admit(gate, &big, &pass);
 	CHECK(gate->gap == 1);
 	bdr_gate_leave_locked(gate, &pass, &big);
 	CHECK(bdr_gate_resume_locked(gate) == 1);
-	bdr_gate_admit_locked(gate, &small, &pass);
-	bdr_gate_publish(gate, &pass, &small, false);
+	admit(gate, &small, &pass);
+	complete(gate, &pass, &small, false);
 	bdr_gate_release_locked(gate, 1);
 	CHECK(gate->gap == 1);
 	/* A second overflow before that: both are known. */
-	bdr_gate_admit_locked(gate, &big, &pass);
+	admit(gate, &big, &pass);
 	CHECK(gate->gap == 1 && gate->last_gap == 2 && gate->overflows == 2);
 	/* Slot 1 is released, with it the first gap, and not the second. */
 	bdr_gate_release_locked(gate, 2);
 	CHECK(gate->gap == 2 && gate->last_gap == 2);
 	bdr_gate_leave_locked(gate, &pass, &big);
 	CHECK(bdr_gate_resume_locked(gate) == 2);
-	bdr_gate_admit_locked(gate, &small, &pass);
-	bdr_gate_publish(gate, &pass, &small, false);
+	admit(gate, &small, &pass);
+	complete(gate, &pass, &small, false);
 	bdr_gate_release_locked(gate, 3);
 	CHECK(gate->gap == BDR_GAP_NONE && gate->last_gap == BDR_GAP_NONE);
 	gate_destroy(gate);
@@ -297,8 +297,8 @@ static void test_gap_between_the_first_and_the_last_is_no_lower_than_said(void)
 	for (slot = 0; slot < 4; slot++) {
 		bdr_gate_overflow_locked(gate);
 		bdr_gate_resume_locked(gate);
-		bdr_gate_admit_locked(gate, &small, &pass);
-		bdr_gate_publish(gate, &pass, &small, false);
+		admit(gate, &small, &pass);
+		complete(gate, &pass, &small, false);
 	}
 	CHECK(gate->gap == 0 && gate->last_gap == 3);
 	bdr_gate_release_locked(gate, 1);
@@ -317,9 +317,9 @@ static void test_failed_write_becomes_nop_and_dirty(void)
 	struct bdr_pass pass;
 	uint64_t i;
 
-	bdr_gate_admit_locked(gate, &write, &pass);
+	admit(gate, &write, &pass);
 	CHECK(pass.slots == 2);
-	bdr_gate_publish(gate, &pass, &write, true);
+	complete(gate, &pass, &write, true);
 	for (i = 0; i < 2; i++) {
 		CHECK(bdr_ring_is_published(&gate->ring, i));
 		CHECK((gate->ring.headers[i] >> BDR_OP_SHIFT & BDR_OP_MASK) ==
@@ -337,9 +337,9 @@ static void test_flush_marks_nothing(void)
 	struct bdr_write flush = { .op = BDR_OP_FLUSH };
 	struct bdr_pass pass;
 
-	bdr_gate_admit_locked(gate, &flush, &pass);
+	admit(gate, &flush, &pass);
 	CHECK(pass.logged && pass.slots == 1);
-	bdr_gate_publish(gate, &pass, &flush, true);
+	complete(gate, &pass, &flush, true);
 	CHECK(bdr_bitmap_count(gate->active, REGIONS) == 0);
 	gate_destroy(gate);
 }
@@ -351,7 +351,7 @@ static void test_flush_without_room_is_no_overflow(void)
 	struct bdr_pass pass;
 
 	gate->ring.head = gate->ring.tail + gate->ring.capacity;
-	CHECK(!bdr_gate_admit_locked(gate, &flush, &pass));
+	CHECK(!admit(gate, &flush, &pass));
 	CHECK(!pass.logged && gate->mode == BDR_MODE_STREAM);
 	CHECK(gate->gap == BDR_GAP_NONE && gate->overflows == 0);
 	bdr_gate_leave_locked(gate, &pass, &flush);

@@ -11,13 +11,14 @@
 
 #include "requests.h"
 
-#define STEPS		100000
+#define STEPS		400000
 #define INFLIGHT_MAX	20
 
 union argument {
 	struct bdr_open open;
 	struct bdr_release release;
 	struct bdr_bitmap_range range;
+	struct bdr_marks_read marks;
 	__u64 words[sizeof(struct bdr_bitmap_range) / sizeof(__u64)];
 };
 
@@ -34,11 +35,14 @@ static bool is_open, is_consumer;
 /* The model.  A slot that is in the ring has its place in `published`. */
 static __u64 model_head, model_tail;
 static __u64 model_acknowledged, model_counted;
+static __u64 model_missed_since, model_marks, model_mark_slot, model_mark_clock;
 static bool published[CAPACITY];
 static bool active[REGIONS], resync[REGIONS];
 
 /* How often each code was granted, and refused with each errno. */
 static unsigned int granted[CODES], refused[256];
+/* STATUS that found both bitmaps empty. */
+static unsigned int forgotten;
 
 static void model_mark(const struct bdr_write *write)
 {
@@ -58,11 +62,20 @@ static void step_submit(void)
 	if (inflight_count == INFLIGHT_MAX)
 		return;
 	inflight_count++;
+	clock_ns += random_below(BDR_MARKS_INTERVAL_NS / 2);
 	io->write = write_of(random_below((REGIONS - 8) * REGION_SECTORS),
 			     1 + random_below(3 * BDR_SLOT_SECTORS));
-	bdr_gate_admit_locked(gate, &io->write, &io->pass);
-	if (!io->pass.logged)
+	admit(gate, &io->write, &io->pass);
+	if (!io->pass.logged) {
 		model_mark(&io->write);
+		if (!model_missed_since)
+			model_missed_since = clock_ns;
+	} else if (!model_marks ||
+		   clock_ns - model_mark_clock >= BDR_MARKS_INTERVAL_NS) {
+		model_marks++;
+		model_mark_slot = model_head;
+		model_mark_clock = clock_ns;
+	}
 	for (slot = 0; io->pass.logged && slot < io->pass.slots; slot++)
 		published[model_head++ % CAPACITY] = false;
 }
@@ -84,9 +97,11 @@ static void step_complete(void)
 		model_mark(&io.write);
 		return;
 	}
-	bdr_gate_publish(gate, &io.pass, &io.write, failed);
-	if (failed)
+	complete(gate, &io.pass, &io.write, failed);
+	if (failed) {
 		model_mark(&io.write);
+		model_missed_since = ~0ULL;
+	}
 	for (slot = 0; slot < io.pass.slots; slot++)
 		published[(io.pass.first + slot) % CAPACITY] = true;
 }
@@ -136,6 +151,9 @@ static void random_range(struct bdr_bitmap_range *range, __u32 code)
 		range->first = random_below(5) * 64;
 		range->count = random_below(2) ? random_below(5) * 64 :
 						 REGIONS - range->first;
+	} else if (code == BDR_IOC_BITMAP_CLEAR && random_below(2)) {
+		range->first = 0;	/* all of them, or no bitmap would ever be empty */
+		range->count = REGIONS;
 	} else {
 		range->first = random_below(REGIONS + 2);
 		range->count = random_below(REGIONS);
@@ -170,6 +188,10 @@ static void random_argument(union argument *argument, __u32 code)
 			argument->release.counted = model_counted +
 				(~model_counted ? random_below(2) : 0);
 		}
+		break;
+	case BDR_IOC_MARKS_READ:
+		if (form_is_good)
+			argument->marks = (struct bdr_marks_read){ .buffer = 1 };
 		break;
 	case BDR_IOC_BITMAP_READ:
 	case BDR_IOC_BITMAP_CLEAR:
@@ -263,7 +285,9 @@ static int handle_bitmap(__u32 code, const struct bdr_bitmap_range *range)
 		read_bitmap(range);
 		return 0;
 	}
-	bdr_request_change_bitmap(gate, code, range);
+	change_bitmap(gate, code, range);
+	if (code == BDR_IOC_BITMAP_MARK)
+		model_missed_since = ~0ULL;
 	for (i = 0; i < range->count; i++)
 		resync[range->first + i] = code == BDR_IOC_BITMAP_MARK;
 	return 0;
@@ -285,22 +309,54 @@ static int handle_release(const struct bdr_release *release)
 
 static void handle_status(void)
 {
-	__u64 unpublished = model_tail, region, marks = 0;
+	__u64 unpublished = model_tail, region, bits = 0;
+	unsigned int i, unlogged = 0;
 	struct bdr_status status;
 
-	bdr_request_fill_status_locked(&status, gate,
-				       bdr_ring_find_unpublished(&gate->ring, model_tail,
-								 model_head));
-	bdr_request_count_marks(&status, gate);
+	ask_status(gate, &status);
 	while (unpublished < model_head && published[unpublished % CAPACITY])
 		unpublished++;
 	for (region = 0; region < REGIONS; region++)
-		marks += active[region] + resync[region];
+		bits += active[region] + resync[region];
+	for (i = 0; i < inflight_count; i++)
+		unlogged += !inflight[i].pass.logged;
+	if (!bits && !unlogged)
+		model_missed_since = 0;
 	CHECK(status.head == model_head && status.tail == model_tail);
 	CHECK(status.unpublished == unpublished);
 	CHECK(status.acknowledged == model_acknowledged);
 	CHECK(status.counted == model_counted);
-	CHECK(status.active_regions + status.resync_regions == marks);
+	CHECK(status.active_regions + status.resync_regions == bits);
+	CHECK(status.unlogged == unlogged);
+	CHECK(status.missed_since_ns == model_missed_since);
+	CHECK(status.marks == model_marks && status.clock_ns == clock_ns);
+	forgotten += !bits && !unlogged;
+}
+
+static int handle_marks(const struct bdr_marks_read *read)
+{
+	struct bdr_mark *marks;
+	__u32 count, i;
+	int r = bdr_request_check_marks(read);
+
+	CHECK(r == (read->count || read->reserved ? -EINVAL : 0));
+	if (r)
+		return r;
+	marks = malloc(BDR_MARKS_MAX * sizeof(*marks));
+	CHECK(marks);
+	count = bdr_marks_copy_locked(&gate->marks, marks);
+	CHECK(count <= CAPACITY + 1);
+	/* Every slot of the ring has one at or below it, and no two have the same. */
+	CHECK(count < 2 || marks[1].slot >= model_tail);
+	CHECK(!count || marks[0].slot <= model_tail);
+	for (i = 1; i < count; i++)
+		CHECK(marks[i].slot > marks[i - 1].slot);
+	if (count) {
+		CHECK(marks[count - 1].slot == model_mark_slot);
+		CHECK(marks[count - 1].clock_ns == model_mark_clock);
+	}
+	free(marks);
+	return 0;
 }
 
 /* As a capture handles a packet. */
@@ -333,6 +389,8 @@ static int handle(const void *packet, size_t bytes)
 	case BDR_IOC_STATUS:
 		handle_status();
 		return 0;
+	case BDR_IOC_MARKS_READ:
+		return handle_marks(&argument.marks);
 	case BDR_IOC_INFO:
 	case BDR_IOC_RESUME:
 		return 0;
@@ -433,6 +491,7 @@ int main(int argc, char **argv)
 	for (i = 0; i < sizeof(errnos) / sizeof(errnos[0]); i++)
 		CHECK(refused[errnos[i]] > 10);
 	CHECK(gate->overflows > 10 && model_tail > 10 * CAPACITY);
+	CHECK(forgotten > 10 && model_marks > 100);
 	gate_destroy(gate);
 	puts("ok");
 	return 0;

@@ -30,7 +30,7 @@ static void test_unknown_code_is_enotty_before_its_size_or_role_matters(void)
 {
 	static const __u32 unknown[] = {
 		0, 1, ~0U, BDR_IOC_STATUS + 1, BDR_IOC_STATUS ^ 1U << 30,
-		BDR_IOC_RELEASE ^ 1U << 16, _IOW(BDR_IOC_MAGIC, 8, struct bdr_open),
+		BDR_IOC_RELEASE ^ 1U << 16, _IOW(BDR_IOC_MAGIC, 9, struct bdr_open),
 	};
 	size_t i;
 
@@ -90,9 +90,9 @@ static void test_release_takes_a_published_tail_and_a_cursor_in_the_ring(void)
 	struct bdr_write write = write_of(0, 8);
 	struct bdr_pass first, second;
 
-	bdr_gate_admit_locked(gate, &write, &first);
-	bdr_gate_admit_locked(gate, &write, &second);
-	bdr_gate_publish(gate, &first, &write, false);
+	admit(gate, &write, &first);
+	admit(gate, &write, &second);
+	complete(gate, &first, &write, false);
 
 	CHECK(check_slots(gate, 0, 0) == 0);
 	CHECK(check_slots(gate, 0, 2) == 0);
@@ -127,11 +127,11 @@ static void test_release_keeps_counters_that_do_not_decrease(void)
 	struct bdr_status status;
 	size_t i;
 
-	bdr_request_fill_status_locked(&status, gate, 0);
+	ask_status(gate, &status);
 	CHECK(status.acknowledged == 0 && status.counted == 0);
 	CHECK(check_release(gate, &release) == 0);
 	bdr_request_release_locked(gate, &release);
-	bdr_request_fill_status_locked(&status, gate, 0);
+	ask_status(gate, &status);
 	CHECK(status.acknowledged == 3 && status.counted == 5);
 	for (i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		release.acknowledged = rows[i].acknowledged;
@@ -144,7 +144,7 @@ static void test_release_keeps_counters_that_do_not_decrease(void)
 
 	/* Another stream has other changes; slots go on. */
 	bdr_gate_begin_stream_locked(gate);
-	bdr_request_fill_status_locked(&status, gate, 0);
+	ask_status(gate, &status);
 	CHECK(status.acknowledged == 0 && status.counted == 0);
 	CHECK(status.mode == BDR_MODE_OVERFLOW && status.gap == 0);
 	gate_destroy(gate);
@@ -211,17 +211,14 @@ static void test_status_and_info_say_what_the_gate_has(void)
 	struct bdr_info info;
 	struct bdr_pass pass, missed;
 
-	bdr_gate_admit_locked(gate, &small, &pass);
-	bdr_gate_publish(gate, &pass, &small, false);
-	bdr_gate_admit_locked(gate, &small, &pass);
-	bdr_gate_admit_locked(gate, &big, &missed);
+	admit(gate, &small, &pass);
+	complete(gate, &pass, &small, false);
+	admit(gate, &small, &pass);
+	admit(gate, &big, &missed);
 	bdr_bitmap_mark(gate->resync, 0, 3);
 
 	memset(&status, 0xff, sizeof(status));
-	bdr_request_fill_status_locked(&status, gate,
-				       bdr_ring_find_unpublished(&gate->ring, 0,
-								 gate->ring.head));
-	bdr_request_count_marks(&status, gate);
+	ask_status(gate, &status);
 	CHECK(status.head == 2 && status.tail == 0 && status.unpublished == 1);
 	CHECK(status.mode == BDR_MODE_OVERFLOW && status.overflows == 1);
 	CHECK(status.gap == 2 && status.last_gap == 2);
@@ -230,16 +227,16 @@ static void test_status_and_info_say_what_the_gate_has(void)
 	CHECK(status.device_sectors == gate->device_sectors);
 	/* What the caller adds is zero, and so is what is reserved. */
 	CHECK(!status.failed_writes && !status.reserved0 && !status.reserved[0]);
-	CHECK(!status.acknowledged && !status.counted && !status.reserved[3]);
+	CHECK(!status.acknowledged && !status.counted && !status.reserved[4]);
 	CHECK(!status.stream_id[0] && !status.stream_id[BDR_STREAM_ID_BYTES - 1]);
 
 	/* Both epochs count, and a hint that is older than the tail is no less. */
 	bdr_gate_resume_locked(gate);
 	bdr_gate_overflow_locked(gate);
-	bdr_gate_admit_locked(gate, &big, &missed);
-	bdr_gate_publish(gate, &pass, &small, false);
+	admit(gate, &big, &missed);
+	complete(gate, &pass, &small, false);
 	bdr_gate_release_locked(gate, 2);
-	bdr_request_fill_status_locked(&status, gate, 1);
+	bdr_request_fill_status_locked(&status, gate, 1, clock_ns);
 	CHECK(status.unlogged == 2 && status.tail == 2 && status.unpublished == 2);
 
 	memset(&info, 0, sizeof(info));
@@ -250,6 +247,124 @@ static void test_status_and_info_say_what_the_gate_has(void)
 	CHECK(info.payload_offset == 4096 && info.payload_bytes == CAPACITY * 4096);
 	CHECK(info.map_bytes == 4096 + 2 * CAPACITY * 4096);
 	gate_destroy(gate);
+}
+
+static __u64 missed_since(struct bdr_gate *gate)
+{
+	struct bdr_status status;
+
+	ask_status(gate, &status);
+	CHECK(status.clock_ns == clock_ns);
+	return status.missed_since_ns;
+}
+
+static void test_missed_since_is_the_clock_of_the_oldest_missed_write(void)
+{
+	struct bdr_gate *gate = gate_create();
+	struct bdr_write big = write_of(0, (CAPACITY + 1) * 8);
+	struct bdr_write flush = { .op = BDR_OP_FLUSH };
+	struct bdr_pass first, second, third;
+
+	clock_ns = 1000;
+	CHECK(missed_since(gate) == BDR_MISSED_NOTHING);
+	admit(gate, &big, &first);
+	clock_ns = 1010;
+	admit(gate, &big, &second);
+	CHECK(missed_since(gate) == 1000);
+	bdr_gate_leave_locked(gate, &first, &big);
+	bdr_gate_resume_locked(gate);
+	/* In flight: its regions are marked again when it ends. */
+	bdr_gate_merge(gate);
+	bdr_bitmap_clear(gate->resync, 0, REGIONS);
+	CHECK(missed_since(gate) == 1000);
+	bdr_gate_leave_locked(gate, &second, &big);
+	CHECK(missed_since(gate) == 1000);
+	bdr_gate_merge(gate);
+	bdr_bitmap_clear(gate->resync, 0, CAPACITY);
+	CHECK(missed_since(gate) == 1000);
+	bdr_bitmap_clear(gate->resync, 0, REGIONS);
+	CHECK(missed_since(gate) == BDR_MISSED_NOTHING);
+
+	/* A flush without room leaves nothing out. */
+	gate->ring.head = gate->ring.tail + gate->ring.capacity;
+	admit(gate, &flush, &third);
+	CHECK(!third.logged && missed_since(gate) == BDR_MISSED_NOTHING);
+	bdr_gate_leave_locked(gate, &third, &flush);
+	clock_ns = 1020;
+	admit(gate, &big, &first);
+	CHECK(missed_since(gate) == 1020);
+	gate_destroy(gate);
+}
+
+static void test_missed_since_is_unknown_once_regions_are_marked_otherwise(void)
+{
+	struct bdr_bitmap_range range = { .count = 1, .bitmap = BDR_BITMAP_RESYNC };
+	struct bdr_gate *gate = gate_create();
+	struct bdr_write big = write_of(0, (CAPACITY + 1) * 8);
+	struct bdr_write small = write_of(0, 8), flush = { .op = BDR_OP_FLUSH };
+	struct bdr_pass pass;
+
+	admit(gate, &flush, &pass);
+	complete(gate, &pass, &flush, true);
+	CHECK(missed_since(gate) == BDR_MISSED_NOTHING);
+	admit(gate, &small, &pass);
+	complete(gate, &pass, &small, true);
+	CHECK(missed_since(gate) == BDR_MISSED_UNKNOWN);
+	admit(gate, &big, &pass);
+	bdr_gate_leave_locked(gate, &pass, &big);
+	CHECK(missed_since(gate) == BDR_MISSED_UNKNOWN);
+	bdr_gate_resume_locked(gate);
+	bdr_gate_merge(gate);
+	bdr_bitmap_clear(gate->resync, 0, REGIONS);
+	CHECK(missed_since(gate) == BDR_MISSED_NOTHING);
+
+	change_bitmap(gate, BDR_IOC_BITMAP_MARK, &range);
+	CHECK(missed_since(gate) == BDR_MISSED_UNKNOWN);
+	change_bitmap(gate, BDR_IOC_BITMAP_CLEAR, &range);
+	CHECK(missed_since(gate) == BDR_MISSED_NOTHING);
+	/* A bit that is set, and of which the gate has not been told yet. */
+	bdr_bitmap_mark(gate->active, 5, 6);
+	CHECK(missed_since(gate) == BDR_MISSED_UNKNOWN);
+	gate_destroy(gate);
+}
+
+static void test_region_marked_while_the_bits_are_counted_is_not_forgotten(void)
+{
+	struct bdr_gate *gate = gate_create();
+	struct bdr_write big = write_of(0, (CAPACITY + 1) * 8);
+	struct bdr_status status;
+	struct bdr_pass pass;
+	__u64 marked;
+
+	gate->missed_since_ns = 7;	/* and every region has been repaired since */
+	bdr_request_fill_status_locked(&status, gate, 0, clock_ns);
+	marked = gate->marked;
+	bdr_request_count_bits(&status, gate);
+	admit(gate, &big, &pass);
+	bdr_request_finish_status_locked(&status, gate, marked);
+	CHECK(status.missed_since_ns == 7 && gate->missed_since_ns == 7);
+	gate_destroy(gate);
+
+	/* The first one: it is no older than the snapshot. */
+	gate = gate_create();
+	bdr_request_fill_status_locked(&status, gate, 0, clock_ns);
+	marked = gate->marked;
+	bdr_gate_admit_locked(gate, &big, &pass, clock_ns + 5);
+	bdr_request_count_bits(&status, gate);
+	bdr_request_finish_status_locked(&status, gate, marked);
+	CHECK(status.missed_since_ns == clock_ns && status.active_regions);
+	gate_destroy(gate);
+}
+
+static void test_marks_request_has_nothing_but_a_buffer(void)
+{
+	struct bdr_marks_read read = { .buffer = 7 };
+
+	CHECK(bdr_request_check_marks(&read) == 0);
+	read.count = 1;
+	CHECK(bdr_request_check_marks(&read) == -EINVAL);
+	read = (struct bdr_marks_read){ .reserved = 1 };
+	CHECK(bdr_request_check_marks(&read) == -EINVAL);
 }
 
 int main(void)
@@ -263,6 +378,10 @@ int main(void)
 	test_release_keeps_counters_that_do_not_decrease();
 	test_bitmap_request_is_checked_by_form_then_by_range();
 	test_status_and_info_say_what_the_gate_has();
+	test_missed_since_is_the_clock_of_the_oldest_missed_write();
+	test_missed_since_is_unknown_once_regions_are_marked_otherwise();
+	test_region_marked_while_the_bits_are_counted_is_not_forgotten();
+	test_marks_request_has_nothing_but_a_buffer();
 	puts("ok");
 	return 0;
 }

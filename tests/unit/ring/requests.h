@@ -9,6 +9,7 @@
 static const __u32 codes[] = {
 	BDR_IOC_OPEN, BDR_IOC_INFO, BDR_IOC_STATUS, BDR_IOC_RELEASE, BDR_IOC_RESUME,
 	BDR_IOC_BITMAP_READ, BDR_IOC_BITMAP_CLEAR, BDR_IOC_BITMAP_MARK,
+	BDR_IOC_MARKS_READ,
 };
 
 #define CODES	(sizeof(codes) / sizeof(codes[0]))
@@ -24,6 +25,8 @@ static inline size_t argument_bytes(__u32 code)
 	case BDR_IOC_BITMAP_CLEAR:
 	case BDR_IOC_BITMAP_MARK:
 		return sizeof(struct bdr_bitmap_range);
+	case BDR_IOC_MARKS_READ:
+		return sizeof(struct bdr_marks_read);
 	default:
 		return 0;
 	}
@@ -49,6 +52,28 @@ static inline int check_release(const struct bdr_gate *gate,
 	int r = bdr_request_check_counters_locked(gate, release);
 
 	return r ? r : bdr_request_check_release(&gate->ring, gate->ring.head, release);
+}
+
+/* As a capture carries it out. */
+static inline void change_bitmap(struct bdr_gate *gate, __u32 code,
+				 const struct bdr_bitmap_range *range)
+{
+	bdr_request_change_bitmap(gate, code, range);
+	if (code == BDR_IOC_BITMAP_MARK)
+		bdr_gate_marked_locked(gate);
+}
+
+/* As a capture answers STATUS, if nothing happens meanwhile. */
+static inline void ask_status(struct bdr_gate *gate, struct bdr_status *status)
+{
+	const struct bdr_ring *ring = &gate->ring;
+
+	bdr_request_fill_status_locked(status, gate,
+				       bdr_ring_find_unpublished(ring, ring->tail,
+								 ring->head),
+				       clock_ns);
+	bdr_request_count_bits(status, gate);
+	bdr_request_finish_status_locked(status, gate, gate->marked);
 }
 
 #endif /* REQUESTS_H */

@@ -28,6 +28,8 @@ static inline uint64_t random_below(uint64_t end)
 	return random_word() % end;
 }
 
+static uint64_t clock_ns = 1000;
+
 static inline struct bdr_gate *gate_create(void)
 {
 	struct bdr_gate *gate = calloc(1, sizeof(*gate));
@@ -41,7 +43,8 @@ static inline struct bdr_gate *gate_create(void)
 	gate->active = calloc(bdr_bitmap_words(REGIONS), sizeof(__u64));
 	gate->resync = calloc(bdr_bitmap_words(REGIONS), sizeof(__u64));
 	CHECK(gate->ring.headers && gate->ring.payload);
-	CHECK(gate->active && gate->resync);
+	gate->marks.table = calloc(BDR_MARKS_MAX, sizeof(struct bdr_mark));
+	CHECK(gate->active && gate->resync && gate->marks.table);
 	bdr_gate_init(gate);
 	CHECK(bdr_gate_regions(gate) == REGIONS);
 	return gate;
@@ -49,11 +52,30 @@ static inline struct bdr_gate *gate_create(void)
 
 static inline void gate_destroy(struct bdr_gate *gate)
 {
+	free(gate->marks.table);
 	free(gate->resync);
 	free(gate->active);
 	free(gate->ring.payload);
 	free(gate->ring.headers);
 	free(gate);
+}
+
+static inline bool admit(struct bdr_gate *gate, const struct bdr_write *write,
+			 struct bdr_pass *pass)
+{
+	return bdr_gate_admit_locked(gate, write, pass, clock_ns);
+}
+
+/* As a capture ends a logged write. */
+static inline void complete(struct bdr_gate *gate, const struct bdr_pass *pass,
+			    const struct bdr_write *write, bool failed)
+{
+	if (!failed) {
+		bdr_gate_publish(gate, pass, write);
+		return;
+	}
+	bdr_gate_fail_locked(gate, write);
+	bdr_gate_publish_nop(gate, pass, write);
 }
 
 static inline bool bit(const __u64 *bitmap, uint64_t region)

@@ -12,6 +12,7 @@
 #include <sched.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 #include "bdr_request.h"
 #include "check.h"
@@ -49,6 +50,14 @@ static uint64_t slots_of(uint64_t region)
 	return 1 + mix(region) % SLOTS_MAX;
 }
 
+static __u64 read_clock(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	return (__u64)now.tv_sec * 1000000000 + (__u64)now.tv_nsec;
+}
+
 static void produce(uint64_t region)
 {
 	uint64_t slots = slots_of(region);
@@ -65,7 +74,7 @@ static void produce(uint64_t region)
 		data[i] = word_of(region, i);
 
 	pthread_mutex_lock(&lock);
-	bdr_gate_admit_locked(&gate, &write, &pass);
+	bdr_gate_admit_locked(&gate, &write, &pass, read_clock());
 	pthread_mutex_unlock(&lock);
 
 	if (pass.logged)
@@ -76,7 +85,14 @@ static void produce(uint64_t region)
 
 	if (pass.logged) {
 		failed[region] = mix(region + 3) % 50 == 0;
-		bdr_gate_publish(&gate, &pass, &write, failed[region]);
+		if (!failed[region]) {
+			bdr_gate_publish(&gate, &pass, &write);
+			return;
+		}
+		pthread_mutex_lock(&lock);
+		bdr_gate_fail_locked(&gate, &write);
+		pthread_mutex_unlock(&lock);
+		bdr_gate_publish_nop(&gate, &pass, &write);
 		return;
 	}
 	pthread_mutex_lock(&lock);
@@ -255,13 +271,38 @@ static uint64_t count_marked(void)
 
 static void look(struct bdr_status *status, __u64 published)
 {
+	__u64 gate_marked;
+
 	pthread_mutex_lock(&lock);
 	if (published < gate.ring.tail)
 		published = gate.ring.tail;
 	published = bdr_ring_find_unpublished(&gate.ring, published, gate.ring.head);
-	bdr_request_fill_status_locked(status, &gate, published);
+	bdr_request_fill_status_locked(status, &gate, published, read_clock());
+	gate_marked = gate.marked;
 	pthread_mutex_unlock(&lock);
-	bdr_request_count_marks(status, &gate);
+	bdr_request_count_bits(status, &gate);
+	pthread_mutex_lock(&lock);
+	bdr_request_finish_status_locked(status, &gate, gate_marked);
+	pthread_mutex_unlock(&lock);
+}
+
+/* Of a copy that is younger than the status. */
+static void check_marks(const struct bdr_status *status)
+{
+	static struct bdr_mark marks[BDR_MARKS_MAX];
+	__u32 count, i;
+	__u64 now;
+
+	pthread_mutex_lock(&lock);
+	count = bdr_marks_copy_locked(&gate.marks, marks);
+	now = read_clock();
+	pthread_mutex_unlock(&lock);
+	CHECK(count >= (status->marks ? 1 : 0));
+	for (i = 0; i < count; i++) {
+		CHECK(!i || marks[i].slot > marks[i - 1].slot);
+		CHECK(!i || marks[i].clock_ns > marks[i - 1].clock_ns);
+		CHECK(marks[i].clock_ns <= now);
+	}
 }
 
 static void *observer(void *arg)
@@ -278,6 +319,16 @@ static void *observer(void *arg)
 		CHECK(status.tail >= before.tail);
 		CHECK(status.unpublished >= before.unpublished);
 		CHECK(status.overflows >= before.overflows);
+		/* Who sees bits is told that something is missing. */
+		CHECK(status.missed_since_ns != BDR_MISSED_NOTHING ||
+		      !(status.active_regions || status.resync_regions));
+		CHECK(status.missed_since_ns == BDR_MISSED_UNKNOWN ||
+		      status.missed_since_ns <= status.clock_ns);
+		/* Failed writes are never forgotten: nothing is cleared here. */
+		CHECK(before.missed_since_ns != BDR_MISSED_UNKNOWN ||
+		      status.missed_since_ns == BDR_MISSED_UNKNOWN);
+		CHECK(status.clock_ns >= before.clock_ns);
+		check_marks(&status);
 		/* No bit is cleared here; one that moves is counted at least once. */
 		CHECK(status.active_regions + status.resync_regions >= marked);
 		CHECK(count_marked() >= marked);
@@ -301,8 +352,9 @@ int main(void)
 	gate.region_sectors = REGION_SECTORS;
 	gate.active = calloc(bdr_bitmap_words(REGIONS), sizeof(__u64));
 	gate.resync = calloc(bdr_bitmap_words(REGIONS), sizeof(__u64));
+	gate.marks.table = calloc(BDR_MARKS_MAX, sizeof(struct bdr_mark));
 	CHECK(gate.ring.headers && gate.ring.payload);
-	CHECK(gate.active && gate.resync);
+	CHECK(gate.active && gate.resync && gate.marks.table);
 	bdr_gate_init(&gate);
 
 	CHECK(!pthread_create(&reader, NULL, consumer, NULL));
@@ -326,12 +378,14 @@ int main(void)
 		failures += failed[region];
 	}
 	CHECK(missed == gate.missed);
+	CHECK(gate.missed_since_ns == BDR_MISSED_UNKNOWN && gate.marks.next);
 	/* The run has met what it is for. */
 	CHECK(gate.overflows > 1 && missed && failures);
 	CHECK(gate.ring.head > 10 * CAPACITY);
 	printf("ok: %llu slots, %llu overflows, %llu missed, %llu failed\n",
 	       gate.ring.head, gate.overflows, gate.missed,
 	       (unsigned long long)failures);
+	free(gate.marks.table);
 	free(gate.resync);
 	free(gate.active);
 	free(gate.ring.payload);
