@@ -113,6 +113,7 @@ struct bdr_context *bdr_context_create(const struct bdr_settings *settings,
 	init_waitqueue_head(&ctx->poll_wait);
 	init_waitqueue_head(&ctx->drain_wait);
 	bio_list_init(&ctx->resubmit);
+	bio_list_init(&ctx->zero);
 	mutex_init(&ctx->resume_lock);
 	mutex_init(&ctx->release_lock);
 	mutex_init(&ctx->bitmap_lock);
@@ -122,7 +123,8 @@ struct bdr_context *bdr_context_create(const struct bdr_settings *settings,
 		goto fail;
 	/* One with a rescuer for each context: bdr devices may be stacked. */
 	r = -ENOMEM;
-	ctx->workqueue = alloc_workqueue("bdr-%s", WQ_MEM_RECLAIM | WQ_UNBOUND, 1,
+	/* Two work items: bios are resubmitted while others wait for zeros. */
+	ctx->workqueue = alloc_workqueue("bdr-%s", WQ_MEM_RECLAIM | WQ_UNBOUND, 2,
 					 ctx->name);
 	if (!ctx->workqueue)
 		goto fail;

@@ -99,6 +99,8 @@ struct bdr_context {
 
 	struct bio_list resubmit;	/* deferred bios whose blocker has completed */
 	struct work_struct resubmit_work;
+	struct bio_list zero;		/* write-zeroes that the device has rejected */
+	struct work_struct zero_work;
 	struct workqueue_struct *workqueue;
 
 	struct mutex resume_lock;	/* one RESUME at a time */

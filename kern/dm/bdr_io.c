@@ -3,20 +3,9 @@
  * The path of a write: map, deferral, completion.
  *
  *	map		admit: slots, or marks and an unlogged reference
- *			copy the data into the slots
- *			submit it from the slots' pages
+ *			fill the slots and submit (bdr_lower.c)
  *	completion	publish the slots, or mark and drop the reference
  *			resubmit the bios that this one blocked
- *
- * Why from the slots' pages (stable copy, the default): the pages of a write may
- * change while it is in flight (O_DIRECT buffers, guests, mmap), and then the data
- * that was copied and the data that the disk fetched differ.  The bio for the
- * underlying device therefore uses that copy, without another one.  The slots do
- * not change before they are released, which is after the disk has completed.
- * Slots that are contiguous in memory, which is the rule, are one segment: dm's
- * clone is pointed at it.  Others, as at the wrap of the ring, need a bio of
- * their own.  With stable hint the application's pages are submitted, and the
- * page cache is asked to keep them stable; that does not bind O_DIRECT.
  *
  * Why overlapping writes are serialised: two writes of the same sectors in flight
  * at once have no order on disk, so slot order would be a guess.  A logged write
@@ -34,14 +23,6 @@
  * Why captured writes are not polled I/O (REQ_POLLED is cleared): a polled bio
  * completes only when its submitter polls for it.  A stopped submitter would hold
  * up its slots, hence all later ones, and every bio that it blocks.
- *
- * Why a discard is submitted as write-zeroes (discard zero, the default): the
- * content of a discarded block depends on the device, which may also ignore the
- * part that is not aligned to its blocks.  The replica has zeros there.
- * Write-zeroes without NOUNMAP also lets the device deallocate the space, and
- * guarantees zeros.  With discard pass discards are submitted as they are, which
- * is right for devices known to zero them.  The slot has the op DISCARD either
- * way.
  *
  * Contexts: map runs in process context, allocates with GFP_NOIO from a mempool of
  * the context and submits at most one bio per bio mapped; the worker does the same.
@@ -99,7 +80,7 @@ static struct bdr_io *bdr_inflight_blocker_locked(struct bdr_context *ctx,
 }
 
 /*----------------------------------------------------------------
- * From bio to slots
+ * From bio to write
  *--------------------------------------------------------------
  */
 
@@ -131,118 +112,6 @@ static bool bdr_io_describe(struct bdr_io *io, const struct bio *bio)
 	}
 }
 
-/* Whether the slots' pages are one segment.  If so, io->vec describes it. */
-static bool bdr_io_gather(struct bdr_io *io)
-{
-	const struct bdr_context *ctx = io->target->ctx;
-	struct page **pages = ctx->memory.pages + ctx->memory.header_pages;
-	u64 bytes = io->write.sectors << SECTOR_SHIFT;
-	u64 at = bdr_ring_index(&ctx->gate.ring, io->pass.first) *
-		 BDR_PAYLOAD_BYTES;
-	unsigned long first = at >> PAGE_SHIFT;
-	unsigned long last = (at + bytes - 1) >> PAGE_SHIFT;
-	const void *start = page_address(pages[first]);
-	unsigned long i;
-
-	if (last >= ctx->memory.payload_pages)
-		return false;
-	/* Adjacent by address (which may have a tag), and by page structure. */
-	for (i = first + 1; i <= last; i++)
-		if (page_address(pages[i]) != start + ((i - first) << PAGE_SHIFT) ||
-		    pages[i] != pages[first] + (i - first))
-			return false;
-	bvec_set_page(&io->vec, pages[first], bytes, offset_in_page(at));
-	return true;
-}
-
-/*
- * Fills the payload of the slots.  True if it is data, in one segment.
- * A segment is filled through the kernel's direct map, which has every page on
- * 64 bit, in large pages: an underlying driver that reads it there has its
- * translation in the TLB.
- */
-static bool bdr_io_fill(struct bdr_io *io, struct bio *bio)
-{
-	const struct bdr_ring *ring = &io->target->ctx->gate.ring;
-	struct bvec_iter iter;
-	struct bio_vec segment;
-	bool gathered;
-	u64 offset = 0;
-
-	if (io->write.op == BDR_OP_DISCARD || io->write.op == BDR_OP_WRITE_ZEROES)
-		bdr_ring_fill_length(ring, io->pass.first, io->write.sectors);
-	if (io->write.op != BDR_OP_WRITE)
-		return false;
-
-	gathered = bdr_io_gather(io);
-	bio_for_each_bvec(segment, bio, iter) {
-		const void *data = bvec_virt(&segment);
-
-		if (gathered)
-			bdr_copy(bvec_virt(&io->vec) + offset, data, segment.bv_len);
-		else
-			bdr_ring_fill(ring, io->pass.first, offset, data,
-				      segment.bv_len);
-		offset += segment.bv_len;
-	}
-	return gathered;
-}
-
-/* Completes the original; dm then calls bdr_io_end() for it. */
-static void bdr_copy_endio(struct bio *copy)
-{
-	struct bio *bio = copy->bi_private;
-
-	bio->bi_status = copy->bi_status;
-	bio_put(copy);
-	bio_endio(bio);
-}
-
-/*
- * Points the clone at the ring.  The vector that it had is the original's, which is
- * not changed: a clone has its own pointer and frees no vector.
- */
-static void bdr_io_redirect(struct bdr_io *io, struct bio *bio)
-{
-	bio->bi_io_vec = &io->vec;
-	/* From the start: index and offset, whose names differ by kernel, are 0. */
-	bio->bi_iter = (struct bvec_iter) {
-		.bi_sector = bio->bi_iter.bi_sector,
-		.bi_size = bio->bi_iter.bi_size,
-	};
-}
-
-/* A bio with the data of `bio` in the ring.  Cannot fail: from a mempool. */
-static struct bio *bdr_io_copy(const struct bdr_io *io, struct bio *bio)
-{
-	struct bdr_context *ctx = io->target->ctx;
-	struct page **pages = ctx->memory.pages + ctx->memory.header_pages;
-	u64 left = io->write.sectors << SECTOR_SHIFT;
-	struct bio *copy;
-	u64 slot;
-
-	copy = bio_alloc_bioset(bio->bi_bdev, io->pass.slots,
-				bio->bi_opf, GFP_NOIO, &ctx->bios);
-	copy->bi_iter.bi_sector = bio->bi_iter.bi_sector;
-	copy->bi_ioprio = bio->bi_ioprio;
-	/* The cgroup of the submitter, not of the worker. */
-	bio_clone_blkg_association(copy, bio);
-	copy->bi_private = bio;
-	copy->bi_end_io = bdr_copy_endio;
-
-	for (slot = io->pass.first; left; slot++) {
-		u64 at = bdr_ring_index(&ctx->gate.ring, slot) * BDR_PAYLOAD_BYTES;
-		unsigned int bytes = min_t(u64, left, BDR_PAYLOAD_BYTES);
-
-		/* Merges adjacent pages; there is a vector for each slot. */
-		if (WARN_ON_ONCE(bio_add_page(copy, pages[at >> PAGE_SHIFT], bytes,
-					      offset_in_page(at)) != bytes))
-			break;
-		left -= bytes;
-	}
-	return copy;
-}
-
 /*----------------------------------------------------------------
  * Submission
  *--------------------------------------------------------------
@@ -255,7 +124,6 @@ static int bdr_io_start(struct bdr_io *io, struct bio *bio)
 	struct bdr_context *ctx = target->ctx;
 	struct bdr_io *blocker;
 	unsigned long flags;
-	bool gathered;
 
 	spin_lock_irqsave(&ctx->lock, flags);
 	if (io->kind == BDR_IO_PLAIN) {
@@ -280,17 +148,7 @@ static int bdr_io_start(struct bdr_io *io, struct bio *bio)
 	io->kind = io->pass.logged ? BDR_IO_LOGGED : BDR_IO_UNLOGGED;
 	spin_unlock_irqrestore(&ctx->lock, flags);
 
-	if (!io->pass.logged)
-		return DM_MAPIO_REMAPPED;
-	gathered = bdr_io_fill(io, bio);
-	if (io->write.op != BDR_OP_WRITE || target->stable != BDR_STABLE_COPY)
-		return DM_MAPIO_REMAPPED;
-	if (gathered) {
-		bdr_io_redirect(io, bio);
-		return DM_MAPIO_REMAPPED;
-	}
-	dm_submit_bio_remap(bio, bdr_io_copy(io, bio));
-	return DM_MAPIO_SUBMITTED;
+	return bdr_lower_submit(io, bio);
 }
 
 int bdr_io_map(struct dm_target *ti, struct bio *bio)
@@ -317,8 +175,8 @@ int bdr_io_map(struct dm_target *ti, struct bio *bio)
 		dm_accept_partial_bio(bio, target->write_sectors_max);
 		io->write.sectors = target->write_sectors_max;
 	}
-	if (bio_op(bio) == REQ_OP_DISCARD && target->discard == BDR_DISCARD_ZERO)
-		bio->bi_opf = REQ_OP_WRITE_ZEROES | (bio->bi_opf & ~REQ_OP_MASK);
+	if (io->write.op == BDR_OP_DISCARD && !bdr_lower_accept_discard(io, bio))
+		return DM_MAPIO_SUBMITTED;
 	bio->bi_opf &= ~REQ_POLLED;
 	return bdr_io_start(io, bio);
 }

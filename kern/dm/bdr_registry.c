@@ -54,6 +54,7 @@ static struct bdr_context *bdr_registry_create(const struct bdr_settings *settin
 	if (IS_ERR(ctx))
 		return ctx;
 	INIT_WORK(&ctx->resubmit_work, bdr_io_resubmit);
+	INIT_WORK(&ctx->zero_work, bdr_lower_zero);
 	*error = "Cannot register the control device";
 	r = bdr_chardev_register(ctx);
 	if (r) {
@@ -106,6 +107,7 @@ void bdr_registry_detach(struct bdr_context *ctx,
 		wake_up_all(&ctx->poll_wait);
 		wake_up_all(&ctx->drain_wait);
 		flush_work(&ctx->resubmit_work);
+		flush_work(&ctx->zero_work);
 		bdr_chardev_deregister(ctx);
 	}
 	mutex_unlock(&bdr_registry_lock);

@@ -12,8 +12,8 @@
  *	BUFFER_SIZE_IN_WRITES	capacity of the ring; one write is 4104 bytes
  *	region_sectors		sectors per bit of the dirty bitmap, a power of two;
  *				default 128 (64 KiB)
- *	stable			see bdr_io.c; default copy
- *	discard			see bdr_io.c; default zero
+ *	stable			see bdr_lower.c; default copy
+ *	discard			see bdr_lower.c; default zero
  *
  *	# a ring of 64 MiB over /dev/vdb
  *	dmsetup create data --table \
@@ -47,7 +47,7 @@
  *	<missed writes> <failed writes> <serialised writes> <stream id>
  *
  * Lifecycle functions run in process context under dm's locks, map and end_io
- * as bdr_io.c says.
+ * as bdr_io.c and bdr_lower.c say.
  */
 #include <linux/ctype.h>
 #include <linux/device-mapper.h>
