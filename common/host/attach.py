@@ -21,12 +21,15 @@ from typing import Protocol
 from bdr.common.errors import DeviceError, UsageError
 from bdr.common.host.keys import keys_of
 from bdr.common.host.tables import MAPPED_NAME, Source
+from bdr.common.host.underlying import Looking, check_discard, family, users
 from bdr.common.ring.layout import CAPACITY_MAX, CAPACITY_MIN, SLOT_BYTES
 
 _NODE_TIMEOUT_S = 10.0
 _UDEV_CONTROL = "/run/udev/control"
 """There while udevd runs; dmsetup looks for it too."""
 _UDEV_TIMEOUT_S = 10
+_REMOVE_TIMEOUT_S = 5.0
+_UUID_PREFIX = "BDR-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +56,11 @@ class Attachment:
         )
 
 
-class Host(Protocol):
+class Host(Looking, Protocol):
     """Host state and commands that attaching needs."""
-
-    def run(self, *words: str) -> str:
-        """Runs a command as root; raises `DeviceError` with its output if it fails."""
-        ...
 
     def number(self, path: str) -> str | None:
         """ "MAJOR:MINOR" of the block device at `path`, None if there is no such device."""
-        ...
-
-    def exists(self, path: str) -> bool: ...
-
-    def read(self, path: str) -> str:
-        """Content of a file of /proc or /sys, "" if it is not there."""
-        ...
-
-    def names(self, path: str) -> list[str]:
-        """Entries of a directory, none if it is not there."""
         ...
 
 
@@ -99,7 +88,7 @@ def attach(host: Host, wanted: Attachment) -> None:
     """
     _check_arguments(wanted)
     _check_module(host)
-    sectors = _check_device(host, wanted.underlying)
+    sectors = _check_device(host, wanted)
     for path in (f"/dev/mapper/{wanted.name}", f"/dev/{wanted.chardev}"):
         if host.exists(path):
             raise DeviceError(f"{path}: exists already; choose another name")
@@ -113,8 +102,8 @@ def detach(host: Host, name: str, *, force: bool = False) -> None:
     """Removes /dev/mapper/NAME; the underlying device keeps every write.
 
     Args:
-        force: also if the ring holds writes that the replica does not have. The next attach starts
-            with a resync in any case.
+        force: also if the replica lacks writes, in the ring or in regions that the bitmaps mark.
+            The next attach starts with a resync in any case.
 
     Raises:
         DeviceError: NAME is no `bdr` device, is in use, or holds such writes.
@@ -122,17 +111,10 @@ def detach(host: Host, name: str, *, force: bool = False) -> None:
     # Before the checks: what holds up the removal after them makes them old.
     _wait_for_udev(host)
     table = _bdr_table(host, name)
-    status = host.run("dmsetup", "status", name).split()
-    mode, used = status[3], status[4].split("/")[0]
     mounted = _mounts(host, _mapped_number(host, name))
     if mounted:
         raise DeviceError(f"/dev/mapper/{name}: mounted at {mounted[0]}; unmount it first")
-    if not force and (mode != "STREAM" or used != "0"):
-        raise DeviceError(
-            f"/dev/mapper/{name}: the replica lacks {used} writes of the ring"
-            f"{'' if mode == 'STREAM' else ' and what the bitmap marks'}; wait, or use --force"
-        )
-    _remove(host, name)
+    _remove(host, name, force=force)
     chardev = f"/dev/{table[4]}"
     _wait_for_node(lambda: not host.exists(chardev), f"the end of {chardev}")
 
@@ -153,9 +135,10 @@ def _create(host: Host, name: str, table: str) -> None:
 
     dmsetup waits for udev by a cookie, which udev gives back when its rules for the new
     device have run: on return it is not open and has its links. Where no udev runs,
-    dmsetup makes the node itself.
+    dmsetup makes the node itself. By the prefix of its UUID udev, lsblk and LVM can tell it
+    from other mapped devices.
     """
-    host.run("dmsetup", "create", name, "--table", table)
+    host.run("dmsetup", "create", name, "--table", table, "--uuid", f"{_UUID_PREFIX}{name}")
 
 
 def _wait_for_udev(host: Host) -> None:
@@ -166,14 +149,26 @@ def _wait_for_udev(host: Host) -> None:
             host.run("udevadm", "settle", f"--timeout={_UDEV_TIMEOUT_S}")
 
 
-def _remove(host: Host, name: str) -> None:
-    """Removes a mapped device that no application has open.
+def _remove(host: Host, name: str, *, force: bool) -> None:
+    """Removes a mapped device that no application has open, and whose replica lacks nothing.
 
     udev opens a device once more when a process that could write to it has closed it, as
     umount does. No cookie says when it has looked; a removal in that moment is EBUSY. So
-    it is tried again for 5 s, as lvm2 and cryptsetup do.
+    it is tried again for 5 s, as lvm2 and cryptsetup do, and checked again each time: an
+    application may have it open as well, and write to it.
     """
-    host.run("dmsetup", "remove", "--retry", name)
+    deadline_at = time.monotonic() + _REMOVE_TIMEOUT_S
+    while True:
+        if not force:
+            _check_level(host, name)
+        try:
+            host.run("dmsetup", "remove", name)
+        except DeviceError:
+            if time.monotonic() > deadline_at:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 def _check_arguments(wanted: Attachment) -> None:
@@ -212,13 +207,25 @@ def is_target_known(host: Host) -> bool:
     return any(line.split()[:1] == ["bdr"] for line in targets)
 
 
-def _check_device(host: Host, path: str) -> int:
+def _check_level(host: Host, name: str) -> None:
+    """Refuses while the replica lacks something, as far as the capture knows."""
+    words = host.run("dmsetup", "status", name).split()
+    mode, used, regions = words[3], words[4].split("/")[0], int(words[9]) + int(words[10])
+    if mode == "STREAM" and used == "0" and not regions:
+        return
+    raise DeviceError(
+        f"/dev/mapper/{name}: the replica lacks {used} writes of the ring, and writes to "
+        f"{regions} regions; wait, or use --force"
+    )
+
+
+def _check_device(host: Host, wanted: Attachment) -> int:
     """Size in sectors of a device that is not in use."""
+    path = wanted.underlying
     number = host.number(path)
     if number is None:
         raise DeviceError(f"{path}: no block device; give the device that holds the data")
-    family = [number, *_partitions(host, number)]
-    for member in family:
+    for member in family(host, number):
         mounted = _mounts(host, member)
         if mounted:
             raise DeviceError(
@@ -231,23 +238,18 @@ def _check_device(host: Host, path: str) -> int:
         for name, lower, chardev, _ in attached(host):
             if lower == member:
                 raise DeviceError(f"{path}: already attached as /dev/mapper/{name} with {chardev}")
-        holders = host.names(f"/sys/dev/block/{member}/holders")
-        if holders:
-            raise DeviceError(f"{path}: in use by {', '.join(holders)}")
+    others = users(host, number)
+    if others:
+        raise DeviceError(
+            f"{path}: in use by {', '.join(others)}; what they write is not captured. Have them "
+            "use /dev/mapper/NAME instead (LVM: vgchange -an, and filter the underlying device)"
+        )
+    check_discard(host, path, number, discard=wanted.discard)
     # /sys counts in sectors of 512 bytes, independent of the device's own.
     sectors = int(host.read(f"/sys/dev/block/{number}/size") or 0)
     if not sectors:
         raise DeviceError(f"{path}: it has no size")
     return sectors
-
-
-def _partitions(host: Host, number: str) -> list[str]:
-    base = f"/sys/dev/block/{number}"
-    return [
-        host.read(f"{base}/{entry}/dev").strip()
-        for entry in host.names(base)
-        if host.exists(f"{base}/{entry}/partition")
-    ]
 
 
 def _kernel_name(host: Host, number: str) -> str:
@@ -340,3 +342,26 @@ class LinuxHost:
             return sorted(os.listdir(path))
         except OSError:
             return []
+
+    def writers(self, number: str) -> list[str]:
+        found = []
+        for process in filter(str.isdigit, self.names("/proc")):
+            for descriptor in self.names(f"/proc/{process}/fd"):
+                if self._is_writer(f"/proc/{process}", descriptor, number):
+                    name = self.read(f"/proc/{process}/comm").strip()
+                    found.append(f"process {process} ({name})")
+                    break
+        return found
+
+    def _is_writer(self, process: str, descriptor: str, number: str) -> bool:
+        try:
+            # By name first: to ask a file of a dead network file system would hang.
+            if not os.readlink(f"{process}/fd/{descriptor}").startswith("/dev/"):
+                return False
+        except OSError:
+            return False
+        if self.number(f"{process}/fd/{descriptor}") != number:
+            return False
+        lines = self.read(f"{process}/fdinfo/{descriptor}").splitlines()
+        flags = [int(line.split()[1], 8) for line in lines if line.startswith("flags:")]
+        return any(each & os.O_ACCMODE != os.O_RDONLY for each in flags)

@@ -161,7 +161,8 @@ class Source:
     )
     discard: Literal["zero", "pass"] = key(
         choice("zero", "pass"),
-        'How a discard is passed to the underlying device: "zero" as write-zeroes, "pass" as is.',
+        'How a discard is passed to the underlying device: "zero" as write-zeroes, "pass" as is '
+        "(thin volumes only).",
         default="zero",
         accepted_by=("attach",),
     )

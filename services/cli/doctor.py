@@ -23,8 +23,10 @@ import click
 
 from bdr.common.errors import BdrError
 from bdr.common.host import config
+from bdr.common.host.attach import LinuxHost, attached
 from bdr.common.host.config import Config
 from bdr.common.host.tables import Source, Target
+from bdr.common.host.underlying import users
 from bdr.services.cli import options as cli_options
 
 KERNEL_MIN = (6, 8)
@@ -166,6 +168,8 @@ def _volumes(found: Config) -> Iterator[Finding]:
     for name, volume in found.volume.items():
         if isinstance(volume, Source):
             yield _exists(f"{name}.chardev", volume.chardev, "attach the device")
+            if os.path.dirname(volume.chardev) == "/dev":
+                yield from _underlying(name, volume)
             yield _reachable(name, volume)
         else:
             yield _exists(
@@ -182,6 +186,24 @@ def _volumes(found: Config) -> Iterator[Finding]:
 def _exists(subject: str, path: str, fix: str) -> Finding:
     there = os.path.exists(path)
     return Finding(subject, there, f"{path}{'' if there else ' is not there'}", fix)
+
+
+def _underlying(name: str, volume: Source) -> Iterator[Finding]:
+    """Whether something goes past the capture of an attached device."""
+    host = LinuxHost()
+    try:
+        for mapped, number, chardev, _ in attached(host):
+            if chardev == volume.chardev:
+                others = users(host, number, besides=mapped)
+                yield Finding(
+                    f"{name}.underdev", not others,
+                    f"{number} is used by {', '.join(others)}: not captured" if others
+                    else f"only /dev/mapper/{mapped} uses {number}",
+                    f"have them use /dev/mapper/{mapped}, then: bdr resync {name}; LVM: vgchange "
+                    "-an, and filter the underlying device",
+                )  # fmt: skip
+    except BdrError as error:
+        yield Finding(f"{name}.underdev", False, str(error), must=False)
 
 
 def _reachable(name: str, volume: Source) -> Finding:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from bdr.common.errors import DeviceError
 from bdr.common.host.attach import Attachment, LinuxHost, attach, attached, detach
+from bdr.common.host.underlying import users
 from bdr.services.cli.main import main
 from tests.kernel.devices import ROOT, Bdr, Direct, Loop, Mapped, create_mapped, run
 
@@ -97,6 +98,43 @@ def test_detach_needs_force_for_writes_that_nobody_has(bdr: Bdr, loop: Loop) -> 
     assert attached(host) == []
     # The fixture removes it as well.
     create_mapped(bdr.name, bdr.table)
+
+
+def test_detach_needs_force_while_regions_are_marked(bdr: Bdr) -> None:
+    bdr.message("resync")
+    assert (bdr.status().used, bdr.status().active) == ("0/4096", 1024)
+    with pytest.raises(DeviceError, match="--force"):
+        detach(LinuxHost(), "t0")
+    assert bdr.status().mode == "STREAM"
+
+
+def test_attach_names_the_device_by_a_prefix_of_its_own(loop: Loop) -> None:
+    host = LinuxHost()
+    attach(host, Attachment("a0", loop.path, "a0-ring", 64))
+    try:
+        uuid = run("dmsetup", "info", "-c", "--noheadings", "-o", "uuid", "a0").strip()
+        assert uuid == "BDR-a0"
+    finally:
+        detach(host, "a0")
+
+
+def test_other_users_of_the_underlying_device_are_found(bdr: Bdr, loop: Loop) -> None:
+    host = LinuxHost()
+    number = host.number(loop.path)
+    assert number is not None
+    assert users(host, number, besides="t0") == []
+    with Direct(loop.path, os.O_RDONLY):
+        assert users(host, number, besides="t0") == []
+    # device-mapper's claim is one for all of its targets, as for LVM's volumes.
+    with Mapped("past", f"0 8 linear {loop.path} 0"), Direct(loop.path):
+        holder, process = users(host, number, besides="t0")
+    assert holder.endswith("(past)")
+    assert process.startswith(f"process {os.getpid()} (")
+
+
+def test_attach_device_that_a_process_may_write_to_is_refused(loop: Loop) -> None:
+    with Direct(loop.path), pytest.raises(DeviceError, match=f"process {os.getpid()}"):
+        attach(LinuxHost(), Attachment("a0", loop.path, "a0-ring", 64))
 
 
 def test_detach_of_an_open_device_is_refused_and_changes_nothing(bdr: Bdr) -> None:

@@ -21,7 +21,7 @@ from bdr.common.errors import CaptureError
 from bdr.common.ring.layout import Mode
 from tests.nbdkit.client import NbdClient
 from tests.nbdkit.raw import Raw
-from tests.nbdkit.server import DEADLINE_S, Server, wait_until
+from tests.nbdkit.server import Server, wait_until
 from tests.support.refusals import refused
 
 REGIONS = 256

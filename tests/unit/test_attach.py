@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bdr.common.errors import BdrError, DeviceError, UsageError
 from bdr.common.host.attach import Attachment, attach, attached, detach, writes_of_bytes
+from bdr.common.host.underlying import users
 
 WANTED = Attachment(name="data", underlying="/dev/vdb", chardev="bdr-data", capacity=16352)
 
@@ -28,6 +31,9 @@ class FakeHost:
         }
         self.tables: dict[str, str] = {}
         self.is_udev_busy = False
+        self.open_by: dict[str, list[str]] = {}
+        self.busy = 0
+        """How often a removal fails."""
         self.status = "0 2097152 bdr STREAM 0/16352 5 5 5 - 0 0 0 0 0 0 0 ab"
 
     def run(self, *words: str) -> str:
@@ -52,9 +58,19 @@ class FakeHost:
         if command.startswith("dmsetup create "):
             self.tables[words[2]] = words[4]
             self.paths.add(f"/dev/{words[4].split()[4]}")
+        if command.startswith("dmsetup remove ") and self.busy:
+            self.busy -= 1
+            self.on_busy()
+            raise DeviceError("dmsetup remove: Device or resource busy")
         if command.startswith("dmsetup remove "):
             self.paths.discard(f"/dev/{self.tables.pop(words[-1]).split()[4]}")
         return ""
+
+    def on_busy(self) -> None:
+        """Something else happens meanwhile."""
+
+    def writers(self, number: str) -> list[str]:
+        return self.open_by.get(number, [])
 
     def number(self, path: str) -> str | None:
         return self.nodes.get(path)
@@ -85,7 +101,7 @@ def refusal(host: FakeHost, wanted: Attachment = WANTED) -> str:
 def test_attach_free_device_creates_the_target(host: FakeHost) -> None:
     attach(host, WANTED)
     table = "0 2097152 bdr /dev/vdb bdr-data 16352 6 region_sectors 128 stable copy discard zero"
-    assert host.commands[-1] == f"dmsetup create data --table {table}"
+    assert host.commands[-1] == f"dmsetup create data --table {table} --uuid BDR-data"
 
 
 def test_attach_module_missing_says_how_to_get_it(host: FakeHost) -> None:
@@ -121,6 +137,55 @@ def test_attach_swap_refused(host: FakeHost) -> None:
 def test_attach_held_device_refused(host: FakeHost) -> None:
     host.directories["/sys/dev/block/254:16/holders"] = ["md0"]
     assert "in use by md0" in refusal(host)
+
+
+def test_attach_device_that_lvm_has_activated_refused(host: FakeHost) -> None:
+    host.directories["/sys/dev/block/254:17/holders"] = ["dm-3"]
+    host.files["/sys/class/block/dm-3/dm/name"] = "vg-root\n"
+    host.files["/sys/class/block/dm-3/dm/uuid"] = "LVM-abc\n"
+    assert "dm-3 (LVM volume vg-root)" in refusal(host)
+
+
+def test_attach_device_that_a_process_may_write_to_refused(host: FakeHost) -> None:
+    host.open_by["254:17"] = ["process 7 (qemu)"]
+    assert "process 7 (qemu)" in refusal(host)
+
+
+def test_users_of_an_attached_device_are_those_besides_the_capture(host: FakeHost) -> None:
+    host.directories["/sys/dev/block/254:16/holders"] = ["dm-0", "dm-1"]
+    for number, name in enumerate(("data", "vg-db")):
+        host.files[f"/sys/class/block/dm-{number}/dm/name"] = f"{name}\n"
+    assert users(host, "254:16", besides="data") == ["dm-1 (vg-db)"]
+
+
+def with_thin(host: FakeHost, *features: str) -> None:
+    """The disk is a thin volume of device-mapper."""
+    host.files["/sys/dev/block/254:16/dm/name"] = "vg-db\n"
+    host.files["/sys/dev/block/252:9/dm/name"] = "vg-pool-tpool\n"
+    host.tables["vg-db"] = "0 2097152 thin 252:9 1"
+    words = ("0 2097152 thin-pool 252:7 252:8 128 0", str(len(features)), *features)
+    host.tables["vg-pool-tpool"] = " ".join(words)
+
+
+PASS = replace(WANTED, discard="pass")
+
+
+def test_attach_discard_pass_takes_a_thin_volume_only(host: FakeHost) -> None:
+    assert "--discard zero" in refusal(host, PASS)
+    host.files["/sys/dev/block/254:16/dm/name"] = "vg-db\n"
+    host.tables["vg-db"] = "0 1 thin 252:9 1\n1 2097151 linear 8:0 0"
+    assert "--discard zero" in refusal(host, PASS)
+    with_thin(host)
+    attach(host, PASS)
+    assert host.tables["data"].endswith("discard pass")
+
+
+@pytest.mark.parametrize("wanted", [WANTED, PASS])
+def test_attach_thin_volume_of_a_pool_that_does_not_zero_refused(
+    host: FakeHost, wanted: Attachment
+) -> None:
+    with_thin(host, "skip_block_zeroing")
+    assert "lvchange --zero y" in refusal(host, wanted)
 
 
 def test_attach_twice_refused(host: FakeHost) -> None:
@@ -182,7 +247,7 @@ def test_detach_with_udev_waits_for_its_queue_before_the_checks(
     verbs = [command.split()[:2] for command in host.commands]
     settled = verbs.index(["udevadm", "settle"])
     assert settled < verbs.index(["dmsetup", "status"])
-    assert host.commands[-1] == "dmsetup remove --retry data"
+    assert host.commands[-1] == "dmsetup remove data"
 
 
 def test_detach_without_udev_does_not_call_udevadm(host: FakeHost) -> None:
@@ -191,14 +256,43 @@ def test_detach_without_udev_does_not_call_udevadm(host: FakeHost) -> None:
     assert not any(command.startswith("udevadm") for command in host.commands)
 
 
-@pytest.mark.parametrize("state", ["STREAM 3/16352", "OVERFLOW 0/16352"])
+IDLE = "STREAM 0/16352 5 5 5 - 0 0"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "STREAM 3/16352 5 5 5 - 0 0",
+        "OVERFLOW 0/16352 5 5 5 - 0 0",
+        "STREAM 0/16352 5 5 5 - 1 0",
+        "STREAM 0/16352 5 5 5 - 0 16384",
+    ],
+)
 def test_detach_target_ahead_of_its_replica_needs_force(host: FakeHost, state: str) -> None:
     attach(host, WANTED)
-    host.status = host.status.replace("STREAM 0/16352", state)
+    assert IDLE in host.status
+    host.status = host.status.replace(IDLE, state)
     with pytest.raises(DeviceError, match="--force"):
         detach(host, "data")
     detach(host, "data", force=True)
     assert host.tables == {}
+
+
+def test_detach_looks_again_when_the_removal_had_to_wait(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write() -> None:
+        host.status = host.status.replace("STREAM 0/", "STREAM 1/")
+
+    attach(host, WANTED)
+    host.busy = 1
+    detach(host, "data")
+    attach(host, WANTED)
+    host.busy = 1
+    monkeypatch.setattr(host, "on_busy", write)
+    with pytest.raises(DeviceError, match="--force"):
+        detach(host, "data")
+    assert "data" in host.tables
 
 
 def test_detach_mounted_target_refused(host: FakeHost) -> None:
