@@ -144,7 +144,12 @@ def source_programs(
     common += ["--address", address, "--port", str(port)]
     flags = ["--assume-clean"] if assume_clean else []
     return [
-        Program(volume, "reader", 1, [*_service("reader"), *common, *flags]),
+        Program(
+            volume,
+            "reader",
+            1,
+            [*_service("reader"), *common, "--state", f"{run_dir}/{volume}.source", *flags],
+        ),
         *(
             Program(volume, "sender", instance, [*_service("sender"), *common])
             for instance in range(1, senders + 1)

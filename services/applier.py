@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The applier: receives batches, and applies them to the target device.
 
-Poll, handle, perform around `common.target.node`; disk I/O runs in the thread of a `StoreWorker`,
-checksums in those of a `Checksummer`.
+Of a device that was promoted it opens nothing: it listens, so that a source learns why it
+is refused.
+
+Poll, handle, perform around `common.target.node`; disk work runs in the thread of a
+`StoreWorker`, checksums in those of a `Checksummer`.
 """
 
 from __future__ import annotations
 
-import contextlib
+import secrets
 import time
+from dataclasses import dataclass
 from typing import assert_never
 
 import zmq
@@ -16,13 +20,20 @@ import zmq
 from bdr.common.errors import WireError
 from bdr.common.host.tables import Target
 from bdr.common.status.reports import ApplierValues
+from bdr.common.storage.blank import is_blank
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target import events
 from bdr.common.target.node import TargetNode
+from bdr.common.target.record import NO_SOURCE
 from bdr.common.wire.batch import decode_batch
 from bdr.common.wire.codec import Buffer
-from bdr.common.wire.control import OtherProtocolError, decode_message, encode_message
+from bdr.common.wire.control import (
+    Hello,
+    OtherProtocolError,
+    decode_message,
+    encode_message,
+)
 from bdr.services.runtime import log, malloc, options, reports, sockets
 from bdr.services.runtime.loop import Loop, nothing
 from bdr.services.runtime.reports import Reporter
@@ -39,36 +50,45 @@ ROUND_BATCHES = 16
 """Most batches per round, so that control messages are not delayed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What works on the device.
+
+    Attributes:
+        worker: does the jobs.
+        checksummer: makes digests of what the device holds.
+        journal: whose fill is reported, if there is one.
+    """
+
+    worker: StoreWorker
+    checksummer: Checksummer
+    journal: JournalStore | None
+
+
 class Applier:
     """One process, one volume.
 
     Args:
         node: from the target's record.
-        worker: performs the disk I/O.
-        checksummer: computes digests of the device.
+        disk: None for a device that was promoted.
         address: to listen on.
         port: for batches; `port` + 1 is for control.
-        run_directory: location of the monitor's socket, if any.
-        journal: whose usage is reported, if any.
+        run_directory: where the monitor's socket is, if there is one.
     """
 
     def __init__(
         self,
         *,
         node: TargetNode,
-        worker: StoreWorker,
-        checksummer: Checksummer,
+        disk: Disk | None,
         address: str,
         port: int,
         run_directory: RunDirectory | None = None,
-        journal: JournalStore | None = None,
     ) -> None:
         self._log = log.logger()
         self._node = node
-        self._worker = worker
-        self._checksummer = checksummer
+        self._disk = disk
         self._bad_messages = 0
-        self._journal = journal
         self.loop = Loop()
         self._reporter = Reporter(
             self.loop,
@@ -78,8 +98,9 @@ class Applier:
         )
         self._data = sockets.data_receiver(self.loop.context)
         self._control = sockets.control_server(self.loop.context)
-        self.loop.register(worker.fileno(), self._on_durable)
-        self.loop.register(checksummer.fileno(), self._on_digests)
+        if disk is not None:
+            self.loop.register(disk.worker.fileno(), self._on_durable)
+            self.loop.register(disk.checksummer.fileno(), self._on_digests)
         self.loop.register(self._control, self._on_control)
         for bound in (self._data, self._control):
             self.loop.watch_link(bound, up=nothing, down=nothing)
@@ -104,16 +125,18 @@ class Applier:
             self._handle(events.Stopping())
         finally:
             self._reporter.close()
-            self._checksummer.close()
-            self._worker.close()
+            if self._disk is not None:
+                self._disk.checksummer.close()
+                self._disk.worker.close()
             self.loop.close()
-        if self._worker.error:
-            raise self._worker.error
+        if self._disk is not None and self._disk.worker.error:
+            raise self._disk.worker.error
 
     def _values(self) -> ApplierValues:
         node = self._node
         record, jobs = node.record, node.jobs
-        used, size = self._journal.fill if self._journal else (None, None)
+        disk = self._disk
+        used, size = disk.journal.fill if disk and disk.journal else (None, None)
         return ApplierValues(
             condition=record.condition,
             has_source=node.has_source,
@@ -122,13 +145,15 @@ class Applier:
             epoch=record.epoch,
             since_utc=record.since_utc,
             accepted_utc=record.accepted_utc,
+            promoted_utc=record.promoted_utc,
+            rival=_rival(node.rival),
             left_bytes=record.left_bytes,
             device_sectors=record.device_sectors,
             jobs=jobs.durable,
             bytes=jobs.durable_bytes,
             queued_bytes=jobs.queued_bytes,
             queued_s=node.queued_s,
-            checksummed_bytes=self._checksummer.hashed_bytes,
+            checksummed_bytes=disk.checksummer.hashed_bytes if disk else 0,
             journal_bytes=used,
             journal_size_bytes=size,
             acked_at=node.acked_at,
@@ -144,13 +169,16 @@ class Applier:
         self._reporter.tick(now_at, (self._node.has_source, self._node.record.condition))
 
     def _on_durable(self) -> None:
-        self._worker.drain_wakeup()
-        if self._worker.error:
-            raise self._worker.error
-        self._handle(events.Durable(self._worker.durable))
+        assert self._disk is not None
+        worker = self._disk.worker
+        worker.drain_wakeup()
+        if worker.error:
+            raise worker.error
+        self._handle(events.Durable(worker.durable))
 
     def _on_digests(self) -> None:
-        for peer, digests in self._checksummer.answers():
+        assert self._disk is not None
+        for peer, digests in self._disk.checksummer.answers():
             self._handle(events.DigestsMade(peer, digests))
 
     def _on_control(self) -> None:
@@ -204,17 +232,33 @@ class Applier:
     def _perform(self, action: events.Action) -> None:
         match action:
             case events.Apply(job):
-                self._worker.put(job)
+                assert self._disk is not None
+                self._disk.worker.put(job)
             case events.Send(peer, message):
-                # A disconnected source is answered when it sends HELLO again.
-                with contextlib.suppress(zmq.ZMQError):
+                try:
                     self._control.send_multipart([peer, encode_message(message)], zmq.NOBLOCK)
+                except zmq.ZMQError as error:
+                    # The message is repeated for its next HELLO.
+                    if error.errno == zmq.EHOSTUNREACH:
+                        self._handle(events.PeerLost(peer))
             case events.MakeDigests(peer, request):
-                self._checksummer.put(peer, request)
+                assert self._disk is not None
+                self._disk.checksummer.put(peer, request)
             case events.LogEvent(name, facts):
                 self._log.info(name, **facts)
             case _:
                 assert_never(action)
+
+
+def _rival(hello: Hello | None) -> str | None:
+    """For people."""
+    if hello is None:
+        return None
+    return (
+        f"two histories: source {hello.source.hex()} at generation {hello.generations[0].hex()}, "
+        f"slots {hello.tail} to {hello.head} of stream {hello.stream.hex()}, is not what this "
+        "replica has followed; `bdr demote --give-up` gives up what only this replica has"
+    )
 
 
 @options.stage(
@@ -235,24 +279,35 @@ def main(
 
     def build() -> Applier:
         malloc.keep_big_buffers(KEPT_BYTES)
-        device = TargetDevice(target)
         record_file = RecordFile(state)
-        store, record = open_store(
-            journal=journal,
-            journal_size=journal_size,
-            device=device,
-            record_file=record_file,
-            volume=volume,
-        )
-        worker = StoreWorker(store)
+        record, disk, is_free = record_file.peek(volume=volume), None, False
+        if record is None or not record.promoted_utc:
+            device = TargetDevice(target)
+            store, record = open_store(
+                journal=journal,
+                journal_size=journal_size,
+                device=device,
+                record_file=record_file,
+                volume=volume,
+            )
+            is_free = record.source == NO_SOURCE and is_blank(device)
+            worker = StoreWorker(store)
+            disk = Disk(
+                worker=worker,
+                checksummer=Checksummer(device, worker),
+                journal=store if isinstance(store, JournalStore) else None,
+            )
         return Applier(
-            node=TargetNode(record=record),
-            worker=worker,
-            checksummer=Checksummer(device, worker),
+            node=TargetNode(
+                record=record,
+                is_blank=is_free,
+                nonce=1 + secrets.randbits(48),
+                stride=secrets.randbits(40),
+            ),
+            disk=disk,
             address=address,
             port=port,
             run_directory=RunDirectory(run_dir) if run_dir else None,
-            journal=store if isinstance(store, JournalStore) else None,
         )
 
     options.run(build)

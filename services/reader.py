@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import deque
+from collections.abc import Iterator
 from typing import assert_never
 
 import msgpack
@@ -21,19 +22,24 @@ from bdr.common.errors import WireError
 from bdr.common.facts import Facts
 from bdr.common.host.tables import Source
 from bdr.common.source import events
+from bdr.common.source.identity import SourceRecord
 from bdr.common.source.node import SourceNode
 from bdr.common.source.order import Waits
 from bdr.common.source.rate_limit import ScanRateSettings
 from bdr.common.source.settings import SchedulerSettings, SourceSettings
 from bdr.common.status.reports import ReaderValues
 from bdr.common.status.states import ConnectionState
+from bdr.common.storage.device_identity import identity_of
+from bdr.common.storage.source_file import SourceFile
 from bdr.common.wire.batch import encode_descriptor
-from bdr.common.wire.control import decode_message, encode_message
+from bdr.common.wire.control import Refused, decode_message, encode_message
+from bdr.common.wire.reasons import RefusedReason
 from bdr.common.wire.scan import decode_request, encode_answer
 from bdr.services.runtime import log, options, reports, sockets
 from bdr.services.runtime.loop import Loop, Socket, nothing
 from bdr.services.runtime.reports import Reporter
 from bdr.services.runtime.sockets import RunDirectory
+from bdr.services.runtime.workers import Tasks, Workers
 
 TICK_MS = 250
 _REQUESTS = ("leases", "requests")
@@ -44,7 +50,8 @@ class Reader:
     """One process, one volume.
 
     Args:
-        volume: name of the volume on both sides.
+        record: of the source, as it is on disk.
+        state: where that stands.
         capture: opened as consumer.
         control: ZeroMQ address of the applier's control socket.
         run_directory: location of the sockets.
@@ -56,25 +63,30 @@ class Reader:
     def __init__(
         self,
         *,
-        volume: str,
+        record: SourceRecord,
+        state: SourceFile,
         capture: Capture,
         control: str,
         run_directory: RunDirectory,
+        claim: object,
         assume_clean: bool,
         settings: SourceSettings | None = None,
     ) -> None:
         self._log = log.logger()
         self._capture = capture
-        self._claim = run_directory.claim("reader")
+        self._claim = claim
         self.node = SourceNode(
-            volume=volume,
+            record=record,
             info=capture.info,
             status=capture.status(),
             ring=RingView(capture),
             assume_clean=assume_clean,
             settings=settings,
         )
+        self._state = state
+        self._saver = Workers(self._save, threads=1, name="state")
         self.loop = Loop()
+        self.loop.register(self._saver.fileno(), self._on_saved)
         context = self.loop.context
         self._descriptors = sockets.descriptor_pusher(context)
         self._events = sockets.event_publisher(context)
@@ -124,6 +136,7 @@ class Reader:
             self.loop.run(tick=self._on_tick, tick_ms=TICK_MS, after=self._end_round)
         finally:
             self._reporter.close()
+            self._saver.close()
             self.loop.close()
 
     def _values(self) -> ReaderValues:
@@ -137,6 +150,7 @@ class Reader:
             condition=order.condition if order.epoch else None,
             since_utc=last_ack.since_utc if last_ack else 0,
             accepted_utc=last_ack.accepted_utc if last_ack else 0,
+            refused=_refused(self.node.session.refused),
             epoch=order.epoch,
             tail=order.tail,
             cursor=order.cursor,
@@ -154,6 +168,14 @@ class Reader:
         self._handle(events.Tick(now_at))
         order = self.node.order
         self._reporter.tick(now_at, (self.node.session.state, order.condition))
+
+    def _save(self, tasks: Tasks[events.SaveGeneration]) -> Iterator[bytes]:
+        for _ in tasks:
+            yield self._state.save_new_generation()
+
+    def _on_saved(self) -> None:
+        for generation in self._saver.results():
+            self._handle(events.GenerationSaved(generation))
 
     def _on_wakeup(self) -> None:
         self._capture.drain_wakeup()
@@ -208,7 +230,7 @@ class Reader:
                     self._perform(action)
         return has_acted
 
-    def _perform(self, action: events.Action) -> None:
+    def _perform(self, action: events.Action) -> None:  # noqa: PLR0912 - one line a kind
         match action:
             case events.Dispatch(header):
                 self._descriptors.send(encode_descriptor(header))
@@ -224,6 +246,10 @@ class Reader:
                 name = next(name for name in _REQUESTS if peer.startswith(name.encode()))
                 frames = [peer[len(name) :], encode_answer(answer)]
                 self._requests[name].send_multipart(frames, zmq.NOBLOCK)
+            case events.SaveGeneration():
+                self._saver.put(action)
+            case events.SaveAssumption(target):
+                self._state.save_assumption(target)
             case events.Resume():
                 self._log.info("resumed", slot=self._capture.resume())
             case events.MarkRegions(first, count):
@@ -246,10 +272,18 @@ class Reader:
         self._events.send_multipart([name.encode(), msgpack.packb(facts)])
 
 
-@options.stage("reader", [options.run_dir(), *options.of(Source, "reader")])
+def _refused(refused: Refused | None) -> str | None:
+    """For people; a target that is busy will take this source soon."""
+    if refused is None or refused.reason is RefusedReason.BUSY:
+        return None
+    return f"the target refuses this source: {refused.text}"
+
+
+@options.stage("reader", [options.run_dir(), *options.of(Source, "reader", required=["state"])])
 def main(
     volume: str,
     chardev: str,
+    state: str,
     address: str,
     port: int,
     run_dir: str,
@@ -261,11 +295,22 @@ def main(
     def build() -> Reader:
         run_directory = RunDirectory(run_dir)
         rate_limit = ScanRateSettings(rate=scan_rate)
-        return Reader(
+        # A second reader is refused by what it would share with the first, in this order.
+        claim = run_directory.claim("reader")
+        capture = open_capture(chardev, Role.CONSUMER)
+        file = SourceFile(state)
+        record = file.begin(
             volume=volume,
-            capture=open_capture(chardev, Role.CONSUMER),
+            device_sectors=capture.info.device_sectors,
+            device=identity_of(capture.info.underlying),
+        )
+        return Reader(
+            record=record,
+            state=file,
+            capture=capture,
             control=options.tcp(address, port + 1),
             run_directory=run_directory,
+            claim=claim,
             assume_clean=assume_clean,
             settings=SourceSettings(scheduler=SchedulerSettings(rate_limit=rate_limit)),
         )

@@ -19,7 +19,7 @@ import tomli_w
 
 from bdr.common.host import conflicts
 from bdr.common.host.keys import ConfigError, keys_of
-from bdr.common.host.tables import ROLE, TABLES, Host, Source, Target, Volume
+from bdr.common.host.tables import ROLE, TABLES, Host, Source, Volume
 
 T = TypeVar("T")
 
@@ -37,16 +37,15 @@ class Config:
         """Directory of a volume's sockets."""
         return f"{self.host.run_dir}/{name}"
 
-    def state_of(self, name: str, target: Target) -> str:
-        """Path of a replica's state file."""
-        return target.state or f"{self.host.state_dir}/{name}.state"
+    def state_of(self, name: str, volume: Volume) -> str:
+        """The file that remembers a replica's place, or who a source is."""
+        ending = "source" if isinstance(volume, Source) else "state"
+        return volume.state or f"{self.host.state_dir}/{name}.{ending}"
 
     def effective(self, name: str) -> Volume:
         """A volume with inherited and derived values filled in."""
         volume = self.volume[name]
         on_event = volume.on_event or self.host.on_event
-        if isinstance(volume, Source):
-            return replace(volume, on_event=on_event)
         return replace(volume, on_event=on_event, state=self.state_of(name, volume))
 
 

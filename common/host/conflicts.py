@@ -79,7 +79,11 @@ def _exclusive(volume: Volume) -> list[tuple[str, str, object]]:
     if volume.metrics_port is not None:
         own.append(("metrics", "metrics_port", volume.metrics_port))
     if isinstance(volume, Source):
-        paths = {"chardev": volume.chardev, "underdev": volume.underdev}
+        paths = {
+            "chardev": volume.chardev,
+            "underdev": volume.underdev,
+            "state": volume.state,
+        }
         if volume.mapper is not None:
             paths["mapper"] = f"/dev/mapper/{volume.mapper}"
     else:

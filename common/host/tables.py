@@ -94,7 +94,7 @@ class Host:
         path(),
         "Persistent files: journals, replica states, the numbers of `bdr scale`.",
         default="/var/lib/bdr",
-        accepted_by=("server",),
+        accepted_by=("client", "server"),
     )
     log_dir: str = key(
         path(), "One log per process; rotated at 10 MB, five are kept.", default="/var/log/bdr"
@@ -186,6 +186,13 @@ class Source:
         default=False,
         accepted_by=("reader", "client"),
         aliases=("--noreplication", "--no-replication"),
+    )
+    state: str | None = key(
+        path(),
+        "File that remembers the source's id and generations.",
+        default=None,
+        fallback="STATE_DIR/NAME.source",
+        accepted_by=("reader", "client"),
     )
     rpo_seconds: float = _RPO_SECONDS
     metrics_address: str = _METRICS_ADDRESS

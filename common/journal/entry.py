@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""An entry's bytes, version 1. No I/O here.
+"""An entry's bytes, version 2. No I/O here.
 
-An entry is a header of 160 bytes with a checksum of its own, the slots' headers,
+An entry is a header of 2048 bytes with a checksum of its own, the slots' headers,
 zeros up to the next block, and the slots' payload. The header's checksum is looked
 at first, and nothing in an entry is believed before it. Then the header must say
 that it is what is wanted here: this journal, this run, this position, this sequence.
@@ -33,15 +33,21 @@ from bdr.common.journal.layout import (
 )
 from bdr.common.journal.superblock import Superblock
 from bdr.common.ring.layout import HEADER_BYTES, PAYLOAD_BYTES
-from bdr.common.target.record import NO_STREAM, ReplicaRecord
+from bdr.common.target.record import (
+    RECORD_BYTES_MAX,
+    ReplicaRecord,
+    decode_record,
+    encode_record,
+)
 from bdr.common.wire.codec import Buffer
-from bdr.common.wire.condition import Condition
 
 ENTRY_MAGIC = b"BDRENTRY"
 
-_HEADER = struct.Struct("<8s16s16sQQQQIIII16sQQ16sQQQ")
-HEADER_ENTRY_BYTES = _HEADER.size
+_HEADER = struct.Struct("<8s16s16sQQQQIIII16s")
+HEADER_ENTRY_BYTES = 2048
+"""Its fields, and behind them the replica's record."""
 _CHECKSUM = slice(8, 24)
+assert _HEADER.size + RECORD_BYTES_MAX <= HEADER_ENTRY_BYTES
 
 
 class Kind(IntEnum):
@@ -66,14 +72,9 @@ class EntryHeader:
     blocks: int
     """Length of the whole entry."""
     slots: int
-    stream: bytes
-    slot: int
-    epoch: int
-    condition: Condition
+    record: ReplicaRecord | None
+    """After it; None for a SKIP."""
     body_checksum: bytes
-    since_utc: int = 0
-    accepted_utc: int = 0
-    left_bytes: int = 0
 
     @property
     def end(self) -> Cursor:
@@ -83,17 +84,20 @@ class EntryHeader:
             self.cursor.sequence + 1,
         )
 
-    def record(self, before: ReplicaRecord) -> ReplicaRecord:
-        """The replica's record when this entry has been applied behind `before`."""
+    def record_after(self, before: ReplicaRecord) -> ReplicaRecord:
+        """The replica's record when this entry has been applied behind `before`.
+
+        What says where the record is kept, and of which device, stays as it was.
+        """
+        if self.record is None:
+            return before
         return replace(
-            before,
-            stream=self.stream,
-            slot=self.slot,
-            epoch=self.epoch,
-            condition=self.condition,
-            since_utc=self.since_utc,
-            accepted_utc=self.accepted_utc,
-            left_bytes=self.left_bytes,
+            self.record,
+            volume=before.volume,
+            device_sectors=before.device_sectors,
+            device=before.device,
+            journal=before.journal,
+            clean=before.clean,
         )
 
 
@@ -145,14 +149,8 @@ def encode_entry(
             durable=durable,
             blocks=entry_bytes(slots) // BLOCK_BYTES,
             slots=slots,
-            stream=record.stream,
-            slot=record.slot,
-            epoch=record.epoch,
-            condition=record.condition,
+            record=record,
             body_checksum=b"",
-            since_utc=record.since_utc,
-            accepted_utc=record.accepted_utc,
-            left_bytes=record.left_bytes,
         ),
     )
     return bytes(meta)
@@ -172,10 +170,7 @@ def encode_skip(*, superblock: Superblock, cursor: Cursor, durable: int, length:
             durable=durable,
             blocks=length // BLOCK_BYTES,
             slots=0,
-            stream=NO_STREAM,
-            slot=0,
-            epoch=0,
-            condition=Condition.CONSISTENT,
+            record=None,
             body_checksum=b"",
         ),
     )
@@ -184,6 +179,7 @@ def encode_skip(*, superblock: Superblock, cursor: Cursor, durable: int, length:
 
 def _seal(meta: bytearray, payload: Buffer, header: EntryHeader) -> None:
     """Writes the header into `meta`, with both checksums."""
+    record = b"" if header.record is None else encode_record(header.record)
     _HEADER.pack_into(
         meta,
         0,
@@ -197,15 +193,10 @@ def _seal(meta: bytearray, payload: Buffer, header: EntryHeader) -> None:
         int(header.kind),
         header.slots,
         header.blocks,
-        int(header.condition),
-        header.stream,
-        header.slot,
-        header.epoch,
+        len(record),
         body_checksum(meta, payload),
-        header.since_utc,
-        header.accepted_utc,
-        header.left_bytes,
     )
+    meta[_HEADER.size : _HEADER.size + len(record)] = record
     meta[_CHECKSUM] = checksum(meta[:HEADER_ENTRY_BYTES])
 
 
@@ -232,35 +223,23 @@ def decode_entry_header(data: Buffer) -> EntryHeader | None:
         kind,
         slots,
         blocks,
-        condition,
-        stream,
-        slot,
-        epoch,
+        record_bytes,
         body,
-        since_utc,
-        accepted_utc,
-        left_bytes,
-    ) = _HEADER.unpack(head)
-    try:
-        return EntryHeader(
-            kind=Kind(kind),
-            journal=journal,
-            run=run,
-            cursor=Cursor(position, sequence),
-            durable=durable,
-            blocks=blocks,
-            slots=slots,
-            stream=stream,
-            slot=slot,
-            epoch=epoch,
-            condition=Condition(condition),
-            body_checksum=body,
-            since_utc=since_utc,
-            accepted_utc=accepted_utc,
-            left_bytes=left_bytes,
-        )
-    except ValueError:
-        return None  # no writer of this version makes such a kind or condition
+    ) = _HEADER.unpack_from(head)
+    record = decode_record(bytes(head[_HEADER.size : _HEADER.size + record_bytes]))
+    if kind not in (Kind.JOB, Kind.SKIP) or (record is None) != (kind == Kind.SKIP):
+        return None  # no writer of this version makes such a kind or record
+    return EntryHeader(
+        kind=Kind(kind),
+        journal=journal,
+        run=run,
+        cursor=Cursor(position, sequence),
+        durable=durable,
+        blocks=blocks,
+        slots=slots,
+        record=record,
+        body_checksum=body,
+    )
 
 
 def body_checksum(meta: Buffer | bytearray, payload: Buffer) -> bytes:

@@ -105,14 +105,27 @@ def classify(header: EntryHeader | None, *, superblock: Superblock, expected: Cu
 
 
 def continues(header: EntryHeader, before: ReplicaRecord) -> bool:
-    """Whether a job may stand behind `before`: one with slots never changes the stream."""
-    if not header.slots:
+    """Whether a job may stand behind `before`.
+
+    One with slots goes on where the stream stood, or is the first batch of a source that
+    begins elsewhere.
+    """
+    after, slots = header.record, header.slots
+    if after is None or not slots:
         return True
-    return (
-        header.stream == before.stream
-        and header.epoch == before.epoch
-        and header.slot in (before.slot, before.slot + header.slots)
-    )
+    if after.epoch != before.epoch:
+        return False
+    if after.stream == before.stream:
+        return after.slot in (before.slot, before.slot + slots) or _begins(after, slots)
+    return _begins(after, slots)
+
+
+def _begins(after: ReplicaRecord, slots: int) -> bool:
+    match after.recent:
+        case (only,):
+            place = only.epoch, only.first, only.slots
+            return place == (after.epoch, after.slot - slots, slots)
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +180,4 @@ def read_step(read: Read, *, superblock: Superblock, at: Cursor, before: Replica
         extents = plan(slots_headers, payload, device_sectors=before.device_sectors)
     except InvalidSlotsError:
         return Step(Found.OUTSIDE, header, None)
-    return Step(found, header, Entry(header.slots, header.record(before), extents, payload))
+    return Step(found, header, Entry(header.slots, header.record_after(before), extents, payload))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The journal's layout, version 1: a circular write-ahead log. No I/O here.
+"""The journal's layout, version 2: a circular write-ahead log. No I/O here.
 
 ```
 0            4096         8192

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The superblock's bytes, version 1: where the log that still counts begins. No I/O here.
+"""The superblock's bytes, version 2: where the log that still counts begins. No I/O here.
 
 It holds the **checkpoint**, below which everything is durable on the device, and the
 replica's record there. Its two copies are written in turn; log space is free only below
@@ -27,14 +27,18 @@ from bdr.common.journal.layout import (
     Cursor,
     checksum,
 )
-from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
-from bdr.common.wire.codec import NAME_BYTES_MAX
-from bdr.common.wire.condition import Condition
+from bdr.common.target.record import (
+    NO_JOURNAL,
+    RECORD_BYTES_MAX,
+    ReplicaRecord,
+    decode_record,
+    encode_record,
+)
 
-VERSION = 1
+VERSION = 2
 SUPERBLOCK_MAGIC = b"BDRJRNL\0"
 
-_SUPERBLOCK = struct.Struct("<8sI4x16sQ16sQQQQQQ16sQQIII4x64sQQQ")
+_SUPERBLOCK = struct.Struct("<8sI4x16sQ16sQQQQQII")
 _CHECKSUM = slice(16, 32)
 _POSITION_MAX = 1 << 62
 
@@ -96,8 +100,7 @@ class Copy(Enum):
 
 def encode_superblock(superblock: Superblock) -> bytes:
     """One copy, `BLOCK_BYTES` long."""
-    record = superblock.record
-    volume = record.volume.encode()
+    record = encode_record(superblock.record)
     block = bytearray(BLOCK_BYTES)
     _SUPERBLOCK.pack_into(
         block,
@@ -112,18 +115,10 @@ def encode_superblock(superblock: Superblock) -> bytes:
         superblock.checkpoint.position,
         superblock.checkpoint.sequence,
         superblock.durable,
-        record.device_sectors,
-        record.stream,
-        record.slot,
-        record.epoch,
-        int(record.condition),
         int(superblock.is_closed),
-        len(volume),
-        volume,
-        record.since_utc,
-        record.accepted_utc,
-        record.left_bytes,
+        len(record),
     )
+    block[_SUPERBLOCK.size : _SUPERBLOCK.size + len(record)] = record
     block[_CHECKSUM] = checksum(block)
     return bytes(block)
 
@@ -162,32 +157,20 @@ def _unpack_superblock(block: bytes) -> Superblock | None:
         position,
         sequence,
         durable,
-        device_sectors,
-        stream,
-        slot,
-        epoch,
-        condition,
         is_closed,
-        volume_bytes,
-        volume,
-        since_utc,
-        accepted_utc,
-        left_bytes,
+        record_bytes,
     ) = _SUPERBLOCK.unpack_from(block)
+    record = decode_record(block[_SUPERBLOCK.size : _SUPERBLOCK.size + record_bytes])
     if (
-        log_bytes < LOG_BYTES_MIN
+        record is None
+        or record_bytes > RECORD_BYTES_MAX
+        or log_bytes < LOG_BYTES_MIN
         or log_bytes % BLOCK_BYTES
         or position % BLOCK_BYTES
         or position >= _POSITION_MAX
-        or volume_bytes > NAME_BYTES_MAX
         or is_closed > 1
         or journal == NO_JOURNAL
     ):
-        return None
-    try:
-        name = volume[:volume_bytes].decode()
-        known_condition = Condition(condition)
-    except ValueError:
         return None
     return Superblock(
         generation=generation,
@@ -197,16 +180,5 @@ def _unpack_superblock(block: bytes) -> Superblock | None:
         checkpoint=Cursor(position, sequence),
         durable=durable,
         is_closed=bool(is_closed),
-        record=ReplicaRecord(
-            volume=name,
-            device_sectors=device_sectors,
-            stream=stream,
-            slot=slot,
-            epoch=epoch,
-            condition=known_condition,
-            clean=True,
-            since_utc=since_utc,
-            accepted_utc=accepted_utc,
-            left_bytes=left_bytes,
-        ),
+        record=record,
     )

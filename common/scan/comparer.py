@@ -26,7 +26,8 @@ from bdr.common.scan.events import Action, Event, LogEvent, SendToReader, SendTo
 from bdr.common.scan.job import Closed, Compared, Job, JobState, Suspected
 from bdr.common.scan.plan import Chunk, Flags
 from bdr.common.scan.settings import ComparerSettings
-from bdr.common.wire.control import Checksums, Digests, DigestsRefused
+from bdr.common.wire.control import Checksums, Digests
+from bdr.common.wire.reasons import DigestsRefused
 from bdr.common.wire.scan import Answer, Grant, Request, Revoked
 
 WHOLE = -1

@@ -10,7 +10,7 @@ from bdr.common.scan.job import Job, JobState
 from bdr.common.scan.plan import Flags
 from bdr.common.scan.repair import group_blocks
 from bdr.common.scan.settings import ComparerSettings
-from bdr.common.wire.control import DigestsRefused
+from bdr.common.wire.reasons import DigestsRefused
 from bdr.common.wire.scan import Acquire, Answer, Commit, Committed, Grant, Request
 
 

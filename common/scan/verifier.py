@@ -19,7 +19,7 @@ from bdr.common.scan.events import Finished, Interrupted, LogEvent, Progress, Se
 from bdr.common.scan.job import Job, JobState
 from bdr.common.scan.plan import CHUNK_SECTORS, Chunk, joined
 from bdr.common.scan.settings import ComparerSettings
-from bdr.common.wire.control import DigestsRefused
+from bdr.common.wire.reasons import DigestsRefused
 from bdr.common.wire.scan import Answer, Grant, Request, Verified, VerifyBegin, VerifyEnd
 
 

@@ -3,12 +3,15 @@
 
 A session starts in the condition that the target reports; markers change it.
 
-- UNKNOWN: the target has no position in this stream. Every region is marked, and only then an
-  INCONSISTENT marker follows; a reader that is killed in between repeats both.
-- An INCONSISTENT marker is at the slot where writes were missed, or precedes the first repair,
-  since a scanner may read writes that have not completed yet.
-- A CONSISTENT marker is at the head that the ring had when its status showed the ring logging and
-  no region dirty: every write that a scanner may have read partially precedes it.
+- UNKNOWN, the target knows nothing of this stream: every region is marked, and only
+  then an UNVERIFIED marker follows; a reader that is killed in between repeats both.
+- UNVERIFIED, nothing is known to be wrong: a first repair makes it INCONSISTENT, on both
+  sides alike.
+- An INCONSISTENT marker stands where writes were missed, or before a scanner repairs
+  anything, since a scanner reads what has not completed yet.
+- A CONSISTENT marker stands where the cursor reaches the ring's head as it was at a look
+  that found the ring logging and no region dirty: whatever a scanner has read before,
+  every write that it may have seen in part lies before that.
 """
 
 from __future__ import annotations
@@ -34,6 +37,11 @@ class StatusSeen:
 @dataclass(frozen=True, slots=True)
 class ScanRequested:
     """A scanner is ready to repair marked regions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """A resync batch was numbered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,7 @@ class Consistency(Machine[Condition]):
     def due_marker(self, cursor: int) -> Marker | None:
         """The marker that is due at the cursor, before any more slots."""
         if self.state is Condition.UNKNOWN:
-            return Marker.INCONSISTENT
+            return Marker.UNVERIFIED
         if self.state is not Condition.INCONSISTENT and (
             self._is_scan_due(cursor) or self._is_gap_passed(cursor)
         ):
@@ -149,18 +157,28 @@ class Consistency(Machine[Condition]):
             self._repaired_overflows = max(self._overflows_then, self._repaired_overflows or 0)
             self.state = Condition.CONSISTENT
         else:
-            self.state = Condition.INCONSISTENT
+            is_unverified = declared.marker is Marker.UNVERIFIED
+            self.state = Condition.UNVERIFIED if is_unverified else Condition.INCONSISTENT
         self._consistent_at = None
         self.is_scan_requested = False
+
+    def _on_repaired(self, _: Repaired) -> None:
+        self.state = Condition.INCONSISTENT
 
     TABLE: ClassVar[Table[Condition]] = {
         Condition.UNKNOWN: {
             StatusSeen: IGNORED,
             ScanRequested: stays(_on_scan_requested),
-            Declared: goes(_on_declared, Condition.INCONSISTENT),
+            Declared: goes(_on_declared, Condition.UNVERIFIED),
+        },
+        Condition.UNVERIFIED: {
+            StatusSeen: stays(_on_look_inconsistent),
+            Repaired: goes(_on_repaired, Condition.INCONSISTENT),
+            Declared: goes(_on_declared, Condition.INCONSISTENT, Condition.CONSISTENT),
         },
         Condition.INCONSISTENT: {
             StatusSeen: stays(_on_look_inconsistent),
+            Repaired: stays(_on_repaired),
             Declared: goes(_on_declared, Condition.CONSISTENT),
         },
         Condition.CATCHING_UP: {

@@ -62,6 +62,13 @@ class MessageArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationSaved:
+    """A new generation identifier is durable on the source's own disk."""
+
+    generation: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class RequestArrived:
     """A message arrived from a scanner or a command."""
 
@@ -98,6 +105,7 @@ Event = (
     | SenderLost
     | ScannerLost
     | MessageArrived
+    | GenerationSaved
     | RequestArrived
     | StatusArrived
     | RingWoken
@@ -139,7 +147,21 @@ class Release:
     tail: int
     cursor: int
     acknowledged: int
+    """Changes of the stream that are durable on the target."""
     counted: int
+    """A bound of those that were sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveGeneration:
+    """Make a new generation identifier, durably; the answer is `GenerationSaved`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveAssumption:
+    """Remember durably that "both devices are equal" was used for this target."""
+
+    target: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +210,8 @@ Action = (
     | Dispatch
     | Reply
     | Release
+    | SaveGeneration
+    | SaveAssumption
     | Resume
     | MarkRegions
     | ClearRegions

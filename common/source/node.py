@@ -29,9 +29,11 @@ from bdr.common.capture.api import CaptureInfo, CaptureStatus
 from bdr.common.facts import Facts
 from bdr.common.machine import Story
 from bdr.common.ring.layout import WRITE_SLOTS_MAX
-from bdr.common.source import events, overflow, session
+from bdr.common.source import events, overflow, session_events
 from bdr.common.source.events import Action, Announce, ClearRegions, Event, QueryStatus
+from bdr.common.source.generation import Generation
 from bdr.common.source.greeting import Greeting
+from bdr.common.source.identity import SourceRecord
 from bdr.common.source.order import Order, Ring, Waits
 from bdr.common.source.overflow import OverflowPacing
 from bdr.common.source.release_tracker import ReleaseTracker
@@ -41,7 +43,7 @@ from bdr.common.source.session import Phase, Session
 from bdr.common.source.settings import SourceSettings
 from bdr.common.wire.batch import BatchKind
 from bdr.common.wire.condition import Condition
-from bdr.common.wire.control import Ack, Refused, Rewind, Welcome
+from bdr.common.wire.control import Ack
 
 _IN_EVERY_ROUND = (
     events.Tick,
@@ -57,7 +59,7 @@ class SourceNode:
     """See the module's docstring. One instance per reader process.
 
     Args:
-        volume: name of the volume on both sides.
+        record: of this source; its generations are durable.
         info: of the capture.
         status: its first status.
         ring: its memory.
@@ -68,7 +70,7 @@ class SourceNode:
     def __init__(
         self,
         *,
-        volume: str,
+        record: SourceRecord,
         info: CaptureInfo,
         status: CaptureStatus,
         ring: Ring,
@@ -77,7 +79,8 @@ class SourceNode:
     ) -> None:
         settings = settings or SourceSettings()
         story = Story()
-        self.session = Session(volume=volume, settings=settings.session, story=story)
+        self.session = Session(volume=record.volume, settings=settings.session, story=story)
+        self._generation = Generation(record.generations)
         self.order = Order(
             info=info,
             status=status,
@@ -103,9 +106,16 @@ class SourceNode:
         self.last_ack: Ack | None = None
         """The target's last acknowledgement, with its record of the replica."""
         self.waits_for = Waits.TARGET
-        """What to poll for, besides time and messages; as of the last `RoundEnded`."""
+        """What is to be watched, besides time and messages; as of the last `RoundEnded`."""
+        self._releases = ReleaseTracker(self.order)
         self._greeting = Greeting(
-            volume=volume, info=info, order=self.order, assume_clean=assume_clean
+            record=record,
+            generation=self._generation,
+            info=info,
+            order=self.order,
+            ring=ring,
+            releases=self._releases,
+            assume_clean=assume_clean,
         )
         self._info = info
         self._ring = ring
@@ -113,7 +123,6 @@ class SourceNode:
         self._status_interval_s = settings.status_interval_s
         self._status_at = 0.0
         self._awaits_status = False
-        self._releases = ReleaseTracker(self.order)
         self._actions: list[Action] = []
 
     def handle(self, event: Event) -> list[Action]:
@@ -129,16 +138,13 @@ class SourceNode:
         if not isinstance(event, _IN_EVERY_ROUND):
             self._story.add(f"{self.session.state.name} <- {event}")
         if self._awaits_status and not isinstance(event, events.StatusArrived):
-            raise self._story.error(f"{event} before the answer to a status query")
+            raise self._story.error(f"{event} before the answer to a look")
+        dispatched = self.order.dispatched
         self._HANDLERS[type(event)](self, event)
-        self.check_invariants()
-        return actions
-
-    def check_invariants(self) -> None:
-        """Raises InternalError if an invariant is violated."""
-        contradiction = self.order.window.contradiction()
-        if contradiction is not None:
-            raise self._story.error(contradiction)
+        self.order.check_invariants()
+        if self.order.dispatched > dispatched:
+            self._generation.dispatched(self.order.now_at)
+        return self._releases.before(actions) + actions
 
     # Time and the target.
 
@@ -146,11 +152,16 @@ class SourceNode:
         self.order.now_at = tick.now_at
         self._fire(tick)
         if self.order.is_streaming and self.order.window.is_late(tick.now_at):
-            self._fire(session.Lost("batches in flight do not arrive"))
+            self._fire(session_events.Lost("batches in flight do not arrive"))
+        if self._generation.is_due(tick.now_at):
+            self._actions.append(events.SaveGeneration())
         if tick.now_at >= self._status_at:
             self._status_at = tick.now_at + self._status_interval_s
             self._awaits_status = True
         self._advance()
+
+    def _on_generation(self, saved: events.GenerationSaved) -> None:
+        self._generation.saved(saved.generation)
 
     def _on_link(self, event: events.LinkUp | events.LinkDown) -> None:
         self._fire(event)
@@ -158,35 +169,27 @@ class SourceNode:
 
     def _on_sender_lost(self, _: events.SenderLost) -> None:
         if self.order.window.in_flight:
-            self._fire(session.Lost("a sender was lost with batches in flight"))
+            self._fire(session_events.Lost("a sender was lost with batches in flight"))
         self._advance()
 
     def _on_scanner_lost(self, _: events.ScannerLost) -> None:
         self.scheduler.scanner_lost()
         if self.order.window.has_resync_on_its_way:
-            self._fire(session.Lost("a scanner was lost with batches in flight"))
+            self._fire(session_events.Lost("a scanner was lost with batches in flight"))
         self._advance()
 
     def _on_message(self, arrived: events.MessageArrived) -> None:
         self.session.heard()
-        match arrived.message:
-            case Welcome() as welcome if (error := self._greeting.check(welcome)) is not None:
-                self._fire(session.BadWelcome(welcome.attempt, error))
-            case Welcome() | Refused() | Rewind() as message:
-                self._fire(message)
-            case Ack() as ack if self.order.is_streaming and ack.epoch == self.order.epoch:
-                self._on_ack(ack)
-            case _:
-                pass  # answers to an earlier attempt or epoch
+        message = arrived.message
+        event = self._greeting.session_event(message)
+        if event is not None:
+            self._fire(event)
+        elif isinstance(message, Ack) and self.order.is_of_session(message):
+            self.last_ack = message
+            if self.order.acknowledge(message):
+                self.session.progressed()
+                self._actions += self._greeting.acknowledged()
         self._advance()
-
-    def _on_ack(self, ack: Ack) -> None:
-        if (error := self._greeting.check_ack(ack)) is not None:
-            self._fire(session.Failed(error))
-            return
-        self.last_ack = ack
-        if self.order.acknowledge(ack):
-            self.session.progressed()
 
     def _fire(self, event: object) -> None:
         """Passes an event to the session, and performs its outcome."""
@@ -194,23 +197,20 @@ class SourceNode:
         outcome, self.session.outcome = self.session.outcome, []
         for each in outcome:
             match each:
-                case session.DropInFlight():
+                case session_events.DropInFlight():
                     self.order.forget()
                     self.scheduler.forget()
-                case session.SendHello(attempt):
+                case session_events.SendHello(attempt):
                     self._actions.append(events.Send(self._greeting.hello(attempt)))
-                case session.SendPing():
+                case session_events.SendPing():
                     self._actions.append(events.Send(self._greeting.ping()))
-                case session.SessionBegan(welcome):
-                    self._begin_session(welcome)
+                case session_events.SessionBegan(welcome):
+                    self.order.begin(welcome)
+                    if welcome.condition is Condition.UNKNOWN:
+                        self._mark([events.MarkRegions(0, self._info.regions)])
+                    self._actions += self._greeting.announce(welcome)
                 case _:
                     self._actions.append(each)
-
-    def _begin_session(self, welcome: Welcome) -> None:
-        self.order.begin(welcome)
-        if welcome.condition is Condition.UNKNOWN:
-            self._mark([events.MarkRegions(0, self._info.regions)])
-        self._actions += self._greeting.announce(welcome)
 
     # The capture.
 
@@ -224,7 +224,7 @@ class SourceNode:
         self._awaits_status = False
         status = seen.status
         if (error := self._info.contradiction(status)) is not None:
-            self._fire(session.Failed(error))
+            self._fire(session_events.Failed(error))
             return
         now_at = self.order.now_at
         self.overflow.fire(overflow.StatusSeen(status, now_at))
@@ -274,8 +274,7 @@ class SourceNode:
         if self.session.state is Phase.STOPPED:
             return
         if not self._awaits_status:
-            actions = self.scheduler.step(self.order.now_at)
-            self._actions += actions
+            self._actions += (actions := self.scheduler.step(self.order.now_at))
             self._awaits_status = any(isinstance(each, ClearRegions) for each in actions)
         if self._awaits_status:
             self._actions.append(QueryStatus())
@@ -292,6 +291,7 @@ class SourceNode:
         events.SenderLost: _on_sender_lost,
         events.ScannerLost: _on_scanner_lost,
         events.MessageArrived: _on_message,
+        events.GenerationSaved: _on_generation,
         events.RequestArrived: _on_request,
         events.StatusArrived: _on_capture,
         events.RingWoken: _on_ring_woken,

@@ -13,7 +13,7 @@ from typing import Protocol
 from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus
 from bdr.common.machine import Story
 from bdr.common.ring.slots import Headers
-from bdr.common.source.consistency import Consistency, Declared, ScanRequested, StatusSeen
+from bdr.common.source.consistency import Consistency, Declared, Repaired, ScanRequested, StatusSeen
 from bdr.common.source.quota import QuotaSettings, ResyncQuota
 from bdr.common.source.session import Phase, Session
 from bdr.common.source.window import Window, WindowSettings
@@ -54,6 +54,9 @@ class Waits(Enum):
     """A sender that can accept it."""
 
 
+_SCANNED = (Condition.INCONSISTENT, Condition.UNVERIFIED)
+
+
 class Order:
     """See the module's docstring.
 
@@ -78,7 +81,12 @@ class Order:
         self.status = status
         """The capture's last status."""
         self.now_at = 0.0
-        self.window = Window(settings=window, stream=info.stream, tail=status.tail)
+        self.window = Window(
+            settings=window,
+            stream=info.stream,
+            tail=status.tail,
+            acknowledged=status.acknowledged,
+        )
         self.consistency = Consistency(status, story)
         self._quota = ResyncQuota(settings=quota, capacity=info.capacity)
         self._ring = ring
@@ -93,6 +101,10 @@ class Order:
     def is_streaming(self) -> bool:
         """Whether batches may be sent."""
         return self._session.state is Phase.STREAMING
+
+    def is_of_session(self, ack: Ack) -> bool:
+        """Whether it is of the present session, not of one that is over."""
+        return self.is_streaming and ack.epoch == self.epoch
 
     @property
     def condition(self) -> Condition:
@@ -129,12 +141,18 @@ class Order:
         """Every batch up to this number is durable."""
         return self.window.durable
 
+    def check_invariants(self) -> None:
+        """Raises InternalError if an invariant is violated."""
+        contradiction = self.window.contradiction()
+        if contradiction is not None:
+            raise self._story.error(contradiction)
+
     # Events.
 
     def begin(self, welcome: Welcome) -> None:
         """A session has started."""
         self.consistency.begin(welcome.condition, head=self.head)
-        self.window.begin(epoch=welcome.epoch, slot=welcome.slot)
+        self.window.begin(epoch=welcome.epoch, slot=welcome.slot, changes=welcome.changes)
 
     def forget(self) -> None:
         """Batches in flight may be lost: the next WELCOME gives the position to continue from."""
@@ -213,8 +231,8 @@ class Order:
 
     @property
     def may_scan(self) -> bool:
-        """Whether regions may be repaired: the replica is declared inconsistent."""
-        return self.is_streaming and self.condition is Condition.INCONSISTENT
+        """Whether regions may be repaired: the replica is declared to need it."""
+        return self.is_streaming and self.condition in _SCANNED
 
     @property
     def resync_limit(self) -> int:
@@ -242,6 +260,7 @@ class Order:
         if not 0 < batches <= self.resync_room:
             raise self._story.error(f"{batches} batches for a room of {self.resync_room}")
         first = self._add(BatchKind.RESYNC)
+        self.consistency.fire(Repaired())
         for _ in range(batches - 1):
             self._add(BatchKind.RESYNC)
         return first

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The last release sent to the capture: freed slots, and the slot of the armed wake-up."""
+"""The last `Release`: which slots are free, what is durable, which wake-up is armed.
+
+The capture outlives this process, and keeps for the next one how many changes of the stream
+are durable on the target (`acknowledged`: set before a bit is cleared because of them), and
+how many were sent (`counted`: set before they are). So a capture that goes back with the
+memory of its host has fewer than the target.
+"""
 
 from __future__ import annotations
 
-from bdr.common.source.events import Action, Release
+from bdr.common.source.events import Action, ClearRegions, Release
 from bdr.common.source.order import Order, Waits
 
 
@@ -17,6 +23,8 @@ class ReleaseTracker:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._tail = order.tail
+        self._acknowledged = order.status.acknowledged
+        self._counted = order.status.counted
         self._armed: int | None = None
         """The slot of the armed wake-up; None once it has fired."""
 
@@ -29,8 +37,31 @@ class ReleaseTracker:
         awaited."""
         tail, cursor = self._order.tail, self._order.cursor
         has_to_arm = waits_for is Waits.RING and cursor != self._armed
-        if not has_to_arm and tail == self._tail:
+        is_news = self._order.window.acknowledged > self._acknowledged
+        if not has_to_arm and tail == self._tail and not is_news:
             return []
-        self._tail, self._armed = tail, cursor
-        status = self._order.status
-        return [Release(tail, cursor, status.acknowledged, status.counted)]
+        self._armed = cursor
+        return [self._release()]
+
+    @property
+    def counted(self) -> int:
+        """The bound that the capture has."""
+        return self._counted
+
+    def before(self, actions: list[Action]) -> list[Action]:
+        """The `Release` that must precede these actions, if any."""
+        window = self._order.window
+        is_beyond = window.changes > self._counted
+        clears = any(isinstance(each, ClearRegions) for each in actions)
+        if is_beyond:
+            self._counted = window.changes
+        if is_beyond or (clears and window.acknowledged > self._acknowledged):
+            return [self._release()]
+        return []
+
+    def _release(self) -> Release:
+        window, cursor = self._order.window, self._order.cursor
+        self._tail, self._acknowledged = window.tail, window.acknowledged
+        # Arms for the cursor too, whether it is awaited or not: who has woken looks again.
+        self._armed = cursor
+        return Release(window.tail, cursor, window.acknowledged, self._counted)

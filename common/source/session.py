@@ -19,11 +19,23 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import ClassVar
 
-from bdr.common.errors import BdrError, RefusedError
+from bdr.common.errors import RefusedError
 from bdr.common.facts import Facts
 from bdr.common.machine import IGNORED, Machine, Story, Table, goes, stays
-from bdr.common.source.events import Announce, LinkDown, LinkUp, Stop, Tick
-from bdr.common.wire.control import Refused, Rewind, Welcome
+from bdr.common.source.events import Announce, LinkDown, LinkUp, Send, Stop, Tick
+from bdr.common.source.session_events import (
+    BadWelcome,
+    DropInFlight,
+    Failed,
+    Lost,
+    OtherHistory,
+    Outcome,
+    SendHello,
+    SendPing,
+    SessionBegan,
+)
+from bdr.common.wire.control import Disown, Refused, Rewind, Welcome
+from bdr.common.wire.reasons import RefusedReason
 
 _DOUBLINGS_MAX = 16
 
@@ -36,58 +48,6 @@ class Phase(Enum):
     STREAMING = auto()
     PAUSED = auto()
     STOPPED = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Batches in flight may be lost."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A permanent error."""
-
-    error: BdrError
-
-
-@dataclass(frozen=True, slots=True)
-class BadWelcome:
-    """A WELCOME that is invalid for this source."""
-
-    attempt: int
-    error: BdrError
-
-
-# Outcomes that the node handles, besides actions.
-
-
-@dataclass(frozen=True, slots=True)
-class DropInFlight:
-    """Batches in flight may be lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class SendHello:
-    """Send a HELLO."""
-
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class SendPing:
-    """Send a PING."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionBegan:
-    """Batches may be sent, from the position in this WELCOME."""
-
-    welcome: Welcome
-
-
-Outcome = DropInFlight | SendHello | SendPing | SessionBegan | Announce | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +82,12 @@ class Session(Machine[Phase]):
         self.consecutive_losses = 0
         """Losses since a batch last became durable."""
         self.outcome: list[Outcome] = []
-        """Results of the last events; the node removes them."""
+        """What the last events ask for; the node takes it, and empties it."""
+        self.refused: Refused | None = None
+        """The target's last refusal, while nothing else came of a greeting."""
         self._volume = volume
         self._settings = settings
+        self._is_confirming = False
         self.attempt = 0
         """Number of the last HELLO."""
         self._hellos = 0
@@ -177,6 +140,8 @@ class Session(Machine[Phase]):
         if welcome.attempt != self.attempt:
             return
         self.state = Phase.STREAMING
+        self.refused = None
+        self._is_confirming = False
         self.epoch = welcome.epoch
         self._hellos = 0
         self._ping_at = self._now_at + self._settings.ping_s
@@ -192,8 +157,30 @@ class Session(Machine[Phase]):
         if refused.reason.is_permanent:
             text = f"the target refused volume {self._volume}: {refused.text}"
             self._fail(Failed(RefusedError(text)))
-        elif self.state in (Phase.GREETING, Phase.STREAMING):
+            return
+        is_greeting = self.state in (Phase.GREETING, Phase.STREAMING)
+        if refused.nonce and not self._is_confirming:
+            # Of a late HELLO, perhaps: only one that brings the nonce back is of now.
+            if is_greeting:
+                self._is_confirming = True
+                self._greet()
+            return
+        self.refused = refused
+        if is_greeting:
+            self._is_confirming = False
             self._pause(f"the target refused for now: {refused.text}")
+
+    def _on_other_history(self, other: OtherHistory) -> None:
+        if other.attempt != self.attempt:
+            return
+        text = (
+            "the last batch that the target has of this stream is not what the ring holds there: "
+            "this source was reverted or cloned; `bdr demote --give-up` on the target's host "
+            "gives up what only the target has"
+        )
+        self.refused = Refused(self.attempt, RefusedReason.TWO_HISTORIES, 0, text)
+        self.outcome.append(Send(Disown(other.epoch)))
+        self._pause(text)
 
     def _on_rewind(self, rewind: Rewind) -> None:
         if rewind.epoch == self.epoch:
@@ -250,6 +237,7 @@ class Session(Machine[Phase]):
             LinkDown: stays(_on_link_down),
             Welcome: IGNORED,
             BadWelcome: IGNORED,
+            OtherHistory: IGNORED,
             Refused: goes(_on_refused, Phase.OFFLINE, Phase.STOPPED),
             Rewind: IGNORED,
             Failed: goes(_fail, Phase.STOPPED),
@@ -260,6 +248,7 @@ class Session(Machine[Phase]):
             LinkDown: goes(_on_link_down, Phase.OFFLINE),
             Welcome: goes(_on_welcome, Phase.GREETING, Phase.STREAMING),
             BadWelcome: goes(_on_bad_welcome, Phase.GREETING, Phase.STOPPED),
+            OtherHistory: goes(_on_other_history, Phase.GREETING, Phase.PAUSED),
             Refused: goes(_on_refused, Phase.GREETING, Phase.PAUSED, Phase.STOPPED),
             Rewind: IGNORED,
             Failed: goes(_fail, Phase.STOPPED),
@@ -270,7 +259,10 @@ class Session(Machine[Phase]):
             LinkDown: goes(_on_link_down, Phase.OFFLINE),
             Welcome: IGNORED,
             BadWelcome: IGNORED,
-            Refused: goes(_on_refused, Phase.STREAMING, Phase.PAUSED, Phase.STOPPED),
+            OtherHistory: IGNORED,
+            Refused: goes(
+                _on_refused, Phase.STREAMING, Phase.GREETING, Phase.PAUSED, Phase.STOPPED
+            ),
             Rewind: goes(_on_rewind, Phase.STREAMING, Phase.GREETING, Phase.PAUSED),
             Lost: goes(_on_lost, Phase.GREETING, Phase.PAUSED),
             Failed: goes(_fail, Phase.STOPPED),
@@ -281,6 +273,7 @@ class Session(Machine[Phase]):
             LinkDown: goes(_on_link_down, Phase.OFFLINE),
             Welcome: IGNORED,
             BadWelcome: IGNORED,
+            OtherHistory: IGNORED,
             Refused: goes(_on_refused, Phase.PAUSED, Phase.STOPPED),
             Rewind: IGNORED,
             Failed: goes(_fail, Phase.STOPPED),

@@ -44,7 +44,7 @@ class WindowSettings:
 class _InFlight:
     number: int
     end: int
-    is_resync: bool
+    kind: BatchKind
 
 
 class Window:
@@ -53,11 +53,18 @@ class Window:
     Args:
         stream: the capture's.
         tail: oldest slot of the ring.
+        acknowledged: changes of the stream that are durable on the target.
     """
 
-    def __init__(self, *, settings: WindowSettings, stream: bytes, tail: int) -> None:
+    def __init__(
+        self, *, settings: WindowSettings, stream: bytes, tail: int, acknowledged: int
+    ) -> None:
         self.tail = tail
         """Every slot below it is durable on the target."""
+        self.acknowledged = acknowledged
+        """So many changes of the stream, markers and resync batches, are durable there."""
+        self.changes = acknowledged
+        """So many were dispatched."""
         self.cursor = tail
         """Next slot to be dispatched."""
         self.accepted = 0
@@ -101,24 +108,29 @@ class Window:
 
     @property
     def has_resync_on_its_way(self) -> bool:
-        """Whether a resync batch in flight may not have arrived yet."""
-        return any(each.is_resync and each.number > self.accepted for each in self._in_flight)
+        """Whether a resync batch may not have arrived yet."""
+        return any(
+            each.kind is BatchKind.RESYNC and each.number > self.accepted
+            for each in self._in_flight
+        )
 
     def is_late(self, now_at: float) -> bool:
         """Whether dispatched batches fail to arrive in time."""
         return self.accepted < self.dispatched and now_at >= self._late_at
 
-    def begin(self, *, epoch: int, slot: int) -> None:
-        """A session starts: `slot` is the next."""
+    def begin(self, *, epoch: int, slot: int, changes: int) -> None:
+        """A session begins: `slot` is the next, and the replica has so many changes."""
         self.forget()
         self._epoch = epoch
         self.tail = self.cursor = slot
+        self.acknowledged = self.changes = changes
 
     def forget(self) -> None:
         """Batches in flight may be lost."""
         self._in_flight.clear()
         self.resync_in_flight = 0
         self.cursor = self.tail
+        self.changes = self.acknowledged
         self._next_number = 1
         self.accepted = 0
 
@@ -144,9 +156,9 @@ class Window:
             kind, marker, self._stream, self._epoch, self._next_number, self.cursor, count
         )
         self.cursor += count
-        is_resync = kind is BatchKind.RESYNC
-        self._in_flight.append(_InFlight(self._next_number, self.cursor, is_resync))
-        self.resync_in_flight += is_resync
+        self._in_flight.append(_InFlight(self._next_number, self.cursor, kind))
+        self.resync_in_flight += kind is BatchKind.RESYNC
+        self.changes += kind is not BatchKind.LIVE
         self._next_number += 1
         return header
 
@@ -165,7 +177,8 @@ class Window:
         while self._in_flight and self._in_flight[0].number <= durable:
             entry = self._in_flight.popleft()
             self.tail = entry.end
-            self.resync_in_flight -= entry.is_resync
+            self.resync_in_flight -= entry.kind is BatchKind.RESYNC
+            self.acknowledged += entry.kind is not BatchKind.LIVE
         return len(self._in_flight) < before
 
     def contradiction(self) -> str | None:
@@ -177,11 +190,15 @@ class Window:
             or end != self.cursor
             or first + len(self._in_flight) != self._next_number
             or self.accepted > self.dispatched
-            or self.resync_in_flight != sum(each.is_resync for each in self._in_flight)
+            or self.resync_in_flight
+            != sum(each.kind is BatchKind.RESYNC for each in self._in_flight)
+            or self.changes - self.acknowledged
+            != sum(each.kind is not BatchKind.LIVE for each in self._in_flight)
         ):
             return (
                 f"window: tail {self.tail}, cursor {self.cursor}, accepted {self.accepted}, next "
-                f"{self._next_number}, {self.resync_in_flight} resync batches, in flight "
+                f"{self._next_number}, {self.resync_in_flight} resync batches, changes "
+                f"{self.acknowledged} of {self.changes}, in flight "
                 f"{list(self._in_flight)}"
             )
         return None

@@ -129,6 +129,7 @@ class Composer:
             dirty_regions=ring.dirty_regions if ring else 0,
             phase=reader.phase if reader else None,
             condition=reader.condition if reader else None,
+            refused=reader.refused if reader else None,
             connected_senders=sum(sender.is_connected for sender in senders),
             behind_s=lag.seconds or 0.0,
             is_minimum=lag.is_minimum,
@@ -164,6 +165,8 @@ class Composer:
             stages=stages,
             has_source=has_source,
             condition=applier.condition if applier else None,
+            promoted_at=_day(applier.promoted_utc) if applier else None,
+            rival=applier.rival if applier else None,
             queued_s=intake.queued_age_s or 0.0,
             rpo_s=self._rpo_s,
         )
@@ -220,7 +223,10 @@ def _replica(
 
 
 def _resync(ring: RingStatus, reader: ReaderValues, *, is_scanning: bool) -> ResyncStatus:
-    is_required = bool(ring.dirty_regions) or reader.condition is Condition.INCONSISTENT
+    is_required = bool(ring.dirty_regions) or reader.condition in (
+        Condition.INCONSISTENT,
+        Condition.UNVERIFIED,
+    )
     return ResyncStatus(
         is_running=is_required and is_scanning,
         dirty_regions=ring.dirty_regions,
@@ -240,6 +246,11 @@ def _intake(applier: ApplierValues | None, now_at: float) -> IntakeStatus:
         journal_bytes=applier.journal_bytes,
         journal_size_bytes=applier.journal_size_bytes,
     )
+
+
+def _day(utc_s: int) -> str | None:
+    found = _time(utc_s)
+    return None if found is None else f"{found:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _time(utc_s: int) -> datetime | None:

@@ -8,6 +8,7 @@ healthy    0         replicating, and within `rpo_seconds`
 behind     1         replicating, but behind `rpo_seconds`, or not a prefix yet
 degraded   1         replicating with fewer senders or scanners than there should be
 resyncing  1         regions are being copied by the scanner
+promoted   1         the target's device was taken for use: it is no replica now
 broken     2         not replicating: the reasons say why
 unknown    2         a process does not report, so the state is not known
 ========== ========= ==========================================================
@@ -50,6 +51,8 @@ class SourceFacts:
     phase: ConnectionState | None
     """Of the reader's session; None if the reader does not report."""
     condition: Condition | None
+    refused: str | None
+    """Why the target refuses this source, in words; None if it does not."""
     connected_senders: int
     behind_s: float
     is_minimum: bool
@@ -66,6 +69,10 @@ class TargetFacts:
     has_source: bool | None
     """A source's session is open; None if the applier does not report."""
     condition: Condition | None
+    promoted_at: str | None
+    """When the device was taken for use; None: it is a replica."""
+    rival: str | None
+    """What a source says of itself whose history is another; None: there is none."""
     queued_s: float
     """Age of the oldest received batch that is not durable."""
     rpo_s: float
@@ -123,7 +130,7 @@ def _judge_source(facts: SourceFacts) -> _Found:
     if facts.capture_error is not None:
         found.append((HealthState.BROKEN, facts.capture_error))
     if facts.phase is not None and facts.phase is not ConnectionState.STREAMING:
-        said = _NOT_STREAMING.get(facts.phase, facts.phase.value)
+        said = facts.refused or _NOT_STREAMING.get(facts.phase, facts.phase.value)
         found.append((HealthState.BROKEN, said))
     elif facts.phase is not None:
         # A sender that does not report is listed already, and may be connected.
@@ -173,8 +180,15 @@ def _judge_target(facts: TargetFacts) -> _Found:
 def _judge_session(facts: TargetFacts) -> _Found:
     if facts.has_source is None:
         return []
+    if facts.promoted_at is not None:
+        text = f"promoted on {facts.promoted_at}: its device is in use, and takes no batches"
+        return [(HealthState.PROMOTED, text)]
+    if facts.rival is not None:
+        return [(HealthState.BROKEN, facts.rival)]
     if not facts.has_source:
         return [(HealthState.BROKEN, "no source is connected")]
+    if facts.condition is Condition.UNVERIFIED:
+        return [(HealthState.RESYNCING, "the replica is compared; nothing is known to be wrong")]
     if _needs_scan(facts.condition):
         return [
             (HealthState.RESYNCING, "the replica is not consistent: it needs its source's resync")

@@ -59,6 +59,8 @@ class ReaderValues:
     """Since when the condition holds: seconds since 1970; 0 if that is not known."""
     accepted_utc: int
     """When the last batch was accepted, in the same way."""
+    refused: str | None
+    """Why the target refuses this source, and what to do; None if it does not."""
     epoch: int
     tail: int
     cursor: int
@@ -109,6 +111,10 @@ class ApplierValues:
     """Since when the condition holds: seconds since 1970; 0 if that is not known."""
     accepted_utc: int
     """When the last batch was accepted, in the same way."""
+    promoted_utc: int
+    """When its device was taken for use, in the same way; 0: it is a replica."""
+    rival: str | None
+    """What a source says of itself whose history is another than the replica's."""
     left_bytes: int
     """Bytes that its source has not compared yet."""
     device_sectors: int

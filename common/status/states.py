@@ -23,6 +23,7 @@ class HealthState(Enum):
     DEGRADED = "degraded"
     RESYNCING = "resyncing"
     BEHIND = "behind"
+    PROMOTED = "promoted"
     UNKNOWN = "unknown"
     BROKEN = "broken"
 

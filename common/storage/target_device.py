@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bdr.common.errors import DeviceError
 from bdr.common.ring.layout import SECTOR_BYTES, Op
+from bdr.common.storage.device_identity import identity_of_number
 from bdr.common.storage.locking import lock_exclusively
 from bdr.common.storage.transfer import read_all, write_all
 from bdr.common.target.extents import Extents
@@ -30,9 +31,6 @@ _ZEROS = memoryview(bytes(1 << 20))
 _ZERO_BYTES_MAX = 256 << 20
 """Per call: where the kernel writes zeros itself, the call is not interruptible."""
 _BLKSSZGET = 0x1268
-_SYS = Path("/sys/dev/block")
-_IDENTITIES = ("dm/uuid", "md/uuid", "wwid", "device/wwid", "serial", "device/serial")
-"""Identifying attributes of a block device, in order of preference. All are persistent."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -75,7 +73,7 @@ class TargetDevice:
             self.identity = ""
             if is_block:
                 self._block_bytes = _logical_block_bytes(self._fd)
-                self.identity = _identity(os.fstat(self._fd).st_rdev)
+                self.identity = identity_of_number(os.fstat(self._fd).st_rdev)
             else:
                 self._check_file()
             self._lock()
@@ -224,23 +222,3 @@ def _logical_block_bytes(fd: int) -> int:
     """Granularity of a block device's ranges."""
     (size,) = struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))
     return int(size)
-
-
-def _identity(number: int) -> str:
-    place = (_SYS / f"{os.major(number)}:{os.minor(number)}").resolve()
-    part = ""
-    if (place / "partition").exists():
-        part = f", partition {_attribute(place / 'partition')}"
-        place = place.parent
-    for name in _IDENTITIES:
-        found = _attribute(place / name)
-        if found:
-            return f"{Path(name).name} {found}{part}"
-    return ""
-
-
-def _attribute(path: Path) -> str:
-    try:
-        return " ".join(path.read_text(errors="replace").split())
-    except OSError:
-        return ""

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Admission of a source's HELLO, and the position from which it continues.
 
-A known stream continues at `record.slot`, if the source still has it (tail <= slot <= head).
-Otherwise everything must be scanned, and the replica is UNKNOWN. This is persistent across
-restarts, until the source declares by a marker that it has marked every region to be scanned.
+In this order, without effect before the last: protocol, volume, size; whether the device
+was promoted; what the source and the replica are to each other (`verdict`); whether the
+disk keeps up, and whether another source's session lives.
 
-The operator's assertion that both devices are equal (`assume_clean`) avoids that scan once, at
-first contact: this target has had no source yet, and no target has acknowledged a slot of this
-capture. If it stays in the configuration, it must not apply to devices that differ: after the
-device was attached again, or the target restored or replaced.
+The user's word that both devices are equal (`assume_clean`) spares the scan once, at first
+contact: this target has had no source yet, and no target has acknowledged a slot of
+this capture.
 """
 
 from __future__ import annotations
@@ -17,17 +16,23 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bdr.common.facts import Facts
-from bdr.common.target.record import NO_STREAM, ReplicaRecord
+from bdr.common.target.record import NO_SOURCE, ReplicaRecord
+from bdr.common.target.verdict import Verdict
 from bdr.common.wire.condition import Condition
-from bdr.common.wire.control import Hello, RefusedReason
+from bdr.common.wire.control import Hello
+from bdr.common.wire.reasons import RefusedReason
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a HELLO is refused; `text` has what was found and wanted."""
+    """Why a HELLO is not taken: found, wanted, and what to do."""
 
     reason: RefusedReason
     text: str
+    nonce: int = 0
+    """To be brought back; 0 for none."""
+    is_declared: bool = True
+    """Worth a line in the log."""
 
 
 class Assumption(Enum):
@@ -51,21 +56,13 @@ class Start:
 
 
 def refusal(
-    hello: Hello,
-    record: ReplicaRecord,
-    *,
-    jobs_waiting: int,
-    jobs_max: int,
-    silent_s: float,
-    silence_s: float,
+    hello: Hello, record: ReplicaRecord, verdict: Verdict, *, jobs_waiting: int, jobs_max: int
 ) -> Refusal | None:
     """Why a HELLO is refused, or None if it is admitted.
 
     Args:
-        record: of the replica, as of the last job.
-        jobs_waiting: jobs that are not durable, of at most `jobs_max`.
-        silent_s: time since the last message from the replica's source.
-        silence_s: a source that is silent for longer no longer excludes others.
+        record: the replica's, as of the last job.
+        jobs_waiting: jobs that wait for the target's disk, of which there may be `jobs_max`.
     """
     if hello.volume != record.volume:
         return Refusal(
@@ -78,31 +75,28 @@ def refusal(
             f"{record.device_sectors}, the size of the target device; enlarge the target, "
             "then restart its applier and this source's reader",
         )
+    if record.promoted_utc:
+        return Refusal(
+            RefusedReason.PROMOTED,
+            "found the target's device promoted, wanted a replica: `bdr demote` on the target's "
+            "host makes it one again, and gives up what was written to it",
+        )
+    if verdict is Verdict.UNRELATED:
+        return Refusal(RefusedReason.UNRELATED, _unrelated(hello, record))
+    if verdict is Verdict.TWO_HISTORIES:
+        return Refusal(RefusedReason.TWO_HISTORIES, _two_histories(hello, record))
     if jobs_waiting >= jobs_max:
         return Refusal(
             RefusedReason.BUSY,
             f"found {jobs_max} jobs that wait for the target's disk; send HELLO again",
         )
-    if hello.stream == record.stream and hello.head < record.slot:
-        # A ring's head never decreases: a delayed HELLO. Accepting it would force a full resync.
-        return Refusal(
-            RefusedReason.BUSY,
-            f"found a delayed HELLO: its ring ends at slot {hello.head}, wanted "
-            f"{record.slot} or more, which the replica has; send HELLO again",
-        )
-    if record.stream not in (NO_STREAM, hello.stream) and silent_s < silence_s:
-        return Refusal(
-            RefusedReason.BUSY,
-            f"found stream {hello.stream.hex()}, but the replica is fed by stream "
-            f"{record.stream.hex()}, now or until {silence_s:g} s ago; stop that source first",
-        )
     return None
 
 
-def start(hello: Hello, record: ReplicaRecord) -> Start:
-    """The position from which an admitted source continues."""
+def start(hello: Hello, record: ReplicaRecord, verdict: Verdict) -> Start:
+    """Where a source goes on whose HELLO can be taken."""
     assumption = _assumption(hello, record)
-    if hello.stream == record.stream and hello.tail <= record.slot <= hello.head:
+    if verdict is Verdict.RESUME:
         return Start(record.slot, record.condition, True, assumption)
     if assumption is Assumption.TAKEN:
         # Equal by assertion, once the rest of the ring has been applied.
@@ -116,8 +110,10 @@ def describe(hello: Hello, record: ReplicaRecord, start: Start) -> Facts:
         "stream": hello.stream.hex(),
         "tail": hello.tail,
         "head": hello.head,
+        "acknowledged": hello.acknowledged,
         "known_stream": record.stream.hex(),
         "known_slot": record.slot,
+        "known_changes": record.changes,
         "condition": start.condition.name,
         "assume_clean": start.assumption.value,
     }
@@ -126,6 +122,31 @@ def describe(hello: Hello, record: ReplicaRecord, start: Start) -> Facts:
 def _assumption(hello: Hello, record: ReplicaRecord) -> Assumption:
     if not hello.assume_clean:
         return Assumption.NOT_GIVEN
-    if record.stream != NO_STREAM:
+    if record.source != NO_SOURCE or record.is_given_up:
         return Assumption.HAD_SOURCE
-    return Assumption.HAD_TARGET if hello.tail else Assumption.TAKEN
+    is_new = not (hello.tail or hello.acknowledged)
+    return Assumption.TAKEN if is_new else Assumption.HAD_TARGET
+
+
+def _unrelated(hello: Hello, record: ReplicaRecord) -> str:
+    found = f"found source {hello.source.hex()}"
+    if record.source == NO_SOURCE:
+        wanted = "wanted a blank target, but its device holds data, of no source that is known"
+    else:
+        wanted = f"wanted {record.source.hex()}, whose replica this is"
+    return (
+        f"{found}, {wanted}; if what the target holds may be overwritten, "
+        f"`bdr adopt {record.volume} --source {hello.source.hex()}` on the target's host (or "
+        "`bdr server --adopt`) allows it"
+    )
+
+
+def _two_histories(hello: Hello, record: ReplicaRecord) -> str:
+    return (
+        f"found this source at generation {hello.generations[0].hex()}, slots {hello.tail} to "
+        f"{hello.head}, changes {hello.acknowledged} to {hello.counted}, wanted generation "
+        f"{record.generation.hex()} in its past, and slot {record.slot}, change {record.changes} "
+        "among them: the source was reverted, restored or cloned, or the replica was written by "
+        "another that has its id; each side has what the other lacks. `bdr demote --give-up` on "
+        "the target's host gives up what only the target has"
+    )

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from bdr.common.target.events import MakeDigests, Peer
 from bdr.common.wire.codec import DIGESTS_MAX, RANGES_MAX
-from bdr.common.wire.control import Checksums, DigestsRefused
+from bdr.common.wire.control import Checksums
+from bdr.common.wire.reasons import DigestsRefused
 
 REQUESTS_MAX = 256
 """Queued or in progress; more are refused."""

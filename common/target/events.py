@@ -39,6 +39,13 @@ class MessageArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerLost:
+    """A message to this peer could not be sent: it is not connected any more."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
 class OtherProtocolArrived:
     """A HELLO of another protocol version arrived."""
 
@@ -75,7 +82,14 @@ class Stopping:
 
 
 Event = (
-    Tick | MessageArrived | OtherProtocolArrived | BatchArrived | Durable | DigestsMade | Stopping
+    Tick
+    | MessageArrived
+    | PeerLost
+    | OtherProtocolArrived
+    | BatchArrived
+    | Durable
+    | DigestsMade
+    | Stopping
 )
 
 

@@ -21,7 +21,8 @@ from bdr.common.target.reorder import ReorderBuffer
 from bdr.common.target.replica import Replica
 from bdr.common.target.session import Accepted, Broken, Session
 from bdr.common.wire.batch import Batch, BatchKind
-from bdr.common.wire.control import Refused, RefusedReason, Rewind, RewindReason
+from bdr.common.wire.control import Refused, Rewind
+from bdr.common.wire.reasons import RefusedReason, RewindReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Intake:
     def take(self, batch: Batch) -> list[Action]:
         """Takes a well-formed batch, whose content is not validated yet."""
         actions = self._actions = []
-        session, record, header = self._session, self._replica.record, batch.header
+        session, record, header = self._session, self._replica.expected, batch.header
         if not session.is_open or (header.stream, header.epoch) != (record.stream, record.epoch):
             self._dropped["stale"] += 1
         elif header.number <= session.accepted or header.number in self.reorder:
@@ -84,7 +85,7 @@ class Intake:
             self._rewind(RewindReason.MISSING, text)
 
     def _accept(self, batch: Batch) -> None:
-        header, record = batch.header, self._replica.record
+        header, record = batch.header, self._replica.expected
         if not batch.is_intact():
             self._dropped["corrupt"] += 1
             self._rewind(RewindReason.DAMAGED, f"batch {header.number} is damaged")
@@ -117,7 +118,7 @@ class Intake:
         reason = RefusedReason.SLOTS
         self._dropped[f"refused-{reason.name.lower()}"] += 1
         self._actions.append(LogEvent("refused", {"reason": reason.name, "text": text}))
-        self._break(Refused(self._session.attempt, reason, text))
+        self._break(Refused(self._session.attempt, reason, 0, text))
 
     def _break(self, close_reason: Rewind | Refused) -> None:
         self._session.fire(Broken(close_reason))

@@ -2,9 +2,9 @@
 """The target's node: decides which batches are accepted, in which order, and the answers.
 
 ============  =================================================================
-`admission`   whether a HELLO is admitted, and its source's position
-`session`     the session of the last admitted source
-`intake`      reordering and validation of batches
+`reception`   whether a HELLO is taken, and where its source goes on
+`session`     the session of the source that was admitted last
+`intake`      batches, put into order and checked
 `replica`     the record, and the jobs that lead to it
 `checksums`   queue of requests for checksums
 ============  =================================================================
@@ -28,48 +28,51 @@ from typing import Any, ClassVar
 
 from bdr.common.facts import Facts
 from bdr.common.machine import Story, brief
-from bdr.common.target import admission, events, session
+from bdr.common.target import events, session
+from bdr.common.target.admission import Refusal
+from bdr.common.target.answers import acknowledgement, welcome
 from bdr.common.target.checksums import REFUSED_TEXTS, ChecksumQueue
 from bdr.common.target.events import Action, Apply, Event, LogEvent, Peer, Send
 from bdr.common.target.intake import Intake
-from bdr.common.target.job_queue import JOBS_MAX, JobQueue
+from bdr.common.target.job_queue import JobQueue
+from bdr.common.target.reception import Reception
 from bdr.common.target.record import ReplicaRecord
 from bdr.common.target.replica import Replica
 from bdr.common.target.session import Session, SessionState
 from bdr.common.target.settings import TargetSettings
 from bdr.common.target.silence import Silence
 from bdr.common.wire.batch import PROTOCOL
-from bdr.common.wire.control import (
-    Ack,
-    Checksums,
-    Digests,
-    DigestsRefused,
-    Hello,
-    Message,
-    Ping,
-    Refused,
-    RefusedReason,
-    Rewind,
-    RewindReason,
-    Welcome,
-)
+from bdr.common.wire.control import Checksums, Digests, Disown, Hello, Message, Ping, Rewind
+from bdr.common.wire.reasons import DigestsRefused, RefusedReason, RewindReason
 
 
 class TargetNode:
     """See the module's docstring. One instance per applier process.
 
     Args:
-        record: the persistent record.
+        record: what the target remembers.
+        is_blank: nothing is on the device that would be lost; of interest before the first
+            source only.
+        nonce: random, from 1 to 2**48; other for each process.
+        stride: random, too; see `Replica`.
     """
 
-    def __init__(self, *, record: ReplicaRecord, settings: TargetSettings | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        record: ReplicaRecord,
+        is_blank: bool = False,
+        nonce: int = 1,
+        stride: int = 0,
+        settings: TargetSettings | None = None,
+    ) -> None:
         self.settings = settings or TargetSettings()
         self.dropped: Counter[str] = Counter()
         """Counts of dropped messages and batches, by reason."""
         self.acked_at: float | None = None
         """When the last acknowledgement was sent."""
         self._story = Story()
-        self._replica = Replica(record)
+        self._replica = Replica(record, stride=stride)
         self._session = Session(self._story)
         self._intake = Intake(
             session=self._session,
@@ -79,6 +82,16 @@ class TargetNode:
         )
         self._checksums = ChecksumQueue(device_sectors=record.device_sectors)
         self._silence = Silence()
+        self._reception = Reception(
+            replica=self._replica,
+            session=self._session,
+            intake=self._intake,
+            silence=self._silence,
+            dropped=self.dropped,
+            is_blank=is_blank,
+            nonce=nonce,
+            session_s=self.settings.session_s,
+        )
         self._actions: list[Action] = []
 
     # State.
@@ -92,6 +105,11 @@ class TargetNode:
     def jobs(self) -> JobQueue:
         """Jobs that are not durable yet."""
         return self._replica.jobs
+
+    @property
+    def rival(self) -> Hello | None:
+        """What a source last said of itself whose history is another than the replica's."""
+        return self._reception.rival
 
     @property
     def is_idle(self) -> bool:
@@ -151,9 +169,11 @@ class TargetNode:
         peer, message = arrived.peer, arrived.message
         match message:
             case Hello():
-                self._on_hello(peer, message)
+                self._actions += self._reception.take(peer, message)
             case Ping():
                 self._on_ping(peer, message)
+            case Disown():
+                self._actions += self._reception.disown(peer, message)
             case Checksums():
                 self._on_checksums(peer, message)
             case _:
@@ -161,39 +181,11 @@ class TargetNode:
 
     def _on_other_protocol(self, arrived: events.OtherProtocolArrived) -> None:
         text = f"found protocol version {arrived.protocol}, wanted {PROTOCOL}"
-        self._refuse(arrived.peer, arrived.attempt, RefusedReason.PROTOCOL, text)
+        refusal = Refusal(RefusedReason.PROTOCOL, text)
+        self._actions += self._reception.refuse(arrived.peer, arrived.attempt, refusal)
 
-    def _on_hello(self, peer: Peer, hello: Hello) -> None:
-        refusal = admission.refusal(
-            hello,
-            self.record,
-            jobs_waiting=self.jobs.waiting,
-            jobs_max=JOBS_MAX,
-            silent_s=self._silence.seconds,
-            silence_s=self.settings.source_silence_s,
-        )
-        if refusal is not None:
-            self._refuse(peer, hello.attempt, refusal.reason, refusal.text)
-            return
-        at = self._session
-        is_same = at.peer == peer and hello.stream == self.record.stream
-        if at.state is SessionState.OPENING and is_same:
-            # Its WELCOME still waits for the disk: it will answer the latest attempt.
-            at.fire(session.Repeated(hello.attempt))
-        else:
-            self._open_session(peer, hello)
-        self._silence.heard()
-
-    def _open_session(self, peer: Peer, hello: Hello) -> None:
-        record = self.record
-        start = admission.start(hello, record)
-        if not start.is_known:
-            facts = admission.describe(hello, record, start)
-            self._actions.append(LogEvent("unknown-position", facts))
-        self._intake.forget()
-        job = self._replica.begin_session(hello.stream, start)
-        self._actions.append(Apply(job))
-        self._session.fire(session.Admitted(peer, hello.attempt, job.number))
+    def _on_peer_lost(self, lost: events.PeerLost) -> None:
+        self._reception.lost(lost.peer)
 
     def _on_ping(self, peer: Peer, ping: Ping) -> None:
         at = self._session
@@ -208,7 +200,8 @@ class TargetNode:
             self._send(peer, at.close_reason)
         else:
             self._silence.heard()
-            job = self._replica.remember_left(ping.left_bytes)
+            self._reception.confirmed()
+            job = self._replica.remember(ping)
             if job is not None:
                 self._actions.append(Apply(job))
             self._acknowledge()
@@ -229,22 +222,8 @@ class TargetNode:
     def _send(self, peer: Peer, message: Message) -> None:
         self._actions.append(Send(peer, message))
 
-    def _refuse(self, peer: Peer, attempt: int, reason: RefusedReason, text: str) -> None:
-        self.dropped[f"refused-{reason.name.lower()}"] += 1
-        self._actions.append(LogEvent("refused", {"reason": reason.name, "text": text}))
-        self._send(peer, Refused(attempt, reason, text))
-
     def _acknowledge(self) -> None:
-        at, record = self._session, self.record
-        ack = Ack(
-            record.epoch,
-            at.accepted,
-            at.durable,
-            record.condition,
-            record.since_utc,
-            record.accepted_utc,
-        )
-        self._send(at.peer, ack)
+        self._send(self._session.peer, acknowledgement(self._session, self.record))
         self.acked_at = self._replica.now_at
 
     # Batches and jobs.
@@ -254,6 +233,7 @@ class TargetNode:
         self._actions += self._intake.take(arrived.batch)
         if self._session.accepted > before:
             self._silence.heard()
+            self._reception.confirmed()
 
     def _on_durable(self, durable: events.Durable) -> None:
         at, jobs = self._session, self.jobs
@@ -271,20 +251,21 @@ class TargetNode:
         self._actions += self._checksums.ready(self.jobs.durable)
 
     def _welcome(self) -> None:
-        record = self.record
-        welcome = Welcome(self._session.attempt, record.epoch, 1, record.slot, record.condition)
-        self._send(self._session.peer, welcome)
+        record = self._replica.expected
+        self._send(self._session.peer, welcome(self._session, record))
         facts: Facts = {"epoch": record.epoch, "slot": record.slot}
         facts["condition"] = record.condition.name
         self._actions.append(LogEvent("welcome", facts))
 
     def _on_stopping(self, _: events.Stopping) -> None:
         self._session.fire(session.Closed())
-        self._actions.append(Apply(self._replica.close()))
+        if not self.record.promoted_utc:
+            self._actions.append(Apply(self._replica.close()))
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         events.Tick: _on_tick,
         events.MessageArrived: _on_message,
+        events.PeerLost: _on_peer_lost,
         events.OtherProtocolArrived: _on_other_protocol,
         events.BatchArrived: _on_batch,
         events.Durable: _on_durable,

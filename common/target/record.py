@@ -1,55 +1,43 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A target's persistent record of its replica, and its format. No I/O here.
 
-The record is stored in two copies of 4096 bytes, written alternately: a power cut during a write
-leaves the other copy intact. Each copy has a generation and a checksum; the intact one with the
-higher generation is valid.
-
-Copy: 8 bytes magic, u64 generation, u32 body length, xxh3-128 of generation and
-body (16 bytes), body: msgpack map, with the keys of `_KEYS`; optional ones are left out where the
-value is unknown. Little-endian.
+It stands in the state file (see `common.copies`) and in the journal's superblocks and
+entries, as one msgpack map; `_FIELDS` has the names on disk.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import msgpack
-import xxhash
 
-from bdr.common.errors import StateError
-from bdr.common.wire.codec import NAME_BYTES_MAX, STREAM_BYTES
+from bdr.common.copies import Copies
+from bdr.common.wire.batch import RECENT_BATCHES, AcceptedBatch
+from bdr.common.wire.codec import (
+    FLAG,
+    GENERATION,
+    GENERATION_BYTES,
+    ID,
+    ID_BYTES,
+    NAME_BYTES_MAX,
+    STREAM,
+    STREAM_BYTES,
+    TEXT,
+    U64,
+    FieldType,
+    member,
+)
 from bdr.common.wire.condition import Condition
 
-MAGIC = b"BDRREC01"
-COPY_BYTES = 4096
-COPIES = 2
-RECORD_BYTES = COPIES * COPY_BYTES
+COPIES = Copies(b"BDRREC02", "replica state")
+RECORD_BYTES_MAX = 1920
+"""Of an encoded record."""
 NO_STREAM = bytes(STREAM_BYTES)
-JOURNAL_ID_BYTES = 16
-NO_JOURNAL = bytes(JOURNAL_ID_BYTES)
-
-_KEYS: Mapping[str, str] = {
-    "volume": "volume",
-    "device_sectors": "device_sectors",
-    "stream": "stream",
-    "slot": "slot",
-    "epoch": "epoch",
-    "condition": "condition",
-    "clean": "clean",
-    "journal": "journal",
-    "since_s": "since_utc",
-    "at_s": "accepted_utc",
-    "left_bytes": "left_bytes",
-    "promoted_s": "promoted_utc",
-    "device": "device",
-}
-"""Keys on disk, in their order, to the attributes of a record. They are never renamed."""
-_OPTIONAL_KEYS = ("since_s", "at_s", "left_bytes", "promoted_s", "device")
-"""Left out where the value is not known, so the bytes are those of an older version."""
-_HEAD = struct.Struct("<8sQI16s")
+NO_SOURCE = NO_TARGET = NO_JOURNAL = bytes(ID_BYTES)
+NO_GENERATION = bytes(GENERATION_BYTES)
+ANY_SOURCE = b"\xff" * ID_BYTES
+JOURNAL_ID_BYTES = ID_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +66,21 @@ class ReplicaRecord:
     promoted_utc: int = 0
     """When the device was promoted, in the same unit; 0: it is a replica."""
     device: str = ""
-    """Identity of the device, if it has one: see `common.storage.target_device`."""
+    """What the device calls itself, if it does: see `common.storage.target_device`."""
+    target: bytes = NO_TARGET
+    """The target's id, made with the record."""
+    source: bytes = NO_SOURCE
+    """The id of the source whose replica it is; zeros before the first."""
+    generation: bytes = NO_GENERATION
+    """The newest identifier that this source has sent."""
+    changes: int = 0
+    """Markers and resync batches of the stream that were accepted."""
+    recent: tuple[AcceptedBatch, ...] = ()
+    """The last LIVE batches of the stream that were accepted, oldest first."""
+    adopts: bytes = NO_SOURCE
+    """This source may overwrite whatever the device holds, once; `ANY_SOURCE`: the next one."""
+    is_given_up: bool = False
+    """What the device had beyond its source was given up, by `bdr demote`."""
 
     def at_start(self) -> ReplicaRecord:
         """The record for a starting applier.
@@ -91,82 +93,81 @@ class ReplicaRecord:
         return self
 
 
-def demoted(record: ReplicaRecord, *, stream: bytes, now_utc: int) -> ReplicaRecord:
-    """The record of a device that becomes a replica again, to be compared completely.
+_TYPES: dict[str, FieldType] = {
+    "volume": TEXT,
+    "device_sectors": U64,
+    "stream": STREAM,
+    "slot": U64,
+    "epoch": U64,
+    "condition": member(Condition),
+    "clean": FLAG,
+    "journal": ID,
+    "since_utc": U64,
+    "accepted_utc": U64,
+    "left_bytes": U64,
+    "promoted_utc": U64,
+    "device": TEXT,
+    "target": ID,
+    "source": ID,
+    "generation": GENERATION,
+    "changes": U64,
+    "recent": RECENT_BATCHES,
+    "adopts": ID,
+    "given_up": FLAG,
+}
+"""Name on disk, in the order of `ReplicaRecord`, to what it may be."""
+
+
+def values_of(record: ReplicaRecord) -> dict[str, Any]:
+    """What is written of a record."""
+    attributes = (getattr(record, each.name) for each in fields(record))
+    return {
+        name: kind.put(value)
+        for (name, kind), value in zip(_TYPES.items(), attributes, strict=True)
+    }
+
+
+def of_values(values: object) -> ReplicaRecord | None:
+    """The inverse of `values_of`; None where they are not such values."""
+    if not isinstance(values, dict) or values.keys() != _TYPES.keys():
+        return None
+    if not all(kind.accepts(values[name]) for name, kind in _TYPES.items()):
+        return None
+    if len(values["volume"].encode()) > NAME_BYTES_MAX:
+        return None
+    return ReplicaRecord(*(kind.make(values[name]) for name, kind in _TYPES.items()))
+
+
+def encode_record(record: ReplicaRecord) -> bytes:
+    """As it stands in a journal, at most `RECORD_BYTES_MAX` long."""
+    packed: bytes = msgpack.packb(values_of(record), use_bin_type=True)
+    return packed
+
+
+def decode_record(data: bytes) -> ReplicaRecord | None:
+    """The inverse of `encode_record`; None where it is none of this version."""
+    try:
+        return of_values(msgpack.unpackb(data, raw=False))
+    except (ValueError, msgpack.UnpackException):
+        return None
+
+
+def demoted(record: ReplicaRecord, *, now_utc: int) -> ReplicaRecord:
+    """The record of a device that becomes a replica again: all of it is to be compared.
 
     Args:
-        stream: one that no source has, so that none continues from its former position.
         now_utc: now, seconds since 1970.
     """
     return replace(
         record,
         journal=NO_JOURNAL,
-        stream=stream,
+        stream=NO_STREAM,
         slot=0,
+        changes=0,
+        recent=(),
         condition=Condition.INCONSISTENT,
         clean=True,
         since_utc=now_utc,
         promoted_utc=0,
+        is_given_up=True,
     )
-
-
-def encode_copy(record: ReplicaRecord, generation: int) -> bytes:
-    """One copy, padded to `COPY_BYTES`."""
-    values = asdict(record) | {"condition": int(record.condition)}
-    fields = {
-        key: values[attribute]
-        for key, attribute in _KEYS.items()
-        if values[attribute] or key not in _OPTIONAL_KEYS
-    }
-    body: bytes = msgpack.packb(fields, use_bin_type=True)
-    head = _HEAD.pack(MAGIC, generation, len(body), _digest(generation, body))
-    return (head + body).ljust(COPY_BYTES, b"\0")
-
-
-def decode_copy(data: bytes) -> tuple[int, ReplicaRecord] | None:
-    """Generation and record, or None if the copy is torn, blank or foreign."""
-    if len(data) != COPY_BYTES:
-        return None
-    magic, generation, length, digest = _HEAD.unpack_from(data)
-    body = data[_HEAD.size : _HEAD.size + length]
-    if magic != MAGIC or len(body) != length or digest != _digest(generation, body):
-        return None
-    try:
-        fields = msgpack.unpackb(body, raw=False)
-        values = {_KEYS[key]: value for key, value in fields.items()}
-        record = ReplicaRecord(**values | {"condition": Condition(values["condition"])})
-        sizes = len(record.stream), len(record.volume.encode())
-    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException):
-        return None
-    if sizes[0] != STREAM_BYTES or sizes[1] > NAME_BYTES_MAX:
-        return None
-    return generation, record
-
-
-def choose(copies: list[bytes], *, where: str) -> tuple[int, ReplicaRecord] | None:
-    """The valid copy, or None if nothing was ever made durable.
-
-    Raises:
-        StateError: the file is not blank, and no copy is intact.
-    """
-    intact = [found for found in map(decode_copy, copies) if found is not None]
-    if intact:
-        return max(intact, key=lambda found: found[0])
-    if any(copy.strip(b"\0") for copy in copies) and not _is_first_save_torn(copies):
-        raise StateError(
-            f"replica state {where}: found no intact record of this version, "
-            f"wanted two copies that begin with {MAGIC.decode()}; if this file is not BDR's, "
-            "set another one; if it is, delete it and let the source scan"
-        )
-    return None
-
-
-def _is_first_save_torn(copies: list[bytes]) -> bool:
-    """Whether the power was cut during the first save, which writes copy 1."""
-    others = copies[:1] + copies[2:]
-    begun = copies[1][: len(MAGIC)].rstrip(b"\0")
-    return MAGIC.startswith(begun) and not any(copy.strip(b"\0") for copy in others)
-
-
-def _digest(generation: int, body: bytes) -> bytes:
-    return xxhash.xxh3_128(generation.to_bytes(8, "little") + body).digest()

@@ -14,4 +14,6 @@ class TargetSettings:
 
     intake: IntakeSettings = field(default_factory=IntakeSettings)
     source_silence_s: float = 15.0
-    """A source silent for this time no longer excludes others; longer than any of its pauses."""
+    """A source silent for so long counts as away: longer than any pause of its own."""
+    session_s: float = 2.0
+    """A session of which nothing came for so long no longer keeps others out."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import xxhash
 
@@ -34,6 +35,7 @@ from bdr.common.wire.codec import (
     DIGEST_BYTES,
     STREAM_BYTES,
     Buffer,
+    FieldType,
     is_bytes,
     is_u64,
     pack,
@@ -68,6 +70,8 @@ class Marker(IntEnum):
     """From here on the replica lacks writes: not consistent until a scan ends."""
     CONSISTENT = 2
     """The replica is a prefix of the source again."""
+    UNVERIFIED = 3
+    """Every region is marked, to be compared; nothing is known to be wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,48 @@ class BatchHeader:
     def end(self) -> int:
         """The replica's position when the batch has been applied."""
         return self.first + self.count if self.kind is BatchKind.LIVE else self.first
+
+
+class AcceptedBatch(NamedTuple):
+    """A LIVE batch of a stream that a target accepted."""
+
+    epoch: int
+    number: int
+    first: int
+    slots: int
+    """[first, first + slots)."""
+    digest: bytes
+    """As in frame 0."""
+
+    def is_of(self, stream: bytes, headers: Buffer, payload: Buffer) -> bool:
+        """Whether these frames, of its slots in a ring of this stream, are what was accepted."""
+        header = BatchHeader(
+            BatchKind.LIVE, Marker.NONE, stream, self.epoch, self.number, self.first, self.slots
+        )
+        return _digest(_seal(header), headers, payload) == self.digest
+
+
+RECENT_BATCHES_MAX = 16
+RECENT_BATCHES = FieldType(
+    lambda value: (
+        isinstance(value, list)
+        and len(value) <= RECENT_BATCHES_MAX
+        and all(map(_is_accepted_batch, value))
+    ),
+    lambda value: tuple(AcceptedBatch(*each) for each in value),
+    lambda batches: list(map(list, batches)),
+)
+"""The last ones of a stream, oldest first."""
+
+
+def _is_accepted_batch(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == len(AcceptedBatch._fields)
+        and all(map(is_u64, value[:4]))
+        and value[3] <= BATCH_SLOTS_MAX
+        and is_bytes(value[4], DIGEST_BYTES)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +159,7 @@ class Batch:
 
 def encode_batch(header: BatchHeader, headers: Buffer, payload: Buffer) -> bytes:
     """Frame 0 for these two frames."""
-    sealed = pack([PROTOCOL, *_fields(header)])
+    sealed = _seal(header)
     return pack([sealed, _digest(sealed, headers, payload)])
 
 
@@ -158,6 +204,10 @@ def decode_descriptor(data: Buffer) -> BatchHeader:
         WireError: reader and sender are of different versions.
     """
     return _header(unpack(data, BATCH_FIELDS_BYTES_MAX, "descriptor"), "descriptor")
+
+
+def _seal(header: BatchHeader) -> bytes:
+    return pack([PROTOCOL, *_fields(header)])
 
 
 def _fields(header: BatchHeader) -> list[object]:

@@ -28,6 +28,10 @@ from bdr.common.errors import WireError
 
 MESSAGE_BYTES_MAX = 64 * 1024
 STREAM_BYTES = 16
+GENERATION_BYTES = 8
+GENERATIONS_MAX = 256
+ID_BYTES = 16
+"""Of a source, a target, a journal: random, made once."""
 DIGEST_BYTES = 16
 NAME_BYTES_MAX = 64
 TEXT_BYTES_MAX = 1024
@@ -71,6 +75,20 @@ U64 = FieldType(is_u64)
 FLAG = FieldType(lambda value: type(value) is bool)
 TEXT = FieldType(lambda value: isinstance(value, str) and len(value.encode()) <= TEXT_BYTES_MAX)
 STREAM = FieldType(lambda value: is_bytes(value, STREAM_BYTES))
+GENERATION = FieldType(lambda value: is_bytes(value, GENERATION_BYTES))
+GENERATIONS = FieldType(
+    lambda value: (
+        isinstance(value, bytes)
+        and 0 < len(value) <= GENERATIONS_MAX * GENERATION_BYTES
+        and not len(value) % GENERATION_BYTES
+    ),
+    lambda blob: tuple(
+        blob[at : at + GENERATION_BYTES] for at in range(0, len(blob), GENERATION_BYTES)
+    ),
+    b"".join,
+)
+"""One after the other, newest first."""
+ID = FieldType(lambda value: is_bytes(value, ID_BYTES))
 BLOB = FieldType(lambda value: isinstance(value, bytes) and len(value) <= BLOB_BYTES_MAX)
 
 

@@ -17,8 +17,11 @@ class Condition(IntEnum):
     INCONSISTENT = 2
     """Lacks writes, in regions that the source has marked: needs a scan of these."""
     UNKNOWN = 3
-    """Of unknown content: needs a scan of everything. Ends with the first INCONSISTENT marker, by
-    which the source declares that it has marked every region."""
+    """Of unknown content, and no region is marked yet: needs a scan of everything. Ends with
+    the first UNVERIFIED marker, by which the source says that it has marked every region."""
+    UNVERIFIED = 4
+    """Regions that may differ are marked, and compared; nothing is known to be wrong. A first
+    repair makes it INCONSISTENT."""
 
     @property
     def words(self) -> str:
@@ -28,4 +31,4 @@ class Condition(IntEnum):
     @property
     def needs_scan(self) -> bool:
         """Whether regions must be compared before it can be consistent."""
-        return self in (Condition.INCONSISTENT, Condition.UNKNOWN)
+        return self in (Condition.INCONSISTENT, Condition.UNKNOWN, Condition.UNVERIFIED)

@@ -11,14 +11,16 @@ whenever a batch became durable.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 from bdr.common.errors import WireError
-from bdr.common.wire.batch import PROTOCOL
+from bdr.common.wire.batch import PROTOCOL, RECENT_BATCHES, AcceptedBatch
 from bdr.common.wire.codec import (
     BLOB,
     FLAG,
+    GENERATION,
+    GENERATIONS,
+    ID,
     MESSAGE_BYTES_MAX,
     RANGES,
     STREAM,
@@ -33,52 +35,7 @@ from bdr.common.wire.codec import (
     unpack,
 )
 from bdr.common.wire.condition import Condition
-
-
-class RefusedReason(IntEnum):
-    """Why a HELLO was refused."""
-
-    PROTOCOL = 1
-    VOLUME = 2
-    SIZE = 3
-    BUSY = 4
-    SLOTS = 5
-
-    @property
-    def is_permanent(self) -> bool:
-        """Whether a retry cannot succeed."""
-        return self is not RefusedReason.BUSY
-
-
-class RewindReason(IntEnum):
-    """Why batches of an epoch are no longer accepted."""
-
-    NO_SESSION = 1
-    """The target was restarted, or another source took over."""
-    MISSING = 2
-    """A batch did not arrive while many later ones did."""
-    DAMAGED = 3
-    MISPLACED = 4
-    """A batch does not start at the end of the previous one."""
-
-
-class DigestsRefused(IntEnum):
-    """Why a request for digests was refused."""
-
-    NONE = 0
-    """Not refused."""
-    NO_SESSION = 1
-    """The session of this epoch is not open."""
-    BUSY = 2
-    """Too many requests are queued."""
-    BAD_RANGES = 3
-    UNREADABLE = 4
-    """The target's device is unreadable there."""
-
-    @property
-    def is_permanent(self) -> bool:
-        """Whether a retry cannot succeed."""
-        return self in (DigestsRefused.BAD_RANGES, DigestsRefused.UNREADABLE)
+from bdr.common.wire.reasons import DigestsRefused, RefusedReason, RewindReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +44,23 @@ class Hello:
 
     protocol: int
     attempt: int
-    """Counts the HELLOs of a reader; repeated in the answer, which identifies late answers."""
+    """Counts the HELLOs of a reader; the answer bears it, so late answers are known."""
+    nonce: int
+    """Of the target's last TWO_HISTORIES; 0 without one. It shows that this HELLO is no late
+    one of a process that has ended."""
     volume: str
+    source: bytes
+    """The source's id."""
+    generations: tuple[bytes, ...]
+    """Its generation identifiers, newest first; see `common.source.generation`."""
     stream: bytes
     device_sectors: int
     tail: int
     head: int
+    acknowledged: int
+    """Changes of the stream that are durable on the target."""
+    counted: int
+    """Bound of the changes of the stream that were sent."""
     assume_clean: bool
     """The operator asserts that both devices are equal: no scan at first contact."""
 
@@ -105,7 +73,20 @@ class Welcome:
     epoch: int
     number: int
     slot: int
+    changes: int
+    """Markers and resync batches of the stream that the replica has."""
     condition: Condition
+    target: bytes
+    """The target's id."""
+    recent: tuple[AcceptedBatch, ...]
+    """Of the stream: to be compared with what the ring holds there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disown:
+    """Source to target: a batch that you named is none of mine."""
+
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +95,8 @@ class Refused:
 
     attempt: int
     reason: RefusedReason
+    nonce: int
+    """To be brought back by the next HELLO; 0 for none."""
     text: str
 
 
@@ -122,6 +105,8 @@ class Ping:
     """Source to target: keep-alive; answered by an ACK."""
 
     epoch: int
+    generation: bytes
+    """The source's newest."""
     left_bytes: int
     """Bytes of the device left to compare; 0: none."""
 
@@ -175,7 +160,7 @@ class Digests:
     """For log and users: the reason of the refusal, or empty."""
 
 
-Message = Hello | Welcome | Refused | Ping | Ack | Rewind | Checksums | Digests
+Message = Hello | Welcome | Disown | Refused | Ping | Ack | Rewind | Checksums | Digests
 
 MESSAGES: Codec[Message] = Codec(
     {
@@ -184,11 +169,16 @@ MESSAGES: Codec[Message] = Codec(
             {
                 "protocol": U64,
                 "attempt": U64,
+                "nonce": U64,
                 "volume": TEXT,
+                "source": ID,
+                "generations": GENERATIONS,
                 "stream": STREAM,
                 "device_sectors": U64,
                 "tail": U64,
                 "head": U64,
+                "acknowledged": U64,
+                "counted": U64,
                 "assume_clean": FLAG,
             },
         ),
@@ -199,11 +189,18 @@ MESSAGES: Codec[Message] = Codec(
                 "epoch": U64,
                 "number": U64,
                 "slot": U64,
+                "changes": U64,
                 "condition": member(Condition),
+                "target": ID,
+                "recent": RECENT_BATCHES,
             },
         ),
-        "refused": Form(Refused, {"attempt": U64, "reason": member(RefusedReason), "text": TEXT}),
-        "ping": Form(Ping, {"epoch": U64, "left_bytes": U64}),
+        "disown": Form(Disown, {"epoch": U64}),
+        "refused": Form(
+            Refused,
+            {"attempt": U64, "reason": member(RefusedReason), "nonce": U64, "text": TEXT},
+        ),
+        "ping": Form(Ping, {"epoch": U64, "generation": GENERATION, "left_bytes": U64}),
         "ack": Form(
             Ack,
             {

@@ -33,6 +33,7 @@ from bdr.common.host.config import Config, as_toml
 from bdr.common.host.keys import ConfigError, keys_of
 from bdr.common.host.programs import APPLIER_STOP_WAIT_S, STOP_WAIT_S, from_config
 from bdr.common.host.tables import VOLUME, Host, Source, Target
+from bdr.services.cli import adopt as adoption
 from bdr.services.cli import options as cli_options
 from bdr.services.runtime import options
 from bdr.services.runtime.process import end_with_parent
@@ -82,11 +83,19 @@ def client(**given: Any) -> None:
     volume = Source(role="source", **_taken(Source, given))
     found = _config(volume, given)
     _check_source(volume)
+    _make_state_dir(found, volume)
     _run(found, given["run_dir"])
 
 
-@options.command(_options("server", *options.of(Target, "server")))
-def server(**given: Any) -> None:
+_ADOPT = click.Option(
+    ["--adopt"],
+    is_flag=True,
+    help="The next source that connects may overwrite what the target holds.",
+)
+
+
+@options.command(_options("server", *options.of(Target, "server"), _ADOPT))
+def server(adopt: bool, **given: Any) -> None:
     """Run a target: keep a device equal to its source.
 
     \b
@@ -97,9 +106,16 @@ def server(**given: Any) -> None:
     """
     volume = Target(role="target", **_taken(Target, given))
     found = _config(volume, given)
+    _make_state_dir(found, volume)
+    if adopt:
+        name = given["volume"]
+        adoption.adopt(name, volume, state=found.state_of(name, volume))
+    _run(found, given["run_dir"])
+
+
+def _make_state_dir(found: Config, volume: Source | Target) -> None:
     if volume.state is None:
         make_directory(Path(found.host.state_dir), mode=0o700)
-    _run(found, given["run_dir"])
 
 
 def _taken(table: type, given: dict[str, Any]) -> dict[str, Any]:

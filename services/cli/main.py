@@ -34,8 +34,9 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "ctl": ("cli.run:ctl", "supervisorctl of this host's supervisord."),
     },
     "On the target": {
-        "promote": ("cli.promote:promote", "Make a replica a usable device."),
-        "demote": ("cli.promote:demote", "Make the device a replica again."),
+        "promote": ("cli.promote:promote", "Make a replica a device to use."),
+        "demote": ("cli.promote:demote", "Make it a replica again."),
+        "adopt": ("cli.adopt:main", "Let a source overwrite what its target holds."),
     },
     "Inspection": {
         "status": ("cli.status:main", "Health of each volume; usable as a check."),

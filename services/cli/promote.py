@@ -1,32 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`bdr promote` and `bdr demote`: a replica becomes a usable device, and a replica again.
 
-This is persistent in the state file: no applier opens a promoted device, even if it is started.
+The state file remembers it: no applier touches a promoted device, whatever starts it,
+and whatever its source sends. One that runs listens, so that its old source learns why it
+is refused.
 """
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import click
 
-from bdr.common.errors import StateError, UsageError
-from bdr.common.host import config
+from bdr.common.errors import StateError
 from bdr.common.host.config import Config
 from bdr.common.host.tables import Target
 from bdr.common.journal.superblock_choice import BLANK_BYTES, choose
 from bdr.common.storage.journal_file import JournalFile
 from bdr.common.storage.record_file import RecordFile, utc
 from bdr.common.storage.target_device import TargetDevice
-from bdr.common.target.record import NO_JOURNAL, ReplicaRecord, demoted
-from bdr.common.wire.codec import STREAM_BYTES
+from bdr.common.target.record import NO_JOURNAL, NO_STREAM, ReplicaRecord, demoted
 from bdr.common.wire.condition import Condition
 from bdr.services.cli import options as cli_options
-from bdr.services.supervise.supervisord import Supervision
+from bdr.services.cli.replica import opened, target_of, without_applier
 from bdr.services.target.opening import journal_path, open_store
 
 
@@ -35,25 +32,20 @@ from bdr.services.target.opening import journal_path, open_store
 def promote(config_path: str, force: bool, volume: str) -> None:
     """Makes the replica of VOLUME a usable device, on the target.
 
-    Stops its applier, applies everything that was acknowledged to the device, and prevents appliers
-    from opening it afterwards. Then fsck and mount it.
+    Stops its applier, and brings everything that was acknowledged to the device. From then
+    on an applier only refuses the source, and leaves the device alone. Then fsck and mount it.
     """
-    found, target = _target(config_path, volume)
-    supervision, applier = Supervision(found.host.run_dir), f"{volume}-applier"
-    ran = supervision.is_running() and supervision.stop(applier)
-    try:
+    found, target = target_of(config_path, volume)
+    state = found.state_of(volume, target)
+    with without_applier(found, volume):
         record = _complete(found, volume, target)
         if record.condition is not Condition.CONSISTENT and not force:
             raise StateError(
                 f"volume {volume}: found a replica that is {record.condition.words}; wanted a "
                 "consistent one: let its source finish, or take it as it is with --force"
             )
-        with _record(found, volume, target) as (file, remembered):
+        with opened(volume, target, state=state) as (file, remembered):
             file.save(replace(remembered, promoted_utc=int(time.time())))
-    except BaseException:
-        if ran:
-            supervision.start(applier)
-        raise
     click.echo(
         f"{volume}: promoted: {target.target} can be used; {record.condition.words}, "
         f"at slot {record.slot}"
@@ -62,28 +54,32 @@ def promote(config_path: str, force: bool, volume: str) -> None:
 
 
 @click.command(params=[cli_options.config_path(), cli_options.volume()])
-def demote(config_path: str, volume: str) -> None:
+@click.option(
+    "--give-up",
+    is_flag=True,
+    help="Also a replica that was not promoted: what only it has is given up.",
+)
+def demote(config_path: str, give_up: bool, volume: str) -> None:
     """Makes the device of VOLUME a replica again, on the target.
 
     Writes to the device since its promotion, and the content of its journal, are discarded: when
     its applier runs again, everything is compared, and differences are repaired from the source.
     Also for a disk that was replaced, or restored from a backup.
     """
-    found, target = _target(config_path, volume)
-    with _record(found, volume, target) as (file, remembered):
-        if remembered.journal != NO_JOURNAL:
-            _give_up(journal_path(target.journal, state=file.path), remembered.journal)
-        stream = secrets.token_bytes(STREAM_BYTES)
-        file.save(demoted(remembered, stream=stream, now_utc=int(time.time())))
-    click.echo(f"{volume}: a replica again; now: bdr ctl start {volume}-applier")
-
-
-def _target(config_path: str, volume: str) -> tuple[Config, Target]:
-    found = config.load(config_path)
-    target = found.volume[cli_options.chosen(found, volume)]
-    if not isinstance(target, Target):
-        raise UsageError(f"volume {volume}: found a source; wanted a target, which has a replica")
-    return found, target
+    found, target = target_of(config_path, volume)
+    state = found.state_of(volume, target)
+    with without_applier(found, volume) as ran, opened(volume, target, state=state) as (file, was):
+        if not was.promoted_utc and was.stream != NO_STREAM and not give_up:
+            raise StateError(
+                f"volume {volume}: found a replica that was not promoted, {was.condition.words}, "
+                f"at slot {was.slot}; what only it has would be given up, acknowledged writes "
+                "too: --give-up does so"
+            )
+        if was.journal != NO_JOURNAL:
+            _give_up(journal_path(target.journal, state=file.path), was.journal)
+        file.save(demoted(was, now_utc=int(time.time())))
+    started = "" if ran else f"; now: bdr ctl start {volume}-applier"
+    click.echo(f"{volume}: a replica again{started}")
 
 
 def _complete(found: Config, volume: str, target: Target) -> ReplicaRecord:
@@ -122,25 +118,3 @@ def _give_up(path: str, journal_id: bytes) -> None:
             file.sync()
     finally:
         file.close()
-
-
-@contextmanager
-def _record(
-    found: Config, volume: str, target: Target
-) -> Iterator[tuple[RecordFile, ReplicaRecord]]:
-    """The state file and its record; the device is locked meanwhile."""
-    device = TargetDevice(target.target)
-    try:
-        file = RecordFile(found.state_of(volume, target))
-        try:
-            record = file.load(
-                volume=volume,
-                device_sectors=device.sectors,
-                device=device.identity,
-                allow_foreign=True,
-            )
-            yield file, record
-        finally:
-            file.close()
-    finally:
-        device.close()

@@ -42,6 +42,7 @@ _STYLES = {
     HealthState.DEGRADED: "bold yellow",
     HealthState.RESYNCING: "bold yellow",
     HealthState.BEHIND: "bold yellow",
+    HealthState.PROMOTED: "bold cyan",
     HealthState.UNKNOWN: "bold magenta",
     HealthState.BROKEN: "bold red",
 }

@@ -17,7 +17,8 @@ from bdr.common.scan.digests import block_digests, digest
 from bdr.common.scan.plan import Chunk
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.wire.codec import TEXT_BYTES_MAX
-from bdr.common.wire.control import Checksums, Digests, DigestsRefused
+from bdr.common.wire.control import Checksums, Digests
+from bdr.common.wire.reasons import DigestsRefused
 from bdr.services.runtime.workers import Tasks, Workers
 from bdr.services.target.store import StoreWorker
 

@@ -66,8 +66,7 @@ class DirectStore:
     def __init__(self, device: TargetDevice, record_file: RecordFile) -> None:
         self._device = device
         self._record_file = record_file
-        self._condition: Condition | None = None
-        """Of the last saved record."""
+        self._saved: ReplicaRecord | None = None
 
     def attach(self, on_failure: Callable[[BdrError], None]) -> None:
         pass  # nothing is deferred
@@ -75,14 +74,14 @@ class DirectStore:
     def write(self, job: Job) -> None:
         self._device.apply(job.extents, job.payload)
         # Writes after a marker may be newer than the slots before it: after a crash the device must
-        # not have them while the record has the previous condition.
-        if job.record.condition is not self._condition:
+        # not have them while the record has the previous condition, or is of another source.
+        if self._saved is None or _what_it_is(job.record) != _what_it_is(self._saved):
             self.sync(job.record)
 
     def sync(self, record: ReplicaRecord) -> None:
         self._device.sync()
         self._record_file.save(record)
-        self._condition = record.condition
+        self._saved = record
 
     def wait_applied(self) -> None:
         pass  # durable jobs are applied
@@ -90,6 +89,11 @@ class DirectStore:
     def close(self) -> None:
         self._device.close()
         self._record_file.close()
+
+
+def _what_it_is(record: ReplicaRecord) -> tuple[bytes, bytes, Condition]:
+    """Whose replica it is, and in which condition."""
+    return record.source, record.stream, record.condition
 
 
 class StoreWorker:

@@ -20,6 +20,7 @@ from bdr.common.capture.view import RingView
 from bdr.common.ring import layout
 from bdr.common.ring.slots import encode
 from bdr.common.source import events
+from bdr.common.source.identity import SourceRecord
 from bdr.common.source.node import SourceNode
 from bdr.common.wire.condition import Condition
 from bdr.common.wire.control import Hello, Welcome
@@ -107,7 +108,12 @@ def work_per_batch() -> dict[int, int]:
 
 def _streaming(capture: MemoryCapture) -> SourceNode:
     node = SourceNode(
-        volume="bench", info=capture.info, status=capture.status(), ring=RingView(capture)
+        record=SourceRecord(
+            bytes(range(16)), "bench", capture.info.device_sectors, generations=(bytes(8),)
+        ),
+        info=capture.info,
+        status=capture.status(),
+        ring=RingView(capture),
     )
     node.handle(events.Tick(0.0))
     node.handle(events.StatusArrived(capture.status()))
@@ -119,7 +125,10 @@ def _streaming(capture: MemoryCapture) -> SourceNode:
         epoch=1,
         number=1,
         slot=0,
+        changes=0,
         condition=Condition.CONSISTENT,
+        target=bytes(range(16)),
+        recent=(),
     )
     node.handle(events.MessageArrived(welcome))
     return node

@@ -22,6 +22,7 @@ from bdr.common.capture.memory import MemoryCapture
 from bdr.common.ring import layout
 from bdr.common.ring.slots import encode
 from bdr.common.source.settings import SourceSettings
+from bdr.common.storage.source_file import SourceFile
 from bdr.services.reader import Reader
 from bdr.services.runtime import log
 from bdr.services.runtime.sockets import RunDirectory
@@ -81,11 +82,18 @@ class Rig:
             )
             for _ in range(senders)
         ]
+        self.state = SourceFile(str(self.directory / "source"))
+        record = self.state.begin(
+            volume="bench", device_sectors=self.capture.info.device_sectors, device=""
+        )
+        run_directory = RunDirectory(str(self.directory / "run"))
         self.reader = Reader(
-            volume="bench",
+            record=record,
+            state=self.state,
             capture=self.capture,
             control=f"tcp://127.0.0.1:{port + 1}",
-            run_directory=RunDirectory(str(self.directory / "run")),
+            run_directory=run_directory,
+            claim=run_directory.claim("reader"),
             assume_clean=True,
             settings=settings,
         )
@@ -135,6 +143,7 @@ class Rig:
         for process in (*self.senders, self.applier):
             process.terminate()
             process.wait()
+        self.state.close()
         self.capture.close()
         shutil.rmtree(self.directory)
 

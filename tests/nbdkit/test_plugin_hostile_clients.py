@@ -134,6 +134,27 @@ def test_descriptors_sent_to_the_server_are_dropped(server: Server) -> None:
         assert count() == before
 
 
+def test_counters_that_decrease_are_refused_and_nothing_changes(
+    server: Server, client: NbdClient
+) -> None:
+    client.write(0, bytes(4096))
+    with Raw(server) as raw:
+        assert raw.open(Role.CONSUMER) == 0
+
+        def release(*fields: int) -> int:
+            return raw.ask(abi.IOC_RELEASE, abi.RELEASE.pack(*fields))
+
+        assert release(0, 0, 3, 5) == 0
+        for counters in ((2, 5), (3, 4), (6, 5), (2**64 - 1, 5), (0, 0)):
+            assert release(1, 1, *counters) == errno.EINVAL
+            assert release(4, 4, *counters) == errno.EINVAL
+        assert release(4, 4, 3, 5) == errno.ERANGE
+        observer = server.observer()
+        status = observer.status()
+        observer.close()
+        assert (status.tail, status.acknowledged, status.counted) == (0, 3, 5)
+
+
 def test_clients_are_bounded_and_places_come_back(server: Server) -> None:
     with_place: list[NbdCapture] = []
     try:

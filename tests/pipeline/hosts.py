@@ -191,17 +191,23 @@ class Volume:
         for path in (self.source, self.target):
             with path.open("wb") as file:
                 file.truncate(self.size)
-        with nbd_server(str(self.source), self.directory, writes=self._writes) as (
-            self.server,
-            self.nbd,
-            self.ring,
-        ):
-            self.capture: Capture = open_capture(self.ring, Role.OBSERVER)
-            try:
-                with NbdClient(self.nbd) as self.client:
-                    yield self
-            finally:
-                self.capture.close()
+        with contextlib.ExitStack() as self._captured:
+            self._capture()
+            yield self
+
+    def _capture(self) -> None:
+        stack = self._captured
+        self.server, self.nbd, self.ring = stack.enter_context(
+            nbd_server(str(self.source), self.directory, writes=self._writes)
+        )
+        self.capture: Capture = open_capture(self.ring, Role.OBSERVER)
+        stack.callback(self.capture.close)
+        self.client = stack.enter_context(NbdClient(self.nbd))
+
+    def capture_anew(self) -> None:
+        """Takes the capture away, and makes it anew in the same place; the stages stay."""
+        self._captured.close()
+        self._capture()
 
     def settle(self) -> None:
         """Waits until everything written is durable on the target."""

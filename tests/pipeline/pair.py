@@ -19,6 +19,8 @@ from typing import Protocol, Self
 from bdr.common.capture.api import Capture, CaptureStatus, Role
 from bdr.common.capture.opening import open_capture
 from bdr.common.host.programs import Program
+from bdr.common.host.tables import Target
+from bdr.services.cli.adopt import adopt
 from deploy.command import SetupError, wait_for
 from deploy.demo import free_port
 from deploy.nbd_source import nbd_server
@@ -86,6 +88,11 @@ class Pair:
             with path.open("wb") as file:
                 file.truncate(bytes_)
         self._open = contextlib.ExitStack()
+
+    def adopt(self) -> None:
+        """Any source may overwrite what the target holds; before its applier starts."""
+        target = Target(role="target", target=str(self.target))
+        adopt(VOLUME, target, state=str(self.state))
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:

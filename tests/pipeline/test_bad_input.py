@@ -14,7 +14,8 @@ import msgpack
 import zmq
 
 from bdr.common.wire.batch import BatchHeader, BatchKind, Marker, encode_batch
-from bdr.common.wire.control import Message, Refused, RefusedReason, decode_message
+from bdr.common.wire.control import Message, Refused, decode_message
+from bdr.common.wire.reasons import RefusedReason
 from deploy.command import run
 from deploy.nbd_source import loop_device, mounted, nbd_server
 from tests.pipeline.pair import DEADLINE_S, MIB, Pair
@@ -47,7 +48,8 @@ def test_a_second_source_is_refused_while_the_first_lives(pair: Pair) -> None:
     with stranger(pair) as (programs, ring):
         renamed = [replace(program, volume="other") for program in programs("v")]
         pair.stack.add(renamed)
-        pair.wait_logged("other-reader", "but the replica is fed by stream")
+        pair.wait_logged("other-reader", "the target refused for now")
+        assert "UNRELATED" in pair.stack.log("v-applier")
         still_replicates(pair)
         for program in renamed:
             pair.stack.stop(program.name)
@@ -154,7 +156,7 @@ def test_damaged_state_ends_the_applier(make_pair: Callable[..., Pair]) -> None:
     pair.stack.add([pair.target_program])
     code, why = pair.ended_with("v-applier")
     assert code == 72
-    assert "no intact record" in why
+    assert "no intact copy" in why
 
 
 def test_another_protocol_version_is_refused(pair: Pair) -> None:

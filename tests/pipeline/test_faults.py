@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -71,7 +72,9 @@ def assert_caught_up_without_a_scan(pair: Pair, writer: StampedWriter) -> None:
     assert pair.becomes_identical()
     assert writer.prefix_of(pair.target) == written
     assert pair.status().overflows == 0
-    assert pair.stack.log("v-applier").count("event=unknown-position") == 1
+    log = pair.stack.log("v-applier")
+    assert log.count("event=unknown-position") == 1
+    assert set(re.findall(r"event=refused reason=(\w+)", log)) <= {"BUSY"}
 
 
 @pytest.mark.timeout(600)

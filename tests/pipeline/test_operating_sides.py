@@ -54,6 +54,7 @@ def volume(directory: Path) -> Iterator[Volume]:
 
 def client_words(volume: Volume) -> list[str]:
     words = ["client", "--address", "127.0.0.1", "--port", str(volume.port)]
+    words += ["--state-dir", str(volume.source.parent / "client-state")]
     return [*words, "--chardev", volume.ring, "--underdev", str(volume.source)]
 
 

@@ -54,7 +54,7 @@ def test_scan_under_way_is_shown_with_its_rest_on_both_sides_and_remembered(
             timeout_s=DEADLINE_S,
         )
     source, target = (replica(host) for host in (hosts.source, hosts.target))
-    assert source["condition"] == target["condition"] == "INCONSISTENT"
+    assert source["condition"] == target["condition"] == "UNVERIFIED"
     assert source["since_utc"] == target["since_utc"]
     assert (
         -1 <= (datetime.fromisoformat(source["since_utc"]) - began).total_seconds() < 2 * DEADLINE_S
@@ -65,7 +65,7 @@ def test_scan_under_way_is_shown_with_its_rest_on_both_sides_and_remembered(
         assert " left to compare" in said
     restart_target_alone(hosts)
     found = replica(hosts.target)
-    assert (found["condition"], found["since_utc"]) == ("INCONSISTENT", source["since_utc"])
+    assert (found["condition"], found["since_utc"]) == ("UNVERIFIED", source["since_utc"])
     assert 0 < found["left_bytes"] <= target["left_bytes"]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bdr.common.errors import WireError
@@ -18,7 +19,8 @@ from bdr.common.target import events
 from bdr.common.target.job import Job
 from bdr.common.target.node import TargetNode
 from bdr.common.wire.batch import decode_batch
-from bdr.common.wire.control import Digests, DigestsRefused, decode_message, encode_message
+from bdr.common.wire.control import Digests, decode_message, encode_message
+from bdr.common.wire.reasons import DigestsRefused
 from tests.simulation.clock import Process
 from tests.simulation.comparison import place
 from tests.simulation.disk import DiskFailedError, PowerLostError
@@ -55,7 +57,13 @@ class Applier(Process):
         self.world = world
         self.store = world.store
         record = self.store.recover()
-        self.node = TargetNode(record=record, settings=world.options.target)
+        self.node = TargetNode(
+            record=record,
+            is_blank=world.is_target_free,
+            nonce=1 + world.rng.getrandbits(40),
+            stride=world.rng.getrandbits(40),
+            settings=world.options.target,
+        )
         self.links: dict[bytes, Duplex] = {}
         self.bad_messages = 0
         self._jobs: deque[Job] = deque()
@@ -130,8 +138,10 @@ class Applier(Process):
                     self._work()
                 case events.Send(peer, message):
                     link = self.links.get(peer)
-                    if link is not None:
+                    if link is not None and link.is_connected:
                         link.down.send(encode_message(message))
+                    else:
+                        self.after(0.0, partial(self._handle, events.PeerLost(peer)))
                 case events.MakeDigests():
                     self._digest(_Digesting(action, self.store.durable_position))
                 case events.LogEvent():
@@ -239,7 +249,8 @@ class Applier(Process):
         if in_a_job and self.world.rng.random() < 0.5:
             self.store.device.fails_write = "killed"
             with contextlib.suppress(DiskFailedError, PowerLostError):
-                if not self.store.step() and self._is_working and self._jobs:
+                is_idle = not self.store.step() and self._is_working and self._jobs
+                if is_idle and self.store.fits(self._jobs[0]):
                     self.store.write(self._jobs[0])
             self.store.device.fails_write = None
 

@@ -19,7 +19,8 @@ from bdr.common.source.order import Order
 from bdr.common.source.overflow import OverflowSettings
 from bdr.common.source.quota import QuotaSettings
 from bdr.common.source.scheduler import ResyncScheduler
-from bdr.common.source.session import Lost, Phase, Session
+from bdr.common.source.session import Phase, Session
+from bdr.common.source.session_events import Lost
 from bdr.common.source.settings import SchedulerSettings, SourceSettings
 from bdr.common.source.verification import Verification
 from bdr.common.source.window import Window, WindowSettings
@@ -47,10 +48,10 @@ def release_on_send() -> Patch:
 
 @bug()
 def release_on_arrival() -> Patch:
-    def make(on_ack: Any) -> Any:
-        return lambda self, ack: on_ack(self, replace(ack, durable=ack.accepted))
+    def make(acknowledge: Any) -> Any:
+        return lambda self, ack: acknowledge(self, replace(ack, durable=ack.accepted))
 
-    return wrapped(SourceNode, "_on_ack", make)
+    return wrapped(Order, "acknowledge", make)
 
 
 @bug(may_overflow=True)
@@ -140,20 +141,17 @@ def hello_not_repeated() -> Patch:
 
 @bug()
 def unknown_replica_not_marked() -> Patch:
-    def broken(self: SourceNode, welcome: Any) -> None:
-        self.order.begin(welcome)
-
-    return mock.patch.object(SourceNode, "_begin_session", broken)
+    return mock.patch.object(SourceNode, "_mark", nothing)
 
 
 @bug(faults={"liar": 0.5})
 def impossible_welcome_believed() -> Patch:
-    return mock.patch.object(Greeting, "check", nothing)
+    return mock.patch.object(Greeting, "_check", nothing)
 
 
 @bug(faults={"liar": 0.5})
 def impossible_acknowledgement_believed() -> Patch:
-    return mock.patch.object(Greeting, "check_ack", nothing)
+    return mock.patch.object(Greeting, "_check_ack", nothing)
 
 
 # The capture.

@@ -7,22 +7,27 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+from bdr.common import copies
 from bdr.common.journal import entry as entry_format
 from bdr.common.journal.engine import JournalEngine
 from bdr.common.journal.superblock import Superblock
-from bdr.common.target import admission, events
-from bdr.common.target import record as record_format
+from bdr.common.source.greeting import Greeting
+from bdr.common.source.release_tracker import ReleaseTracker
+from bdr.common.target import admission, events, verdict
+from bdr.common.target.answers import welcome
 from bdr.common.target.extents import plan
 from bdr.common.target.intake import Intake
 from bdr.common.target.job import Job
 from bdr.common.target.node import TargetNode
+from bdr.common.target.reception import Reception
 from bdr.common.target.record import ReplicaRecord
 from bdr.common.target.reorder import ReorderBuffer
 from bdr.common.target.replica import Replica
 from bdr.common.target.session import SessionState
-from bdr.common.target.settings import TargetSettings
+from bdr.common.target.verdict import Relation
 from bdr.common.wire.batch import Batch
 from bdr.common.wire.condition import Condition
+from bdr.common.wire.reasons import RefusedReason
 from tests.simulation import stores
 from tests.simulation.applier import Applier
 from tests.simulation.bugs import Patch, bug, handled, no, nothing, wrapped, yes, zeros
@@ -43,15 +48,15 @@ def acknowledge_before_it_is_durable() -> Patch:
 
 @bug(faults={"power_cut": 0.15, "cut_control": 0.1})
 def welcome_before_it_is_durable() -> Patch:
-    def make(open_session: Any) -> Any:
-        def broken(self: TargetNode, *args: Any) -> None:
-            open_session(self, *args)
+    def make(admit: Any) -> Any:
+        def broken(self: Reception, peer: Any, hello: Any, start: Any) -> Any:
+            actions = admit(self, peer, hello, start)
             self._session.state = SessionState.OPEN
-            self._welcome()
+            return [*actions, events.Send(peer, welcome(self._session, self._replica.expected))]
 
         return broken
 
-    return wrapped(TargetNode, "_open_session", make)
+    return wrapped(Reception, "_admit", make)
 
 
 def _accept_anyway(node: TargetNode | Intake, batch: Batch, **changes: Any) -> None:
@@ -115,53 +120,117 @@ def epoch_ignored() -> Patch:
 
 
 @bug(duplicates=0.2)
-def late_hello_believed() -> Patch:
-    def make(refusal: Any) -> Any:
-        def broken(hello: Any, record: ReplicaRecord, **facts: Any) -> Any:
-            is_late = hello.stream == record.stream and hello.head < record.slot
-            return None if is_late else refusal(hello, record, **facts)
+def late_hello_declared() -> Patch:
+    """A HELLO that its source did not confirm shows two histories."""
+
+    def make(declared: Any) -> Any:
+        def broken(self: Reception, hello: Any, refusal: Any) -> Any:
+            return declared(self, replace(hello, nonce=self._nonce), refusal)
 
         return broken
 
-    return wrapped(admission, "refusal", make)
+    return wrapped(Reception, "_declared", make)
 
 
-@bug(faults={"stranger": 0.2, "kill_applier": 0.3}, target=TargetSettings(source_silence_s=1e6))
-def second_source_let_in_after_a_restart() -> Patch:
-    def make(on_message: Any) -> Any:
-        def broken(self: TargetNode, arrived: Any) -> None:
-            if self._session.state is SessionState.NONE:
-                self._silence._heard_at = -1e9
-            on_message(self, arrived)
+@bug(faults={"stranger": 0.2, "kill_applier": 0.3})
+def another_source_taken_for_the_replicas() -> Patch:
+    def make(relation: Any) -> Any:
+        def broken(hello: Any, record: ReplicaRecord, *, is_blank: bool) -> Any:
+            found = relation(hello, record, is_blank=is_blank)
+            return Relation.SAME if found is Relation.OTHER else found
 
         return broken
 
-    return handled(TargetNode, events.MessageArrived, make)
+    return wrapped(verdict, "_relation", make)
+
+
+# Hosts that go back.
+
+_BACK = {"revert_source": 0.5, "kill_reader": 1.0}
+_TARGET_BACK = {"revert_target": 0.5, "kill_reader": 0.5}
+
+
+@bug(faults=_BACK, faults_s=15.0, writes=160)
+def recent_batches_not_compared() -> Patch:
+    return mock.patch.object(Greeting, "_are_ours", yes)
+
+
+@bug(faults=_BACK, faults_s=15.0, writes=160)
+def changes_counted_on_after_a_comparison() -> Patch:
+    def make(begin: Any) -> Any:
+        def broken(self: Replica, hello: Any, start: Any) -> Any:
+            job = begin(self, hello, start)
+            if self._start is not None:
+                self._start = replace(self._start, changes=hello.acknowledged)
+            return job
+
+        return broken
+
+    return wrapped(Replica, "begin_session", make)
+
+
+@bug(faults=_TARGET_BACK, faults_s=15.0, writes=160, may_overflow=True, think_s=0.0005)
+def changes_not_compared() -> Patch:
+    def make(place: Any) -> Any:
+        return lambda hello, record: place(hello, replace(record, changes=hello.acknowledged))
+
+    return wrapped(verdict, "_place", make)
+
+
+@bug(faults=_TARGET_BACK, faults_s=15.0, writes=160)
+def epochs_given_out_again() -> Patch:
+    def make(init: Any) -> Any:
+        return lambda self, record, **_: init(self, record)
+
+    return wrapped(Replica, "__init__", make)
+
+
+@bug(faults={"clone_source": 0.15, "kill_reader": 0.5})
+def two_histories_latched() -> Patch:
+    def make(judge: Any) -> Any:
+        def broken(self: Reception, hello: Any, **facts: Any) -> Any:
+            found = judge(self, hello, **facts)
+            if self.rival is None or isinstance(found, admission.Refusal):
+                return found
+            return admission.Refusal(RefusedReason.TWO_HISTORIES, "", is_declared=False)
+
+        return broken
+
+    return wrapped(Reception, "_judge", make)
+
+
+@bug(may_overflow=True, faults={"kill_reader": 0.1, "kill_scanner": 0.3})
+def counted_set_after_it_was_sent() -> Patch:
+    def make(before: Any) -> Any:
+        def broken(self: ReleaseTracker, actions: Any) -> Any:
+            with mock.patch.object(self._order.window, "changes", self._counted):
+                return before(self, actions)
+
+        return broken
+
+    return wrapped(ReleaseTracker, "before", make)
 
 
 @bug(faults={"misconfigure": 1.0})
 def volume_not_compared() -> Patch:
     def make(refusal: Any) -> Any:
-        def broken(hello: Any, record: ReplicaRecord, **facts: Any) -> Any:
-            return refusal(replace(hello, volume=record.volume), record, **facts)
+        def broken(hello: Any, record: ReplicaRecord, *verdict: Any, **facts: Any) -> Any:
+            return refusal(replace(hello, volume=record.volume), record, *verdict, **facts)
 
         return broken
 
     return wrapped(admission, "refusal", make)
 
 
-_LETS_IN: dict[str, Any] = {"target": TargetSettings(source_silence_s=4.0)}
-
-
-@bug(**_LETS_IN, faults={"source_power_cut": 1.0})
+@bug(faults={"source_power_cut": 1.0})
 def slot_of_another_stream_believed() -> Patch:
-    def make(start: Any) -> Any:
-        return lambda hello, record: start(hello, replace(record, stream=hello.stream))
+    def make(place: Any) -> Any:
+        return lambda hello, record: place(hello, replace(record, stream=hello.stream))
 
-    return wrapped(admission, "start", make)
+    return wrapped(verdict, "_place", make)
 
 
-@bug(**_LETS_IN, is_equal=True, assume_clean=True, faults={"change_roles": 1.0})
+@bug(is_equal=True, assume_clean=True, faults={"change_roles": 1.0})
 def equal_by_assertion_after_it_had_a_source() -> Patch:
     def broken(hello: Any, record: ReplicaRecord) -> admission.Assumption:
         del record
@@ -229,12 +298,12 @@ def _demotion_that_keeps(name: str) -> Patch:
     return wrapped(stores, "demoted", make)
 
 
-@bug(**_LETS_IN, faults={"change_roles": 1.0})
+@bug(faults={"change_roles": 1.0})
 def demoted_replica_keeps_its_condition() -> Patch:
     return _demotion_that_keeps("condition")
 
 
-@bug(**_LETS_IN, faults={"change_roles": 1.0})
+@bug(faults={"change_roles": 1.0})
 def demoted_replica_keeps_its_stream() -> Patch:
     return _demotion_that_keeps("stream")
 
@@ -276,12 +345,12 @@ def record_written_before_the_device_is_synced() -> Patch:
 
 @bug(store="direct", faults={"power_cut": 0.1})
 def torn_record_trusted() -> Patch:
-    return mock.patch.object(record_format, "_digest", zeros)
+    return mock.patch.object(copies, "_digest", zeros)
 
 
 @bug(store="direct", audits=1.0)
 def torn_first_save_taken_for_damage() -> Patch:
-    return mock.patch.object(record_format, "_is_first_save_torn", no)
+    return mock.patch.object(copies.Copies, "_is_first_save_torn", no)
 
 
 @bug(store="direct", faults={"power_cut": 0.1})
@@ -356,11 +425,11 @@ def journal_overwrites_what_is_not_applied() -> Patch:
 
 @bug(store="journal", may_overflow=True, think_s=0.0005, faults={"power_cut": 0.1})
 def journal_forgets_the_condition() -> Patch:
-    def make(record: Any) -> Any:
+    def make(record_after: Any) -> Any:
         def broken(self: Any, before: ReplicaRecord) -> ReplicaRecord:
-            found: ReplicaRecord = record(self, before)
+            found: ReplicaRecord = record_after(self, before)
             return replace(found, condition=Condition.CONSISTENT)
 
         return broken
 
-    return wrapped(entry_format.EntryHeader, "record", make)
+    return wrapped(entry_format.EntryHeader, "record_after", make)

@@ -34,6 +34,13 @@ class Disk:
         self.fuse: int | None = None
         """How many more writes and syncs there will be before the power is cut."""
 
+    def copy(self) -> Disk:
+        """As it is now, without what is planned to fail."""
+        copied = Disk(0)
+        copied.content, copied.synced = bytearray(self.content), bytearray(self.synced)
+        copied.unsynced = {sector: list(versions) for sector, versions in self.unsynced.items()}
+        return copied
+
     def read(self, offset: int, length: int) -> bytes:
         """As pread(2) through the page cache."""
         return bytes(self.content[offset : offset + length])

@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bdr.common.wire.batch import PROTOCOL
+from bdr.common.wire.batch import PROTOCOL, BatchHeader, BatchKind, Marker, encode_batch
 from bdr.common.wire.condition import Condition
 from bdr.common.wire.control import (
     Ack,
     Hello,
     Refused,
-    RefusedReason,
     Welcome,
+    decode_message,
     encode_message,
 )
+from bdr.common.wire.reasons import RefusedReason
 from bdr.common.wire.scan import Resync, encode_request
 from tests.simulation.network import Channel, Duplex
 from tests.simulation.stores import VOLUME
@@ -102,6 +104,18 @@ class Faults:
     def replace_capture(self) -> None:
         """The capture is made anew, with another ring, while its processes run."""
         self._world.replace_capture()
+
+    def revert_source(self) -> None:
+        """The source's host goes back to a snapshot, with its memory."""
+        self._world.going_back.source()
+
+    def clone_source(self) -> None:
+        """A clone of the source's host, as it was, greets."""
+        self._world.going_back.clone()
+
+    def revert_target(self) -> None:
+        """The target's disks go back to what they were, all of them."""
+        self._world.going_back.target()
 
     def misconfigure(self) -> None:
         """The reader is started for another volume, until someone sees it."""
@@ -198,23 +212,61 @@ class Faults:
         clock.after(rng.uniform(0.05, 6.0), over)
 
     def stranger(self) -> None:
-        """Another source greets, of a volume of the same name."""
+        """Another source of a volume of the same name greets, and sends what it has if let in.
+
+        It may be a clone of this one's host that has a new id.
+        """
         world = self._world
         applier = world.applier
-        if applier is not None and applier.node.record.stream in world.histories:
-            hello = Hello(PROTOCOL, 1, VOLUME, bytes(16), 8, 0, 9, assume_clean=True)
-            applier.on_control(b"stranger", encode_message(hello))
+        if applier is None or applier.node.record.stream not in world.histories:
+            return
+        hello = Hello(
+            protocol=PROTOCOL,
+            attempt=1,
+            nonce=0,
+            volume=VOLUME,
+            source=b"another-source..",
+            generations=world.rng.choice(((b"whatever",), world.source_record.generations)),
+            stream=bytes(16),
+            device_sectors=8,
+            tail=0,
+            head=9,
+            acknowledged=0,
+            counted=0,
+            assume_clean=True,
+        )
+
+        def answered(data: bytes) -> None:
+            match decode_message(data):
+                case Welcome(epoch=epoch, slot=slot):
+                    kind, marker = BatchKind.MARKER, Marker.UNVERIFIED
+                    header = BatchHeader(kind, marker, hello.stream, epoch, 1, slot, 0)
+                    applier.on_data([encode_batch(header, b"", b""), b"", b""])
+
+        link = applier.accept(answered)
+        link.up.send(encode_message(hello))
 
     def liar(self) -> None:
         """Something answers in the target's place, with what the target would not say."""
         reader = self._world.reader
         if reader is None or reader.link is None:
             return
-        session, head = reader.node.session, reader.node.order.head
+        session, order = reader.node.session, reader.node.order
+        welcome = Welcome(
+            attempt=session.attempt,
+            epoch=session.epoch + 1,
+            number=1,
+            slot=order.head,
+            changes=order.window.acknowledged,
+            condition=Condition.CONSISTENT,
+            target=bytes(16),
+            recent=(),
+        )
         lie = self._world.rng.choice(
             (
-                Welcome(session.attempt, session.epoch + 1, 1, head + 1, Condition.CONSISTENT),
-                Refused(session.attempt, RefusedReason.SLOTS, "a lie"),
+                replace(welcome, slot=order.head + 1),
+                replace(welcome, number=2),
+                Refused(session.attempt, RefusedReason.SLOTS, 0, "a lie"),
                 Ack(session.epoch, 1 << 40, 1 << 40, Condition.CONSISTENT, 0, 0),
             )
         )

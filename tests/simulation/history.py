@@ -75,6 +75,17 @@ class History:
         """So many writes are in `_moment`."""
         self._moment = Moment(began)
 
+    def copy(self) -> History:
+        """As it is now; the two go on apart."""
+        copied = History(b"")
+        copied.writes = list(self.writes)
+        copied.slots = list(self.slots)
+        copied.landed = dict(self.landed)
+        copied.gaps = list(self.gaps)
+        copied._snapshots = {at: moment.copy() for at, moment in self._snapshots.items()}
+        copied._at, copied._moment = self._at, self._moment.copy()
+        return copied
+
     def admit(self, head: int, write: Write) -> None:
         """The ring took it, or missed it."""
         self.writes.append((head, write))

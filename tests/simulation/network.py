@@ -102,6 +102,11 @@ class Duplex:
         self.up: Channel[bytes] = Channel(clock, rng, up, weather)
         self.down: Channel[bytes] = Channel(clock, rng, down, weather)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether it was not cut."""
+        return self.down.is_open
+
     def hold(self) -> None:
         """A partition, both ways."""
         self.up.hold()

@@ -16,6 +16,7 @@ P5  see `World.run`: after the faults both sides become identical
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,7 @@ from bdr.common.target.job import Job
 from bdr.common.target.node import TargetNode
 from bdr.common.target.record import NO_STREAM, ReplicaRecord
 from bdr.common.wire.condition import Condition
+from bdr.common.wire.reasons import RefusedReason
 from tests.simulation.history import History, differing
 from tests.simulation.source import BrokenRuleError
 from tests.simulation.stores import VOLUME
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 SHOWN = 8
+_TWO = RefusedReason.TWO_HISTORIES
 
 
 class Oracle:
@@ -45,8 +48,45 @@ class Oracle:
         self._expected = bytearray()
         """What the device must hold after the jobs that have reached it."""
         self._accepted: tuple[bytes, int] = (NO_STREAM, 0)
+        self._abandoned: dict[bytes, list[History]] = {}
+        """Of a stream, what was written to it before its source went back."""
+        self._epochs: set[int] = set()
+        self._old_epochs: set[int] = set()
+        self._place: tuple[bytes, int, int] | None = None
+        self._is_split = False
+        """A host went back, and no batch of a later session has been accepted."""
+        self._split_place: tuple[bytes, int, int] | None = None
+        """Where the replica was until then."""
+        self._went_back = False
+        self._is_cloned = False
         self.may_be_inconsistent = False
         """Whether anything has happened that explains a replica which is not consistent."""
+
+    def host_went_back(self, stream: bytes | None) -> None:
+        """A host goes back; the source to a `stream`, whose history up to now is given up."""
+        if stream is not None:
+            self._abandoned.setdefault(stream, []).append(self._world.histories[stream])
+        self._is_split = self._went_back = True
+        self._old_epochs = set(self._epochs)
+        self.may_be_inconsistent = True
+
+    def clone_greets(self) -> None:
+        """The target may see two histories now; the source has only the replica's."""
+        self._is_cloned = True
+
+    def _lines(self, stream: bytes) -> list[History]:
+        """What a stream may stand for: the last is what its source has now."""
+        if stream not in self._world.histories:
+            raise BrokenRuleError(f"stream {stream.hex()} is none that any source had")
+        return [*self._abandoned.get(stream, []), self._world.histories[stream]]
+
+    def _see_place(self, record: ReplicaRecord) -> None:
+        place = record.stream, record.slot, record.changes
+        before, self._place = self._place, place
+        is_moved = place != before
+        if self._is_split and is_moved and record.epoch not in self._old_epochs:
+            self._is_split, self._split_place = False, before
+        self._epochs.add(record.epoch)
 
     # P1 and P2: what is accepted.
 
@@ -56,15 +96,25 @@ class Oracle:
         if record.stream not in (self._accepted[0], *world.histories):
             raise BrokenRuleError(f"another source has taken the replica over: {record}")
         stream, slot = self._accepted
-        if stream == record.stream and record.slot < slot:
+        self._see_place(record)
+        if stream == record.stream and record.slot < slot and not self._went_back:
             raise BrokenRuleError(f"P2: went back from {slot} to {record.slot}")
-        if stream == record.stream and record.slot > slot:
-            self._check_slots(world.histories[stream], job, first=slot)
+        is_begin = record.condition is Condition.UNVERIFIED and not len(job.headers)
+        if stream == record.stream and record.slot > slot and not is_begin:
+            self._check_slots(stream, job, first=slot)
         self._accepted = record.stream, record.slot
         self._check_reason(record)
 
-    def _check_slots(self, history: History, job: Job, *, first: int) -> None:
+    def _check_slots(self, stream: bytes, job: Job, *, first: int) -> None:
         """Slots from `first` on are the ring's: header and payload."""
+        *abandoned, history = self._lines(stream)
+        for line in abandoned:
+            with contextlib.suppress(BrokenRuleError, IndexError):
+                self._check_slots_of(line, job, first=first)
+                return
+        self._check_slots_of(history, job, first=first)
+
+    def _check_slots_of(self, history: History, job: Job, *, first: int) -> None:
         count = job.record.slot - first
         words = np.frombuffer(job.headers, "<u8").tolist()
         if len(words) != count:
@@ -122,6 +172,7 @@ class Oracle:
     def on_recovered(self, record: ReplicaRecord) -> None:
         """An applier has begun, with this record."""
         self._accepted = record.stream, record.slot
+        self._place = record.stream, record.slot, record.changes
         self.judge(record, self._world.store.device.content, "recovered")
         self._check_reason(record)
         self.on_begun()
@@ -151,6 +202,8 @@ class Oracle:
         tail = world.gate.tail if tail is None else tail
         if record.condition is Condition.CONSISTENT:
             self._check_consistent(record, content, when)
+        if self._is_split or (record.stream, record.slot, record.changes) == self._split_place:
+            return  # whose history this is will be found out
         if record.stream != world.gate.stream:
             if tail and record.stream not in world.given_up:
                 raise BrokenRuleError(
@@ -183,9 +236,16 @@ class Oracle:
 
     def _check_consistent(self, record: ReplicaRecord, found: bytearray, when: str) -> None:
         """The source as it was at this slot, before or after what was missed right there."""
-        history = self._world.histories.get(record.stream)
-        if history is None:
-            raise BrokenRuleError(f"P2: {when}: CONSISTENT, and of no source that there was")
+        *abandoned, history = self._lines(record.stream)
+        for line in abandoned:
+            with contextlib.suppress(BrokenRuleError):
+                self._check_consistent_of(line, record, found, when)
+                return
+        self._check_consistent_of(history, record, found, when)
+
+    def _check_consistent_of(
+        self, history: History, record: ReplicaRecord, found: bytearray, when: str
+    ) -> None:
         moment = history.at(record.slot)
         wrong = moment.differs_from(found)
         if wrong:
@@ -204,11 +264,16 @@ class Oracle:
     def check_source(self, node: SourceNode, volume: str) -> None:
         if volume != VOLUME and node.order.is_streaming:
             raise BrokenRuleError(f"the source of volume {volume!r} was let in")
+        refused = node.session.refused
+        if refused is not None and refused.reason is _TWO and not self._went_back:
+            raise BrokenRuleError(f"the only source is refused: {refused.text}")
         settings, window = self._world.options.source.window, node.order.window
         if window.in_flight > settings.batches or window.cursor - window.tail > settings.slots:
             raise BrokenRuleError(f"window: {window.in_flight} batches in flight")
 
     def check_target(self, node: TargetNode) -> None:
+        if node.rival is not None and not (self._went_back or self._is_cloned):
+            raise BrokenRuleError(f"two histories without a cause: {node.rival}, {node.record}")
         settings, waiting = node.settings.intake, node._intake.reorder._waiting
         size = sum(batch.size for batch in waiting.values())
         if (

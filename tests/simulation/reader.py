@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bdr.common.errors import BdrError, RefusedError, StaleCaptureError
@@ -41,7 +42,7 @@ class Reader(Process):
         self.link: Duplex | None = None
         """To the applier."""
         self.node = SourceNode(
-            volume=volume,
+            record=replace(world.source_record, volume=volume),
             info=self.gate.info(),
             status=self.gate.status(),
             ring=self.gate,
@@ -193,10 +194,22 @@ class Reader(Process):
                 self._waiting.appendleft(events.StatusArrived(self.gate.status()))
             case events.Stop(error):
                 self._stop(error)
+            case events.SaveGeneration():
+                self.after(self.world.source_disk_delay_s(), self._save)
+            case events.SaveAssumption(target):
+                world = self.world
+                world.source_record = replace(world.source_record, assumed_for=target)
             case events.Announce():
                 pass
             case _:
                 self._change_capture(action)
+
+    def _save(self) -> None:
+        """It is durable; the reader learns of it a moment later, or is killed before."""
+        world = self.world
+        generation = world.rng.randbytes(8)
+        world.source_record = world.source_record.with_generation(generation)
+        self.after(0.0, lambda: self.on_event(events.GenerationSaved(generation)))
 
     def _change_capture(self, action: events.Action) -> None:
         gate = self.gate

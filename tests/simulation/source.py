@@ -8,6 +8,7 @@ its slot is reserved again: who reads a released slot reads a torn batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -118,6 +119,15 @@ class Gate:
         self._clock = clock
         self._armed: int | None = None
         """The slot whose publishing wakes the consumer."""
+
+    def copy(self) -> Gate:
+        """As it is now, with nothing in flight."""
+        copied = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, set | list | np.ndarray):
+                setattr(copied, name, value.copy())
+        copied.on_drained = None
+        return copied
 
     def info(self) -> CaptureInfo:
         return CaptureInfo(

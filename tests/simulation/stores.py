@@ -13,6 +13,7 @@ from random import Random
 from typing import Any, Protocol
 from unittest import mock
 
+from bdr.common.copies import FILE_BYTES, place_of
 from bdr.common.journal.engine import JournalEngine
 from bdr.common.journal.layout import LOG_OFFSET
 from bdr.common.journal.recovery import recover
@@ -28,6 +29,7 @@ from bdr.services.target import journal_store, store
 from tests.simulation.disk import Disk
 
 VOLUME = "volume"
+TARGET = b"the-target's-id."
 CHECKPOINTS_A_LAP = 8
 
 
@@ -111,8 +113,8 @@ class Store(Protocol):
         """The same store on what a power cut leaves of its disks."""
         ...
 
-    def demote(self, stream: bytes) -> None:
-        """As `bdr demote`, while no applier runs; `stream` is one that no source has."""
+    def demote(self) -> None:
+        """As `bdr demote`, while no applier runs."""
         ...
 
 
@@ -148,14 +150,12 @@ class RecordFile:
     def load(self, device_sectors: int) -> ReplicaRecord:
         self._drop_page_cache()
         self._generation = 0  # this is another process
-        copies = [
-            self._disk.read(at * format_.COPY_BYTES, format_.COPY_BYTES)
-            for at in range(format_.COPIES)
-        ]
-        found = format_.choose(copies, where="simulated")
-        if found is None:
-            return ReplicaRecord(volume=VOLUME, device_sectors=device_sectors)
-        self._generation, record = found
+        kept = format_.COPIES.choose(self._disk.read(0, FILE_BYTES), where="simulated")
+        if kept is None:
+            return ReplicaRecord(VOLUME, device_sectors, target=TARGET)
+        self._generation = kept.generation
+        record = format_.of_values(kept.values)
+        assert record is not None
         return record
 
     def _drop_page_cache(self) -> None:
@@ -164,8 +164,8 @@ class RecordFile:
 
     def save(self, record: ReplicaRecord) -> None:
         self._generation += 1
-        at = self._generation % format_.COPIES * format_.COPY_BYTES
-        self._disk.write(at, format_.encode_copy(record, self._generation))
+        copy = format_.COPIES.encode(format_.values_of(record), self._generation)
+        self._disk.write(place_of(self._generation), copy)
         self._watcher.on_record_written()
         self._disk.sync()
 
@@ -187,7 +187,7 @@ class DirectStore:
         del log_bytes
         return cls(
             device=Disk(device_sectors * 512),
-            record_disk=Disk(format_.RECORD_BYTES),
+            record_disk=Disk(FILE_BYTES),
             watcher=watcher,
         )
 
@@ -218,11 +218,11 @@ class DirectStore:
     def close(self) -> None:
         pass
 
-    def demote(self, stream: bytes) -> None:
+    def demote(self) -> None:
         self.device.settle()
         file = RecordFile(self._record_disk)
         record = file.load(len(self.device.content) // 512)
-        file.save(demoted(record, stream=stream, now_utc=1))
+        file.save(demoted(record, now_utc=1))
 
     def after_power_cut(self, rng: Random | None, watcher: Watcher = NOBODY) -> DirectStore:
         return DirectStore(
@@ -280,7 +280,7 @@ class JournalStore:
     def blank(cls, *, device_sectors: int, log_bytes: int, watcher: Watcher) -> JournalStore:
         return cls(
             device=Disk(device_sectors * 512),
-            record_disk=Disk(format_.RECORD_BYTES),
+            record_disk=Disk(FILE_BYTES),
             log_disk=Disk(LOG_OFFSET + log_bytes),
             watcher=watcher,
         )
@@ -359,13 +359,13 @@ class JournalStore:
         record = self._engine.close()
         self._record_file.save(replace(record, clean=True, journal=NO_JOURNAL))
 
-    def demote(self, stream: bytes) -> None:
+    def demote(self) -> None:
         self.device.settle()
         self._log_disk.settle()
         record = self._record_file.load(len(self.device.content) // 512)
         self._log_disk.write(0, bytes(BLANK_BYTES))
         self._log_disk.sync()
-        self._record_file.save(demoted(record, stream=stream, now_utc=1))
+        self._record_file.save(demoted(record, now_utc=1))
 
     def after_power_cut(self, rng: Random | None, watcher: Watcher = NOBODY) -> JournalStore:
         return JournalStore(

@@ -18,12 +18,15 @@ from bdr.common.ring.layout import SECTOR_BYTES, Mode
 from bdr.common.scan import plan, verifier
 from bdr.common.source import grants, regions
 from bdr.common.source import verification as source_verification
+from bdr.common.source.identity import SourceRecord
+from bdr.common.target.record import NO_STREAM
 from bdr.common.wire.condition import Condition
 from tests.simulation.application import Application
 from tests.simulation.applier import Applier
 from tests.simulation.clock import Clock
 from tests.simulation.disk import Disk, DiskFailedError, PowerLostError
 from tests.simulation.faults import Faults
+from tests.simulation.going_back import GoingBack
 from tests.simulation.history import History, differing
 from tests.simulation.network import Weather
 from tests.simulation.options import CHUNK_SECTORS, Options, lease_slots
@@ -35,6 +38,7 @@ from tests.simulation.source import BrokenRuleError, Gate
 from tests.simulation.stores import VOLUME, DirectStore, JournalStore, Store
 from tests.simulation.verification import Verification
 
+SOURCE = b"the-source's-id."
 HEAL_S = 600.0
 """Simulated seconds in which everything must be well again after the last fault: the patience
 with batches in flight doubles six times."""
@@ -69,6 +73,8 @@ class World:
         self.is_data_cut = False
         self.is_faulty = True
         self.healed_s = 0.0
+        self.is_target_free = True
+        """What the target holds before its first source may be overwritten."""
         self.verified = 0
         """Verifications that came to their end."""
         self._connections = 0
@@ -76,6 +82,10 @@ class World:
         size = options.device_sectors * SECTOR_BYTES
         self.source_disk = Disk(size)
         """The device below the capture."""
+        self.source_record = SourceRecord(
+            SOURCE, VOLUME, options.device_sectors, generations=(b"at-first",)
+        )
+        """What the source's state file has, durably."""
         self.histories: dict[bytes, History] = {}
         self.given_up: set[bytes] = set()
         """Streams of replicas that were demoted: what they had acknowledged is lost."""
@@ -102,6 +112,7 @@ class World:
                 disk.content[:] = disk.synced[:] = content
         self._attach_capture()
         self.application = Application(self)
+        self.going_back = GoingBack(self)
         self.faults = Faults(self)
 
     # The run.
@@ -140,6 +151,10 @@ class World:
         if self.trace is not None:
             self.trace.append(f"{self.clock.now_at:10.5f} {text}")
 
+    def source_disk_delay_s(self) -> float:
+        """A small write and a sync there."""
+        return self.rng.uniform(0.0, 3 * self.options.source_disk_s)
+
     def next_connection(self) -> int:
         """Another one each time."""
         self._connections += 1
@@ -175,6 +190,8 @@ class World:
             applier is not None
             and reader is not None
             and reader.gate is gate
+            and reader.node.order.is_streaming
+            and reader.node.session.epoch == applier.node.record.epoch
             and gate.mode is Mode.STREAM
             and gate.tail == gate.head
             and not (gate.active or gate.resync)
@@ -277,13 +294,21 @@ class World:
 
     def lose_source_power(self) -> None:
         """Its memory is gone, and what its disk had not synced; all begins anew."""
+        self.end_source()
+        self._replace_capture()
+        self.boot_source_soon()
+
+    def end_source(self) -> None:
+        """All its processes are gone."""
         for name in range(self.options.senders):
             self._end_sender(name)
         for name in range(self.options.scanners):
             self._end_scanner(name)
         self._end_reader()
         self.end_verification()
-        self._replace_capture()
+
+    def boot_source_soon(self) -> None:
+        """All of them begin."""
 
         def boot() -> None:
             self._start_reader()
@@ -355,6 +380,12 @@ class World:
         self._lose_target_memory()
         self.clock.after(self._pause_s(), self.start_applier)
 
+    def replace_store(self, store: Store) -> None:
+        """Its disks are others, and all its processes begin anew."""
+        self._end_applier()
+        self.store = store
+        self.clock.after(self._pause_s(), self.start_applier)
+
     def change_roles(self) -> None:
         """Its device is used by somebody, and becomes a replica again."""
         if self.applier is None:
@@ -368,10 +399,9 @@ class World:
 
     def _demote(self) -> None:
         """A person does so, and again after a power cut in the middle of it."""
-        stream = self.rng.randbytes(16)
-        self.given_up.add(stream)
         self.oracle.may_be_inconsistent = True
-        self.store.demote(stream)
+        self.given_up.add(NO_STREAM)
+        self.store.demote()
         # What somebody wrote to it before that.
         sector = self.rng.randrange(self.options.device_sectors)
         self.store.device.write(sector * SECTOR_BYTES, self.rng.randbytes(SECTOR_BYTES))

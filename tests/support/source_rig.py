@@ -19,9 +19,16 @@ from bdr.common.ring.layout import PAYLOAD_BYTES, PHASE_SHIFT, WRITE_SLOTS_MAX, 
 from bdr.common.ring.slots import Headers, encode, phase, stamp
 from bdr.common.source import events
 from bdr.common.source.events import Action, Event
+from bdr.common.source.identity import SourceRecord
 from bdr.common.source.node import SourceNode
 from bdr.common.source.settings import SourceSettings
-from bdr.common.wire.batch import BatchHeader, Marker
+from bdr.common.wire.batch import (
+    AcceptedBatch,
+    BatchHeader,
+    Marker,
+    decode_batch,
+    encode_batch,
+)
 from bdr.common.wire.condition import Condition
 from bdr.common.wire.control import Ack, Message, Welcome
 from bdr.common.wire.scan import Answer, Request
@@ -56,6 +63,12 @@ STATUS = CaptureStatus(
     clock_ns=1,
     marks=0,
     missed_since_ns=0,
+)
+SOURCE = b"source-of-tests!"
+TARGET = b"target-of-tests!"
+GENERATION, OLDER = b"gener-02", b"gener-01"
+RECORD = SourceRecord(
+    source=SOURCE, volume="v", device_sectors=1 << 20, generations=(GENERATION, OLDER)
 )
 A = TypeVar("A")
 
@@ -147,13 +160,14 @@ class SourceRig:
         *,
         info: CaptureInfo = INFO,
         dirty: Iterable[int] = (),
+        record: SourceRecord = RECORD,
         assume_clean: bool = False,
         settings: SourceSettings | None = None,
     ) -> None:
         self.capture = RigCapture(info, status)
         self.capture.bits[Bitmap.RESYNC] |= set(dirty)
         self.node = SourceNode(
-            volume="v",
+            record=record,
             info=info,
             status=self.capture.status(),
             ring=RingView(cast(Capture, self.capture)),
@@ -221,10 +235,14 @@ class SourceRig:
         *,
         attempt: int | None = None,
         epoch: int = EPOCH,
+        number: int = 1,
+        changes: int | None = None,
+        recent: tuple[AcceptedBatch, ...] = (),
     ) -> list[Action]:
         """The target takes the latest HELLO, or that of `attempt`."""
         attempt = self.node.session.attempt if attempt is None else attempt
-        return self.hear(Welcome(attempt, epoch, 1, slot, condition))
+        changes = self.node.order.window.acknowledged if changes is None else changes
+        return self.hear(Welcome(attempt, epoch, number, slot, changes, condition, TARGET, recent))
 
     def ack(self, durable: int, accepted: int | None = None) -> list[Action]:
         """The target acknowledges batches of this epoch."""
@@ -256,6 +274,13 @@ class SourceRig:
         header = self.next_batch()
         assert header is None or not header.count
         return header.marker if header else None
+
+    def accepted(self, header: BatchHeader) -> AcceptedBatch:
+        """What a target remembers of it."""
+        ring, place = RingView(cast(Capture, self.capture)), (header.first, header.count)
+        slots, payload = ring.slots(*place).tobytes(), ring.payload(*place)
+        digest = decode_batch([encode_batch(header, slots, payload), slots, payload]).digest
+        return AcceptedBatch(header.epoch, header.number, *place, digest)
 
     def end_round(self) -> list[tuple[int, int]]:
         """Nothing else happens; returns what is released, and for what slot it waits."""

@@ -18,6 +18,7 @@ from bdr.common.target.record import ReplicaRecord
 from bdr.common.target.settings import TargetSettings
 from bdr.common.wire.batch import (
     PROTOCOL,
+    AcceptedBatch,
     Batch,
     BatchHeader,
     BatchKind,
@@ -26,32 +27,48 @@ from bdr.common.wire.batch import (
     encode_batch,
 )
 from bdr.common.wire.condition import Condition
-from bdr.common.wire.control import Ack, Hello, Message, Welcome
+from bdr.common.wire.control import Ack, Hello, Message, Refused, Welcome
 
 STREAM = b"stream-of-tests!"
 OTHER_STREAM = b"another-stream.."
+SOURCE = b"source-of-tests!"
+OTHER_SOURCE = b"another-source.."
+TARGET = b"target-of-tests!"
 DEVICE_SECTORS = 1024
 PEER = b"peer"
+OLDER, GENERATION, NEWER = b"gener-01", b"gener-02", b"gener-03"
+"""GENERATION is the newest that the target has seen."""
+NONCE = 1
+"""Of the target's first refusal for two histories."""
 EPOCH = 4
 """Of the first session after `RECORD`."""
 RECORD = ReplicaRecord(
     volume="v",
     device_sectors=DEVICE_SECTORS,
+    target=TARGET,
+    source=SOURCE,
+    generation=GENERATION,
+    changes=2,
     stream=STREAM,
     slot=50,
     epoch=EPOCH - 1,
     condition=Condition.CONSISTENT,
     clean=True,
 )
-BLANK = ReplicaRecord("v", DEVICE_SECTORS)
+BLANK = ReplicaRecord("v", DEVICE_SECTORS, target=TARGET)
 HELLO = Hello(
     protocol=PROTOCOL,
     attempt=1,
+    nonce=0,
     volume="v",
+    source=SOURCE,
+    generations=(GENERATION, OLDER),
     stream=STREAM,
     device_sectors=DEVICE_SECTORS,
     tail=40,
     head=100,
+    acknowledged=2,
+    counted=1026,
     assume_clean=False,
 )
 A = TypeVar("A")
@@ -72,10 +89,18 @@ def make_batch(number: int, first: int, count: int = 1, **fields: Any) -> Batch:
     return decode_batch([encode_batch(header, headers, payload), headers, payload])
 
 
-def make_marker(number: int, first: int, marker: Marker, epoch: int = EPOCH) -> Batch:
+def make_marker(
+    number: int, first: int, marker: Marker, epoch: int = EPOCH, stream: bytes = STREAM
+) -> Batch:
     """A batch that only declares a condition."""
-    header = BatchHeader(BatchKind.MARKER, marker, STREAM, epoch, number, first, 0)
+    header = BatchHeader(BatchKind.MARKER, marker, stream, epoch, number, first, 0)
     return decode_batch([encode_batch(header, b"", b""), b"", b""])
+
+
+def accepted_of(batch: Batch) -> AcceptedBatch:
+    """What a target remembers of it."""
+    header = batch.header
+    return AcceptedBatch(header.epoch, header.number, header.first, header.count, batch.digest)
 
 
 def damaged(batch: Batch) -> Batch:
@@ -84,12 +109,24 @@ def damaged(batch: Batch) -> Batch:
 
 
 class TargetRig:
-    """A node, and short names for what may happen to it."""
+    """A node, and short names for what may happen to it; its device is blank."""
 
     def __init__(
-        self, record: ReplicaRecord = RECORD, settings: TargetSettings | None = None
+        self,
+        record: ReplicaRecord = RECORD,
+        settings: TargetSettings | None = None,
+        *,
+        is_blank: bool = True,
+        nonce: int = 1,
+        stride: int = 0,
     ) -> None:
-        self.node = TargetNode(record=record, settings=settings)
+        self.node = TargetNode(
+            record=record,
+            is_blank=is_blank,
+            nonce=nonce,
+            stride=stride,
+            settings=settings,
+        )
 
     @property
     def record(self) -> ReplicaRecord:
@@ -110,6 +147,10 @@ class TargetRig:
     def say(self, message: Message, peer: bytes = PEER) -> list[Action]:
         """A source or a scanner says this."""
         return self.handle(events.MessageArrived(peer, message))
+
+    def lose(self, peer: bytes = PEER) -> None:
+        """A message to this peer could not be sent."""
+        assert self.handle(events.PeerLost(peer)) == []
 
     def bring(self, batch: Batch) -> list[Action]:
         """A sender or a scanner brings this."""
@@ -147,6 +188,32 @@ def messages(actions: list[Action]) -> list[Message]:
 def jobs(actions: list[Action]) -> list[Job]:
     """For the disk."""
     return [action.job for action in of(Apply, actions)]
+
+
+def refusal_of(actions: list[Action]) -> Refused:
+    """The answer to a HELLO; nothing follows for the disk.
+
+    Another session's source gets an ACK, which shows whether it is still connected.
+    """
+    *others, message = messages(actions)
+    assert isinstance(message, Refused)
+    assert len(others) <= 1
+    assert all(isinstance(each, Ack) for each in others)
+    assert jobs(actions) == []
+    return message
+
+
+def welcome_of(actions: list[Action]) -> Welcome:
+    """The only message."""
+    (message,) = messages(actions)
+    assert isinstance(message, Welcome)
+    return message
+
+
+def welcome(rig: TargetRig, hello: Hello = HELLO, peer: bytes = PEER) -> Welcome:
+    """A HELLO that is taken."""
+    assert len(jobs(rig.say(hello, peer))) == 1
+    return welcome_of(rig.durable())
 
 
 def acked(actions: list[Action]) -> list[tuple[int, int, int]]:

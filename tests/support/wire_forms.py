@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 
 from bdr.common.wire import codec
 from bdr.common.wire.batch import (
+    BATCH_SLOTS_MAX,
     PROTOCOL,
+    RECENT_BATCHES,
+    RECENT_BATCHES_MAX,
+    AcceptedBatch,
     BatchHeader,
     BatchKind,
     Marker,
@@ -29,11 +33,20 @@ PAYLOAD = bytes(range(256)) * 32
 
 U64 = st.integers(0, (1 << 64) - 1)
 TEXT = st.text(max_size=200)
+_SIXTEEN = st.binary(min_size=16, max_size=16)
+_EIGHT = st.binary(min_size=8, max_size=8)
 _VALUES: dict[int, st.SearchStrategy[Any]] = {
     id(codec.U64): U64,
     id(codec.FLAG): st.booleans(),
     id(codec.TEXT): TEXT,
-    id(codec.STREAM): st.binary(min_size=16, max_size=16),
+    id(codec.STREAM): _SIXTEEN,
+    id(codec.ID): _SIXTEEN,
+    id(codec.GENERATION): _EIGHT,
+    id(codec.GENERATIONS): st.lists(_EIGHT, min_size=1, max_size=9).map(tuple),
+    id(RECENT_BATCHES): st.lists(
+        st.builds(AcceptedBatch, U64, U64, U64, st.integers(0, BATCH_SLOTS_MAX), digest=_SIXTEEN),
+        max_size=RECENT_BATCHES_MAX,
+    ).map(tuple),
     id(codec.BLOB): st.binary(max_size=200),
     id(codec.RANGES): st.lists(st.tuples(U64, U64), max_size=9),
 }
@@ -74,7 +87,7 @@ HEADERS = st.builds(
 ) | st.builds(
     BatchHeader,
     kind=st.just(BatchKind.MARKER),
-    marker=st.sampled_from((Marker.INCONSISTENT, Marker.CONSISTENT)),
+    marker=st.sampled_from([each for each in Marker if each is not Marker.NONE]),
     stream=st.binary(min_size=16, max_size=16),
     epoch=U64,
     number=U64,

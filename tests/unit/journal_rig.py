@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from bdr.common.ring.slots import encode
 from bdr.common.target.extents import Extents, plan
 from bdr.common.target.job import Job
 from bdr.common.target.record import ReplicaRecord
+from bdr.common.wire.batch import AcceptedBatch
 from bdr.common.wire.codec import Buffer
 from bdr.common.wire.condition import Condition
 from tests.simulation.disk import Disk, DiskFailedError
@@ -112,7 +114,12 @@ class Jobs:
                 payload += (8).to_bytes(8, "little").ljust(4096, b"\0")
                 self.content[sector * 512 : sector * 512 + 4096] = bytes(4096)
         headers = encode(op=op, sector=np.array(sectors, np.uint64)).tobytes()
-        self.record = replace(self.record, slot=self.record.slot + len(sectors))
+        first, count = self.record.slot, len(sectors)
+        self.record = replace(
+            self.record,
+            slot=first + count,
+            recent=(AcceptedBatch(self.record.epoch, 1, first, count, bytes(16)),),
+        )
         return self._job(headers, bytes(payload))
 
     def session(self) -> Job:
@@ -122,7 +129,7 @@ class Jobs:
 
     def mark(self, condition: Condition) -> Job:
         """No slots, another condition."""
-        self.record = replace(self.record, condition=condition)
+        self.record = replace(self.record, condition=condition, changes=self.record.changes + 1)
         return self._job(b"", b"")
 
     def _job(self, headers: bytes, payload: bytes) -> Job:
@@ -221,12 +228,22 @@ def put(target: Target, offset: int, data: bytes) -> None:
     target.journal.disk.content[offset : offset + len(data)] = data
 
 
-def forge(target: Target, index: int, **changes: object) -> None:
-    """Writes an entry anew with other fields, under checksums that fit."""
+def forge(target: Target, index: int, **changes: Any) -> None:
+    """Writes an entry anew with other fields, under checksums that fit.
+
+    Args:
+        changes: fields of the header; those of its record are named `record_...`.
+    """
     offset, header = header_at(target, index)
+    of_record = {name: value for name, value in changes.items() if name.startswith("record_")}
+    if of_record:
+        assert header.record is not None
+        fields = {name.removeprefix("record_"): value for name, value in of_record.items()}
+        header = replace(header, record=replace(header.record, **fields))
+    changes = {name: value for name, value in changes.items() if name not in of_record}
     meta = bytearray(target.journal.read(offset, BLOCK_BYTES))
     payload = target.journal.read(offset + BLOCK_BYTES, 4096)
-    entry_format._seal(meta, payload, replace(header, **changes))  # type: ignore[arg-type]
+    entry_format._seal(meta, payload, replace(header, **changes))
     put(target, offset, bytes(meta))
 
 

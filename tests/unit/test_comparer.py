@@ -15,7 +15,8 @@ from bdr.common.scan.digests import block_digests, digest, digests_wanted
 from bdr.common.scan.plan import Chunk, pack_bits
 from bdr.common.scan.repairer import Repairer
 from bdr.common.scan.settings import ComparerSettings
-from bdr.common.wire.control import Checksums, Digests, DigestsRefused
+from bdr.common.wire.control import Checksums, Digests
+from bdr.common.wire.reasons import DigestsRefused
 from bdr.common.wire.scan import Acquire, Commit, Committed, Grant, Revoked
 
 STREAM = b"stream-of-tests!"

@@ -52,6 +52,7 @@ WRONG: dict[tuple[str, ...], list[Any]] = {
     ("volume", "db", "scanners"): [0, 17, "2"],
     ("volume", "db", "scan_rate"): [0, "fast", 1 << 10],
     ("volume", "db", "assume_clean"): ["yes", 1],
+    ("volume", "db", "state"): ["s", 1],
     ("volume", "db", "rpo_seconds"): [
         0,
         -1,

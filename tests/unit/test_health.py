@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -41,6 +42,7 @@ GOOD = SourceFacts(
     dirty_regions=0,
     phase=STREAMING,
     condition=Condition.CONSISTENT,
+    refused=None,
     connected_senders=2,
     behind_s=0.0,
     is_minimum=False,
@@ -131,35 +133,76 @@ def test_each_fault_of_a_source_has_its_word(
 APPLIER = [stage("v-applier", "applier", UP, 0.1)]
 
 
+GOOD_TARGET = TargetFacts(
+    stages=APPLIER,
+    has_source=True,
+    condition=Condition.CONSISTENT,
+    promoted_at=None,
+    rival=None,
+    queued_s=0.0,
+    rpo_s=10.0,
+)
+PROMOTED = {"promoted_at": "2026-01-02", "has_source": False}
+RIVAL = {"rival": "two histories: generation 7"}
+
+
 @pytest.mark.parametrize(
-    ("facts", "state"),
+    ("change", "state"),
     [
-        (TargetFacts(APPLIER, True, Condition.CONSISTENT, 0.0, 10.0), HealthState.HEALTHY),
-        (TargetFacts(APPLIER, True, Condition.CONSISTENT, 10.0, 10.0), HealthState.HEALTHY),
-        (TargetFacts(APPLIER, True, Condition.CONSISTENT, 10.1, 10.0), HealthState.BEHIND),
-        (TargetFacts(APPLIER, False, Condition.CONSISTENT, 10.1, 10.0), HealthState.BROKEN),
-        (TargetFacts(APPLIER, True, Condition.CATCHING_UP, 0.0, 10.0), HealthState.BEHIND),
-        (TargetFacts(APPLIER, True, Condition.INCONSISTENT, 0.0, 10.0), HealthState.RESYNCING),
-        (TargetFacts(APPLIER, False, Condition.CONSISTENT, 0.0, 10.0), HealthState.BROKEN),
+        ({}, HealthState.HEALTHY),
+        ({"queued_s": 10.0}, HealthState.HEALTHY),
+        ({"queued_s": 10.1}, HealthState.BEHIND),
+        ({"has_source": False, "queued_s": 10.1}, HealthState.BROKEN),
+        ({"condition": Condition.CATCHING_UP}, HealthState.BEHIND),
+        ({"condition": Condition.INCONSISTENT}, HealthState.RESYNCING),
+        ({"condition": Condition.UNVERIFIED}, HealthState.RESYNCING),
+        ({"condition": Condition.UNKNOWN}, HealthState.RESYNCING),
+        ({"has_source": False}, HealthState.BROKEN),
+        (PROMOTED, HealthState.PROMOTED),
+        # A rival is shown, whether the right source is there or not; one that greets a promoted
+        # device is refused as any other.
+        (RIVAL, HealthState.BROKEN),
+        (RIVAL | {"has_source": False}, HealthState.BROKEN),
+        (RIVAL | PROMOTED, HealthState.PROMOTED),
         (
-            TargetFacts([replace(APPLIER[0], state=SILENT)], None, None, 0.0, 10.0),
+            {
+                "stages": [replace(APPLIER[0], state=SILENT)],
+                "has_source": None,
+                "condition": None,
+            },
             HealthState.UNKNOWN,
         ),
         (
-            TargetFacts([replace(APPLIER[0], state=STOPPED)], None, None, 0.0, 10.0),
+            {
+                "stages": [replace(APPLIER[0], state=STOPPED)],
+                "has_source": None,
+                "condition": None,
+            },
             HealthState.BROKEN,
         ),
     ],
 )
-def test_each_state_of_a_target_has_its_word(facts: TargetFacts, state: HealthState) -> None:
-    assert judge(facts).state is state
+def test_each_state_of_a_target_has_its_word(change: dict[str, Any], state: HealthState) -> None:
+    assert judge(replace(GOOD_TARGET, **change)).state is state
+
+
+def test_rival_is_shown_as_it_is_described() -> None:
+    assert judge(replace(GOOD_TARGET, rival="seen")).reasons == ("seen",)
+
+
+@pytest.mark.parametrize(
+    "phase", [each for each in ConnectionState if each is not ConnectionState.STREAMING]
+)
+def test_targets_refusal_is_shown_instead_of_the_phase(phase: ConnectionState) -> None:
+    verdict = judge(replace(GOOD, phase=phase, refused="two histories"))
+    assert (verdict.state, verdict.reasons) == (HealthState.BROKEN, ("two histories",))
 
 
 def test_a_volume_whose_process_was_never_seen_is_unknown() -> None:
     unseen = replace(GOOD, stages=(), phase=None, condition=None, connected_senders=0)
     assert judge(unseen).state is HealthState.UNKNOWN
     assert judge(replace(unseen, stages=stages(UP, UP)[1:])).state is HealthState.UNKNOWN
-    assert judge(TargetFacts((), None, None, 0.0, 10.0)).state is HealthState.UNKNOWN
+    assert judge(TargetFacts((), None, None, None, None, 0.0, 10.0)).state is HealthState.UNKNOWN
 
 
 def test_nothing_but_the_good_case_is_ever_healthy() -> None:

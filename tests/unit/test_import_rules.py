@@ -27,9 +27,17 @@ STAGES = frozenset(
     f"services.{name}" for name in ("reader", "sender", "scanner", "applier", "monitor")
 )
 
-PROTOCOL = {"common.errors", "common.facts", "common.machine", "common.ring", "common.wire"}
+PROTOCOL = {
+    "common.copies",
+    "common.errors",
+    "common.facts",
+    "common.machine",
+    "common.ring",
+    "common.wire",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "common.errors": set(),
+    "common.copies": {"common.errors"},
     "common.facts": set(),
     "common.machine": {"common.errors"},
     "common.ring": {"common.errors"},
@@ -39,7 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common.source": PROTOCOL | {"common.capture", "common.scan"},
     "common.target": PROTOCOL,
     "common.journal": PROTOCOL | {"common.target"},
-    "common.storage": PROTOCOL | {"common.capture", "common.target", "common.journal"},
+    "common.storage": PROTOCOL
+    | {"common.capture", "common.source", "common.target", "common.journal"},
     "common.host": PROTOCOL | {"common.capture"},
     "common.status": PROTOCOL | {"common.capture", "common.host"},
     "services.runtime": PROTOCOL | {"common.host", "common.status"},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The journal's bytes: version 1 frozen, round trips, every bit flipped, the circle."""
+"""The journal's bytes: version 2 frozen, round trips, every bit flipped, the circle."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ from bdr.common.journal.superblock import (
     Copy,
     Superblock,
     encode_superblock,
+    found_version,
     inspect_superblock,
 )
-from bdr.common.target.record import ReplicaRecord
-from bdr.common.wire.codec import NAME_BYTES_MAX
+from bdr.common.target.record import RECORD_BYTES_MAX, ReplicaRecord
+from bdr.common.wire.batch import AcceptedBatch
 from bdr.common.wire.condition import Condition
 
 U64 = st.integers(0, (1 << 64) - 1)
@@ -55,45 +56,62 @@ SUPERBLOCK = Superblock(
         slot=0xABCDEF,
         epoch=12,
         condition=Condition.CATCHING_UP,
+        journal=bytes(range(16)),
+        since_utc=1_790_000_000,
+        accepted_utc=1_790_000_060,
+        left_bytes=5 << 30,
+        device="wwid 7",
+        target=bytes(range(32, 48)),
+        source=bytes(range(48, 64)),
+        generation=bytes(range(80, 88)),
+        changes=6,
+        recent=(
+            AcceptedBatch(12, 33, 0xABCDD0, 16, bytes(range(96, 112))),
+            AcceptedBatch(12, 34, 0xABCDE0, 15, bytes(range(64, 80))),
+        ),
     ),
 )
 FROZEN_SUPERBLOCK = (
+    "4244524a524e4c000200000000000000bdc89ac32cf5a31dce433fb6d0c34a890807060504030201"
+    "000102030405060708090a0b0c0d0e0f000000400000000009000000000000000070563412000000"
+    "45230000000000005023000000000000000000007c010000de0014a6766f6c756d65a5766f6c2d31"
+    "ae6465766963655f736563746f7273ce80000000a673747265616dc410101112131415161718191a"
+    "1b1c1d1e1fa4736c6f74ce00abcdefa565706f63680ca9636f6e646974696f6e01a5636c65616ec3"
+    "a76a6f75726e616cc410000102030405060708090a0b0c0d0e0fa973696e63655f757463ce6ab13b"
+    "80ac61636365707465645f757463ce6ab13bbcaa6c6566745f6279746573cf0000000140000000ac"
+    "70726f6d6f7465645f75746300a6646576696365a6777769642037a6746172676574c41020212223"
+    "2425262728292a2b2c2d2e2fa6736f75726365c410303132333435363738393a3b3c3d3e3faa6765"
+    "6e65726174696f6ec4085051525354555657a76368616e67657306a6726563656e7492950c21ce00"
+    "abcdd010c410606162636465666768696a6b6c6d6e6f950c22ce00abcde00fc41040414243444546"
+    "4748494a4b4c4d4e4fa661646f707473c41000000000000000000000000000000000a8676976656e"
+    "5f7570c2"
+)
+FROZEN_ENTRY = (
+    "424452454e545259196362480d3dd4108aeeb957b9315370000102030405060708090a0b0c0d0e0f"
+    "09000000000000004523000000000000007056341200000044230000000000000100000002000000"
+    "030000007c010000919485fa669d51ff0a8e799327b5e87ade0014a6766f6c756d65a5766f6c2d31"
+    "ae6465766963655f736563746f7273ce80000000a673747265616dc410101112131415161718191a"
+    "1b1c1d1e1fa4736c6f74ce00abcdefa565706f63680ca9636f6e646974696f6e01a5636c65616ec3"
+    "a76a6f75726e616cc410000102030405060708090a0b0c0d0e0fa973696e63655f757463ce6ab13b"
+    "80ac61636365707465645f757463ce6ab13bbcaa6c6566745f6279746573cf0000000140000000ac"
+    "70726f6d6f7465645f75746300a6646576696365a6777769642037a6746172676574c41020212223"
+    "2425262728292a2b2c2d2e2fa6736f75726365c410303132333435363738393a3b3c3d3e3faa6765"
+    "6e65726174696f6ec4085051525354555657a76368616e67657306a6726563656e7492950c21ce00"
+    "abcdd010c410606162636465666768696a6b6c6d6e6f950c22ce00abcde00fc41040414243444546"
+    "4748494a4b4c4d4e4fa661646f707473c41000000000000000000000000000000000a8676976656e"
+    "5f7570c2"
+)
+FROZEN_SLOTS = "0000000000000f000800000000000f"
+FROZEN_SKIP = (
+    "424452454e545259d765b4be3e6e21f0bb46a5c9122a2023000102030405060708090a0b0c0d0e0f"
+    "09000000000000000500000000000000002000000000000005000000000000000200000000000000"
+    "0300000000000000436ede2b81c5274f211d551610b7f84a"
+)
+VERSION_1_SUPERBLOCK = (
     "4244524a524e4c0001000000000000000dae45330d5e0e575c059403d6de8c780807060504030201"
     "000102030405060708090a0b0c0d0e0f000000400000000009000000000000000070563412000000"
     "452300000000000050230000000000000000008000000000101112131415161718191a1b1c1d1e1f"
     "efcdab00000000000c0000000000000001000000000000000500000000000000766f6c2d31"
-)
-FROZEN_ENTRY = (
-    "424452454e54525964832e4faacb1ffb09b26a86fb5f820a000102030405060708090a0b0c0d0e0f"
-    "09000000000000004523000000000000007056341200000044230000000000000100000002000000"
-    "0300000001000000101112131415161718191a1b1c1d1e1fefcdab00000000000c00000000000000"
-    "96a1b5c8263c3fafa4a40825fd7cecd6000000000000000000000000000000000000000000000000"
-    "0000000000000f000800000000000f"
-)
-FROZEN_SKIP = (
-    "424452454e5452596c2316926ed308cb82a5bda52bfc8104000102030405060708090a0b0c0d0e0f"
-    "09000000000000000500000000000000002000000000000005000000000000000200000000000000"
-    "03000000000000000000000000000000000000000000000000000000000000000000000000000000"
-    "180b35b2190b9e237e0e81b67dfd5958"
-)
-
-TIMED = replace(
-    SUPERBLOCK.record, since_utc=1_790_000_000, accepted_utc=1_790_000_060, left_bytes=5 << 30
-)
-FROZEN_TIMED_SUPERBLOCK = (
-    "4244524a524e4c000100000000000000a0ce77ce335053156428aa5660ff96460807060504030201"
-    "000102030405060708090a0b0c0d0e0f000000400000000009000000000000000070563412000000"
-    "452300000000000050230000000000000000008000000000101112131415161718191a1b1c1d1e1f"
-    "efcdab00000000000c0000000000000001000000000000000500000000000000766f6c2d31000000"
-    "00000000000000000000000000000000000000000000000000000000000000000000000000000000"
-    "00000000000000000000000000000000803bb16a00000000bc3bb16a000000000000004001"
-)
-FROZEN_TIMED_ENTRY = (
-    "424452454e545259b98eada3684b329d80e4172efa937cc8000102030405060708090a0b0c0d0e0f"
-    "09000000000000004523000000000000007056341200000044230000000000000100000002000000"
-    "0300000001000000101112131415161718191a1b1c1d1e1fefcdab00000000000c00000000000000"
-    "96a1b5c8263c3fafa4a40825fd7cecd6803bb16a00000000bc3bb16a000000000000004001000000"
-    "0000000000000f000800000000000f"
 )
 
 
@@ -119,7 +137,7 @@ def reseal(data: bytearray, *, checksum_at: int) -> None:
     data[place] = checksum(data)
 
 
-def test_superblock_of_version_1_has_its_frozen_bytes() -> None:
+def test_superblock_of_version_2_has_its_frozen_bytes() -> None:
     block = encode_superblock(SUPERBLOCK)
     assert len(block) == BLOCK_BYTES
     assert block.rstrip(b"\0").hex() == FROZEN_SUPERBLOCK
@@ -127,22 +145,14 @@ def test_superblock_of_version_1_has_its_frozen_bytes() -> None:
     assert inspect_superblock(frozen) == (Copy.INTACT, SUPERBLOCK)
 
 
-def test_entry_of_version_1_has_its_frozen_bytes() -> None:
+def test_entry_of_version_2_has_its_frozen_bytes() -> None:
     meta, _ = entry()
     assert len(meta) == BLOCK_BYTES
-    assert meta.rstrip(b"\0").hex() == FROZEN_ENTRY
+    assert meta[:2048].rstrip(b"\0").hex() == FROZEN_ENTRY
+    assert meta[2048:].rstrip(b"\0").hex() == FROZEN_SLOTS
 
 
-def test_superblock_and_entry_with_times_have_their_frozen_bytes() -> None:
-    superblock = replace(SUPERBLOCK, record=TIMED)
-    block = encode_superblock(superblock)
-    assert block.rstrip(b"\0").hex() == FROZEN_TIMED_SUPERBLOCK
-    assert inspect_superblock(block) == (Copy.INTACT, superblock)
-    meta, _ = entry(record=TIMED)
-    assert meta.rstrip(b"\0").hex() == FROZEN_TIMED_ENTRY
-
-
-def test_skip_of_version_1_has_its_frozen_bytes() -> None:
+def test_skip_of_version_2_has_its_frozen_bytes() -> None:
     meta = encode_skip(
         superblock=SUPERBLOCK, cursor=Cursor(8192, 5), durable=5, length=3 * BLOCK_BYTES
     )
@@ -152,11 +162,43 @@ def test_skip_of_version_1_has_its_frozen_bytes() -> None:
     assert (header.kind, header.end) == (Kind.SKIP, Cursor(8192 + 3 * BLOCK_BYTES, 6))
 
 
+IDS = st.binary(min_size=16, max_size=16)
+OF_THE_RECORD: dict[str, st.SearchStrategy[object]] = {
+    "volume": st.text("abc-é", max_size=32),
+    "device_sectors": U64,
+    "stream": IDS,
+    "slot": U64,
+    "epoch": U64,
+    "condition": st.sampled_from(Condition),
+    "clean": st.booleans(),
+    "journal": IDS,
+    "since_utc": U64,
+    "accepted_utc": U64,
+    "left_bytes": U64,
+    "promoted_utc": U64,
+    "device": st.text(max_size=50),
+    "target": IDS,
+    "source": IDS,
+    "generation": st.binary(min_size=8, max_size=8),
+    "changes": U64,
+    "recent": st.lists(
+        st.builds(AcceptedBatch, U64, U64, U64, st.integers(0, 1024), IDS), max_size=16
+    ).map(tuple),
+    "adopts": IDS,
+    "is_given_up": st.booleans(),
+}
+RECORDS = st.builds(ReplicaRecord, **OF_THE_RECORD)
+
+
+def test_record_has_no_field_that_the_journal_forgets() -> None:
+    assert {field.name for field in fields(ReplicaRecord)} == set(OF_THE_RECORD)
+
+
 @given(
     st.builds(
         Superblock,
         generation=U64,
-        journal=st.binary(min_size=16, max_size=16).filter(any),
+        journal=IDS.filter(any),
         log_bytes=st.integers(4, 1 << 40).map(lambda blocks: blocks * BLOCK_BYTES),
         run=U64,
         checkpoint=st.builds(
@@ -164,18 +206,7 @@ def test_skip_of_version_1_has_its_frozen_bytes() -> None:
         ),
         durable=U64,
         is_closed=st.booleans(),
-        record=st.builds(
-            ReplicaRecord,
-            volume=st.text("abc-é", max_size=32),
-            device_sectors=U64,
-            stream=st.binary(min_size=16, max_size=16),
-            slot=U64,
-            epoch=U64,
-            condition=st.sampled_from(Condition),
-            since_utc=U64,
-            accepted_utc=U64,
-            left_bytes=U64,
-        ),
+        record=RECORDS,
     )
 )
 def test_superblock_round_trip(superblock: Superblock) -> None:
@@ -183,38 +214,33 @@ def test_superblock_round_trip(superblock: Superblock) -> None:
     assert inspect_superblock(block) == (Copy.INTACT, superblock)
 
 
-@given(
-    record=st.builds(
-        ReplicaRecord,
-        volume=st.just("vol-1"),
-        device_sectors=st.just(1 << 31),
-        stream=st.binary(min_size=16, max_size=16),
-        slot=U64,
-        epoch=U64,
-        condition=st.sampled_from(Condition),
-        since_utc=U64,
-        accepted_utc=U64,
-        left_bytes=U64,
-    ),
-    slots=st.integers(0, 1024),
-    durable=U64,
-)
+@given(record=RECORDS, slots=st.integers(0, 1024), durable=U64)
 def test_entry_round_trip(record: ReplicaRecord, slots: int, durable: int) -> None:
     meta, payload = entry(slots, record=record, durable=durable)
     header = decode_entry_header(meta)
     assert header is not None
-    assert header.record(SUPERBLOCK.record) == record
+    assert header.record == record
     assert (header.kind, header.slots, header.durable) == (Kind.JOB, slots, durable)
     assert header.body_checksum == body_checksum(meta, payload)
     assert len(meta) + len(payload) == header.blocks * BLOCK_BYTES == entry_bytes(slots)
 
 
-def test_record_has_no_field_that_the_journal_forgets() -> None:
-    kept = {"volume", "device_sectors", "stream", "slot", "epoch", "condition"}
-    kept |= {"since_utc", "accepted_utc", "left_bytes"}
-    implied = {"clean", "journal"}
-    of_the_state_file = {"promoted_utc", "device"}
-    assert {field.name for field in fields(ReplicaRecord)} == (kept | implied | of_the_state_file)
+@given(record=RECORDS, before=RECORDS)
+def test_entry_changes_nothing_of_where_the_record_is_kept_and_of_which_device(
+    record: ReplicaRecord, before: ReplicaRecord
+) -> None:
+    header = decode_entry_header(entry(record=record)[0])
+    assert header is not None
+    names = ("volume", "device_sectors", "device", "journal", "clean")
+    kept = {name: getattr(before, name) for name in names}
+    assert header.record_after(before) == replace(record, **kept)
+
+
+def test_skip_leaves_the_record_as_it_was() -> None:
+    skip = encode_skip(superblock=SUPERBLOCK, cursor=Cursor(0, 5), durable=5, length=BLOCK_BYTES)
+    header = decode_entry_header(skip)
+    assert header is not None
+    assert header.record_after(SUPERBLOCK.record) is SUPERBLOCK.record
 
 
 def test_superblock_with_any_bit_flipped_is_recognised() -> None:
@@ -271,10 +297,10 @@ def test_superblock_with_fitting_checksum_but_impossible_content_is_damaged() ->
 @pytest.mark.parametrize(
     ("offset", "value"),
     [
-        pytest.param(136, 99, id="condition"),
-        pytest.param(140, 2, id="is_closed"),
-        pytest.param(144, NAME_BYTES_MAX + 1, id="volume_bytes"),
-        pytest.param(152, 0xFF, id="volume"),
+        pytest.param(96, 2, id="is_closed"),
+        pytest.param(100, 0, id="no record"),
+        pytest.param(100, RECORD_BYTES_MAX + 1, id="record_bytes"),
+        pytest.param(104, 0xFF, id="record"),
     ],
 )
 def test_superblock_with_fitting_checksum_but_unknown_field_is_damaged(
@@ -286,12 +312,29 @@ def test_superblock_with_fitting_checksum_but_unknown_field_is_damaged(
     assert inspect_superblock(bytes(block)) == (Copy.DAMAGED, None)
 
 
-@pytest.mark.parametrize("offset", [pytest.param(72, id="kind"), pytest.param(84, id="condition")])
-def test_entry_header_with_fitting_checksum_but_unknown_field_is_none(offset: int) -> None:
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [
+        pytest.param(72, 99, id="kind"),
+        # The record goes with JOB alone.
+        pytest.param(72, int(Kind.SKIP), id="kind of another"),
+        pytest.param(84, 0, id="record_bytes"),
+        pytest.param(104, 0xFF, id="record"),
+    ],
+)
+def test_entry_header_with_fitting_checksum_but_unknown_field_is_none(
+    offset: int, value: int
+) -> None:
     header = bytearray(entry()[0][:HEADER_ENTRY_BYTES])
-    header[offset] = 99
+    header[offset : offset + 4] = value.to_bytes(4, "little")
     reseal(header, checksum_at=8)
     assert decode_entry_header(bytes(header)) is None
+
+
+def test_superblock_of_version_1_is_of_another_version() -> None:
+    block = bytes.fromhex(VERSION_1_SUPERBLOCK).ljust(BLOCK_BYTES, b"\0")
+    assert inspect_superblock(block) == (Copy.OTHER_VERSION, None)
+    assert found_version(block) == 1
 
 
 def test_copies_are_written_in_turn() -> None:
@@ -317,7 +360,7 @@ def test_entry_never_wraps(position: int, slots: int, blocks: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slots", "blocks"), [(0, 1), (1, 2), (256, 257), (492, 493), (493, 495), (1024, 1027)]
+    ("slots", "blocks"), [(0, 1), (1, 2), (256, 257), (257, 259), (1024, 1027)]
 )
 def test_entry_takes_so_many_blocks(slots: int, blocks: int) -> None:
     assert entry_bytes(slots) == blocks * BLOCK_BYTES

@@ -11,7 +11,7 @@ from bdr.common.journal.entry import HEADER_ENTRY_BYTES, Kind, entry_bytes
 from bdr.common.journal.entry_reader import VERDICTS, Found, Verdict
 from bdr.common.journal.layout import BLOCK_BYTES, LOG_OFFSET, Cursor
 from bdr.common.journal.recovery import recover
-from bdr.common.ring.layout import Op
+from bdr.common.ring.layout import SECTOR_BYTES, Op
 from bdr.common.target.record import ReplicaRecord
 from bdr.common.wire.condition import Condition
 from tests.unit.journal_rig import (
@@ -24,6 +24,8 @@ from tests.unit.journal_rig import (
     refused,
     with_jobs,
 )
+
+HEADER_SECTORS = HEADER_ENTRY_BYTES // SECTOR_BYTES
 
 # What is taken.
 
@@ -110,7 +112,7 @@ def test_torn_tail_is_cut_whichever_sector_is_lost(sector: int) -> None:
         put(target, lost, bytes(512))
     found = target.recover()
     assert found.jobs == 2
-    assert found.ended_by is (Found.TORN_BODY if sector else Found.NO_HEADER)
+    assert found.ended_by is (Found.NO_HEADER if sector < HEADER_SECTORS else Found.TORN_BODY)
 
 
 def test_entry_of_another_journal_ends_the_log() -> None:
@@ -159,10 +161,10 @@ def test_entry_of_an_older_run_ends_the_log() -> None:
         (Found.IMPOSSIBLE, {"slots": 0}),
         (Found.IMPOSSIBLE, {"slots": 1025, "blocks": 1028}),
         (Found.IMPOSSIBLE, {"slots": 1024, "blocks": 1027}),
-        (Found.IMPOSSIBLE, {"kind": Kind.SKIP}),
-        (Found.DISCONTINUOUS, {"stream": bytes(16)}),
-        (Found.DISCONTINUOUS, {"epoch": 4}),
-        (Found.DISCONTINUOUS, {"slot": 11}),
+        (Found.IMPOSSIBLE, {"kind": Kind.SKIP, "record": None}),
+        (Found.DISCONTINUOUS, {"record_stream": bytes(16), "record_recent": ()}),
+        (Found.DISCONTINUOUS, {"record_epoch": 4}),
+        (Found.DISCONTINUOUS, {"record_slot": 11}),
     ],
 )
 def test_intact_entry_that_no_crash_leaves_is_refused(

@@ -24,11 +24,12 @@ from bdr.common.machine import (
 from bdr.common.ring.layout import Mode
 from bdr.common.scan import job
 from bdr.common.scan.events import DigestsArrived
-from bdr.common.source import consistency, events, lease, overflow, session
+from bdr.common.source import consistency, events, lease, overflow, session, session_events
 from bdr.common.target import events as target_events
 from bdr.common.target import session as target_session
 from bdr.common.wire.condition import Condition
-from bdr.common.wire.control import Digests, DigestsRefused, Refused, Rewind, Welcome
+from bdr.common.wire.control import Digests, Refused, Rewind, Welcome
+from bdr.common.wire.reasons import DigestsRefused
 from bdr.common.wire.scan import Acquire, Commit, Grant, VerifyBegin
 from tests.support.source_rig import STATUS
 
@@ -122,11 +123,12 @@ SESSION_EVENTS: set[type] = {
     events.LinkUp,
     events.LinkDown,
     Welcome,
-    session.BadWelcome,
+    session_events.BadWelcome,
+    session_events.OtherHistory,
     Refused,
     Rewind,
-    session.Lost,
-    session.Failed,
+    session_events.Lost,
+    session_events.Failed,
 }
 LEASE_EVENTS: set[type] = {
     lease.Granted,
@@ -143,16 +145,28 @@ MACHINES: dict[type[Machine[Any]], tuple[set[type], set[Any], dict[Any, set[type
         {S.OFFLINE},
         {
             # Nothing is in flight then, and after the end the node takes no events.
-            S.OFFLINE: {session.Lost},
-            S.GREETING: {session.Lost},
-            S.PAUSED: {session.Lost},
+            S.OFFLINE: {session_events.Lost},
+            S.GREETING: {session_events.Lost},
+            S.PAUSED: {session_events.Lost},
             S.STOPPED: SESSION_EVENTS,
         },
     ),
     consistency.Consistency: (
-        {consistency.StatusSeen, consistency.ScanRequested, consistency.Declared},
+        {
+            consistency.StatusSeen,
+            consistency.ScanRequested,
+            consistency.Repaired,
+            consistency.Declared,
+        },
         {*C},
-        {C.INCONSISTENT: {consistency.ScanRequested}},
+        {
+            # Only what is marked is repaired, and a scan is asked for until it may begin.
+            C.UNKNOWN: {consistency.Repaired},
+            C.CATCHING_UP: {consistency.Repaired},
+            C.CONSISTENT: {consistency.Repaired},
+            C.INCONSISTENT: {consistency.ScanRequested},
+            C.UNVERIFIED: {consistency.ScanRequested},
+        },
     ),
     overflow.OverflowPacing: ({overflow.StatusSeen, overflow.Resumed}, {*Mode}, {}),
     lease.Lease: (

@@ -106,7 +106,9 @@ def test_what_a_process_is_started_with_is_what_the_configuration_says(
 def test_what_the_host_says_holds_for_a_volume_that_says_nothing() -> None:
     found = config.check(FULL, where="here")
     own, other = found.effective("db"), found.effective("web")
+    assert isinstance(own, Source)
     assert isinstance(other, Target)
+    assert own.state == "/var/lib/bdr/db.source"
     assert own.on_event == ["/own", 'a "b" c']
     assert other.on_event == ["/h", "it's"]
     assert other.state == "/var/lib/bdr/web.state"

@@ -139,7 +139,8 @@ def test_every_key_reaches_its_process() -> None:
     link = "--address a --port 1000 --chardev /dev/c"
     start = "/py -m bdr.services.{} --volume {} --run-dir /run/bdr/{}"
     assert commands["db-reader"] == (
-        f"{start.format('reader', 'db', 'db')} {link} --scan-rate 1048576 --assume-clean --debug"
+        f"{start.format('reader', 'db', 'db')} {link} --scan-rate 1048576 --assume-clean "
+        "--state /var/lib/bdr/db.source --debug"
     )
     assert commands["db-scanner-1"] == (
         f"{start.format('scanner', 'db', 'db')} {link} --underdev /u --debug"

@@ -9,20 +9,54 @@ from pathlib import Path
 
 import pytest
 
+from bdr.common.copies import COPY_BYTES
 from bdr.common.errors import StateError
-from bdr.common.storage import target_device
+from bdr.common.storage import device_identity
 from bdr.common.storage.record_file import RecordFile
-from bdr.common.target.record import COPY_BYTES, ReplicaRecord, encode_copy
+from bdr.common.target.record import (
+    COPIES,
+    NO_TARGET,
+    RECORD_BYTES_MAX,
+    ReplicaRecord,
+    encode_record,
+    values_of,
+)
+from tests.unit.test_record import LARGEST
 
-RECORD = ReplicaRecord(volume="v", device_sectors=64, slot=7)
+TARGET = b"target-of-tests!"
+RECORD = ReplicaRecord(volume="v", device_sectors=64, slot=7, target=TARGET)
 
 
 def load(path: Path) -> ReplicaRecord:
     return RecordFile(str(path)).load(volume="v", device_sectors=64)
 
 
-def test_new_file_gives_a_blank_record(tmp_path: Path) -> None:
-    assert load(tmp_path / "state") == ReplicaRecord(volume="v", device_sectors=64)
+def test_new_file_gives_a_blank_record_with_an_id_of_its_own(tmp_path: Path) -> None:
+    one, other = load(tmp_path / "one"), load(tmp_path / "other")
+    assert replace(one, target=NO_TARGET) == ReplicaRecord(volume="v", device_sectors=64)
+    assert len({one.target, other.target, NO_TARGET}) == 3
+
+
+def test_id_of_the_target_is_kept(tmp_path: Path) -> None:
+    file = RecordFile(str(tmp_path / "state"))
+    record = file.load(volume="v", device_sectors=64)
+    file.save(record)
+    file.close()
+    assert load(tmp_path / "state").target == record.target
+
+
+def test_record_of_another_version_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(COPIES.encode(values_of(RECORD) | {"future": 1}, 2) + bytes(COPY_BYTES))
+    with pytest.raises(StateError, match="future"):
+        load(path)
+
+
+def test_state_file_of_the_version_before_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_bytes((b"BDRREC01" + bytes(range(100))).ljust(COPY_BYTES, b"\0") * 2)
+    with pytest.raises(StateError, match="BDRREC02"):
+        load(path)
 
 
 def test_saved_records_are_found_again_the_newest_first(tmp_path: Path) -> None:
@@ -39,7 +73,7 @@ def test_record_left_by_a_killed_process_is_synced_before_it_is_believed(
 ) -> None:
     """Killed between pwrite and fdatasync; a power cut might still take the copy back."""
     path = tmp_path / "state"
-    path.write_bytes(encode_copy(RECORD, 2) + bytes(COPY_BYTES))
+    path.write_bytes(COPIES.encode(values_of(RECORD), 2) + bytes(COPY_BYTES))
     calls: list[str] = []
     sync, read = os.fdatasync, os.pread
 
@@ -162,6 +196,25 @@ def test_identity_of_a_device(
     if is_partition:
         (place / "partition").write_text("3\n")
     (tmp_path / "8:3").symlink_to(place)
-    monkeypatch.setattr(target_device, "_SYS", tmp_path)
+    monkeypatch.setattr(device_identity, "_SYS", tmp_path)
     suffix = ", partition 3" if is_partition and identity else ""
-    assert target_device._identity(os.makedev(8, 3)) == identity + suffix
+    assert device_identity.identity_of_number(os.makedev(8, 3)) == identity + suffix
+
+
+@pytest.mark.parametrize("serial", [b"7" * 300, b"\xff" * 300, "\N{EURO SIGN}".encode() * 100])
+def test_identity_is_never_longer_than_a_record_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serial: bytes
+) -> None:
+    """Sysfs hands out what the disk says, in whatever encoding."""
+    for partition in (1, 2):
+        place = tmp_path / f"disk/{partition}"
+        place.mkdir(parents=True)
+        (place / "partition").write_text(f"{partition}\n")
+        (tmp_path / f"8:{partition}").symlink_to(place)
+    (tmp_path / "disk/serial").write_bytes(serial)
+    monkeypatch.setattr(device_identity, "_SYS", tmp_path)
+    one, other = (device_identity.identity_of_number(os.makedev(8, part)) for part in (1, 2))
+    assert one.startswith("serial ")
+    assert one != other
+    assert len(one.encode()) <= device_identity.LENGTH_MAX_BYTES
+    assert len(encode_record(replace(LARGEST, device=one))) <= RECORD_BYTES_MAX

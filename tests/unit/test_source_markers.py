@@ -176,8 +176,8 @@ def test_unknown_target_has_every_region_marked_before_that_is_declared() -> Non
     rig.capture.publish(5)
     header = rig.next_batch()
     assert header is not None
-    assert (header.marker, header.count) == (Marker.INCONSISTENT, 0)
-    assert rig.node.order.condition is Condition.INCONSISTENT
+    assert (header.marker, header.count) == (Marker.UNVERIFIED, 0)
+    assert rig.node.order.condition is Condition.UNVERIFIED
     header = rig.next_batch()
     assert header is not None
     assert header.kind is BatchKind.LIVE
@@ -187,12 +187,12 @@ def test_unknown_target_is_marked_anew_if_the_marker_was_lost() -> None:
     rig = SourceRig()
     rig.handle(LinkUp())
     rig.welcome(40, Condition.UNKNOWN)
-    assert rig.marker() is Marker.INCONSISTENT
+    assert rig.marker() is Marker.UNVERIFIED
     rig.handle(events.LinkDown())
     rig.handle(LinkUp())
     rig.capture.show(DIRTY)
     assert events.MarkRegions(0, rig.capture.info.regions) in rig.welcome(40, Condition.UNKNOWN)
-    assert rig.marker() is Marker.INCONSISTENT
+    assert rig.marker() is Marker.UNVERIFIED
 
 
 @pytest.mark.parametrize(
@@ -204,27 +204,41 @@ def test_unknown_target_is_marked_anew_if_the_marker_was_lost() -> None:
         {"unlogged": 1},
     ],
 )
-def test_inconsistent_stays_so_while_anything_is_dirty_or_missed(
-    changes: dict[str, object],
+@pytest.mark.parametrize("condition", [Condition.INCONSISTENT, Condition.UNVERIFIED])
+def test_scan_is_not_over_while_anything_is_dirty_or_missed(
+    changes: dict[str, object], condition: Condition
 ) -> None:
-    rig = streaming(condition=Condition.INCONSISTENT)
+    rig = streaming(condition=condition)
     rig.look(replace(STATUS, **changes))  # type: ignore[arg-type]
     rig.dispatch(60)
     assert rig.marker() is None
 
 
-def test_consistent_is_taken_back_by_a_look_that_finds_dirt() -> None:
-    rig = streaming(condition=Condition.INCONSISTENT)
+@pytest.mark.parametrize("condition", [Condition.INCONSISTENT, Condition.UNVERIFIED])
+def test_consistent_is_taken_back_by_a_look_that_finds_dirt(condition: Condition) -> None:
+    rig = streaming(condition=condition)
     rig.look(STATUS)
     rig.look(DIRTY)
     rig.dispatch(60)
     assert rig.marker() is None
 
 
-def test_look_that_finds_nothing_dirty_sets_the_place_where_it_is_consistent() -> None:
-    rig = streaming(condition=Condition.INCONSISTENT)
+@pytest.mark.parametrize("condition", [Condition.INCONSISTENT, Condition.UNVERIFIED])
+def test_look_that_finds_nothing_dirty_sets_the_place_where_it_is_consistent(
+    condition: Condition,
+) -> None:
+    rig = streaming(condition=condition)
     rig.look(STATUS)
     rig.look(replace(STATUS, head=200))  # a later one moves it no further
     rig.dispatch(60)
     assert rig.marker() is Marker.CONSISTENT
     assert topics(rig.look(STATUS)) == []
+
+
+def test_unverified_replica_that_misses_writes_is_declared_inconsistent() -> None:
+    """An overflow during the comparison: now something is known to be wrong."""
+    rig = streaming(condition=Condition.UNVERIFIED, dirty=range(3))
+    rig.look(replace(STATUS, gap=60, last_gap=60, overflows=1, resync_regions=3))
+    rig.dispatch(20)
+    assert rig.marker() is Marker.INCONSISTENT
+    assert rig.node.order.condition is Condition.INCONSISTENT

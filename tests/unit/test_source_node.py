@@ -26,6 +26,7 @@ from tests.support.source_rig import (
     INFO,
     STATUS,
     STREAM,
+    TARGET,
     SourceRig,
     of,
     streaming,
@@ -308,9 +309,8 @@ def test_what_changes_the_regions_or_the_mode_is_followed_by_a_look() -> None:
     assert node.handle(StatusArrived(full)) == [events.Resume(), QueryStatus()]
     rig = SourceRig()
     rig.handle(LinkUp())
-    actions = rig.node.handle(
-        events.MessageArrived(Welcome(1, EPOCH, 1, 40, Condition.UNKNOWN)),
-    )
+    welcome = Welcome(1, EPOCH, 1, 40, 0, Condition.UNKNOWN, TARGET, ())
+    actions = rig.node.handle(events.MessageArrived(welcome))
     assert actions[0] == events.MarkRegions(0, INFO.regions)
     assert actions[-1] == QueryStatus()
     node = streaming().node

@@ -215,7 +215,7 @@ def test_target_that_is_unknown_again_has_every_region_repaired() -> None:
     rig.welcome(40, Condition.UNKNOWN)
     assert rig.dirty == set(range(REGIONS))
     assert rig.request(Acquire(1)) == []
-    assert rig.marker() is Marker.INCONSISTENT
+    assert rig.marker() is Marker.UNVERIFIED
     (grant,) = answers(rig.tick())
     assert isinstance(grant, Grant)
     assert grant.ranges[0] == (0, 2048)

@@ -15,19 +15,14 @@ from bdr.common.source.greeting import Assumption
 from bdr.common.source.session import Phase, SessionSettings
 from bdr.common.wire.batch import PROTOCOL, BatchHeader, BatchKind, Marker
 from bdr.common.wire.condition import Condition
-from bdr.common.wire.control import (
-    Ack,
-    Hello,
-    Ping,
-    Refused,
-    RefusedReason,
-    Rewind,
-    RewindReason,
-    Welcome,
-)
+from bdr.common.wire.control import Ack, Hello, Ping, Refused, Rewind
+from bdr.common.wire.reasons import RefusedReason, RewindReason
 from tests.support.source_rig import (
     EPOCH,
+    GENERATION,
     INFO,
+    RECORD,
+    SOURCE,
     STATUS,
     STREAM,
     SourceRig,
@@ -51,7 +46,7 @@ def hello(actions: list[Action]) -> Hello:
 
 
 def refused(rig: SourceRig, reason: RefusedReason, text: str = "no") -> list[Action]:
-    return rig.hear(Refused(rig.node.session.attempt, reason, text))
+    return rig.hear(Refused(rig.node.session.attempt, reason, 0, text))
 
 
 # Greeting.
@@ -60,7 +55,21 @@ def refused(rig: SourceRig, reason: RefusedReason, text: str = "no") -> list[Act
 def test_link_up_sends_hello_with_what_the_ring_holds() -> None:
     rig = SourceRig()
     said = hello(rig.handle(LinkUp()))
-    assert said == Hello(PROTOCOL, 1, "v", STREAM, 1 << 20, 40, 100, False)
+    assert said == Hello(
+        protocol=PROTOCOL,
+        attempt=1,
+        nonce=0,
+        volume="v",
+        source=SOURCE,
+        generations=RECORD.generations,
+        stream=STREAM,
+        device_sectors=1 << 20,
+        tail=40,
+        head=100,
+        acknowledged=0,
+        counted=0,
+        assume_clean=False,
+    )
     assert phase(rig) is Phase.GREETING
 
 
@@ -118,7 +127,7 @@ def test_welcome_outside_the_ring_stops(slot: int) -> None:
 def test_welcome_that_does_not_begin_with_batch_1_stops(number: int) -> None:
     rig = SourceRig()
     rig.handle(LinkUp())
-    (stop,) = rig.hear(Welcome(1, EPOCH, number, 40, Condition.CONSISTENT))
+    (stop,) = rig.welcome(40, number=number)
     assert isinstance(stop, Stop)
     assert isinstance(stop.error, RefusedError)
 
@@ -163,7 +172,7 @@ def test_refused_of_an_earlier_attempt_is_ignored(reason: RefusedReason) -> None
     rig = SourceRig()
     rig.handle(LinkUp())
     rig.handle(LinkUp())
-    assert rig.hear(Refused(1, reason, "late")) == []
+    assert rig.hear(Refused(1, reason, 9, "late")) == []
     assert phase(rig) is Phase.GREETING
 
 
@@ -306,9 +315,9 @@ def test_any_message_of_the_target_ends_its_silence() -> None:
 
 def test_ping_is_sent_while_streaming() -> None:
     rig = streaming()
-    assert messages(rig.tick(1.0)) == [Ping(EPOCH, 0)]
+    assert messages(rig.tick(1.0)) == [Ping(EPOCH, GENERATION, 0)]
     assert messages(rig.tick(1.2)) == []
-    assert messages(rig.tick(2.0)) == [Ping(EPOCH, 0)]
+    assert messages(rig.tick(2.0)) == [Ping(EPOCH, GENERATION, 0)]
 
 
 def keep_talking(rig: SourceRig, *, until_s: float, durable: int, accepted: int) -> None:
@@ -355,10 +364,10 @@ def test_slow_disk_of_the_target_is_not_taken_for_loss() -> None:
 def test_target_is_told_what_is_left_to_compare() -> None:
     rig = streaming(condition=Condition.INCONSISTENT)
     rig.look(replace(STATUS, active_regions=1, resync_regions=2))
-    assert messages(rig.tick(1.0)) == [Ping(EPOCH, 3 * 65536)]
+    assert messages(rig.tick(1.0)) == [Ping(EPOCH, GENERATION, 3 * 65536)]
     everything = replace(STATUS, active_regions=INFO.regions, resync_regions=INFO.regions)
     rig.look(everything)
-    assert messages(rig.tick(2.0)) == [Ping(EPOCH, INFO.device_sectors * 512)]
+    assert messages(rig.tick(2.0)) == [Ping(EPOCH, GENERATION, INFO.device_sectors * 512)]
 
 
 def test_what_the_target_remembers_is_as_of_its_last_acknowledgement() -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from bdr.common.target.extents import NO_EXTENTS, Extents
 from bdr.common.target.job import Job
 from bdr.common.target.record import ReplicaRecord
@@ -32,8 +34,9 @@ class FakeDisks:
         self.story.append(f"save {record.condition.name}")
 
 
-def job(payload: bytes, condition: Condition) -> Job:
-    return Job(1, NO_EXTENTS, b"", payload, replace(RECORD, condition=condition))
+def job(payload: bytes, condition: Condition, **changes: bytes) -> Job:
+    record = replace(RECORD, condition=condition, **changes)  # type: ignore[arg-type]
+    return Job(1, NO_EXTENTS, b"", payload, record)
 
 
 def test_condition_is_durable_before_what_follows_its_mark_is_applied() -> None:
@@ -57,3 +60,19 @@ def test_condition_is_durable_before_what_follows_its_mark_is_applied() -> None:
         "sync",
         "save INCONSISTENT",
     ]
+
+
+@pytest.mark.parametrize(
+    "change", [{"source": b"another-source.."}, {"stream": b"another-stream.."}]
+)
+def test_first_batch_of_another_source_or_stream_is_durable_before_what_follows_it(
+    change: dict[str, bytes],
+) -> None:
+    """Else a crash leaves its writes on the device, and the record of the one before."""
+    disks: Any = FakeDisks()
+    store = DirectStore(disks, disks)
+    store.write(job(b"live 1", Condition.UNVERIFIED))
+    disks.story.clear()
+    store.write(job(b"", Condition.UNVERIFIED, **change))
+    store.write(job(b"live 2", Condition.UNVERIFIED, **change))
+    assert disks.story == ["apply ", "sync", "save UNVERIFIED", "apply live 2"]

@@ -10,7 +10,8 @@ import pytest
 from bdr.common.target.checksums import RANGE_SECTORS_MAX, REQUESTS_MAX
 from bdr.common.target.events import Action, DigestsMade, MakeDigests
 from bdr.common.wire.codec import DIGESTS_MAX, RANGES_MAX, Range
-from bdr.common.wire.control import Checksums, Digests, DigestsRefused
+from bdr.common.wire.control import Checksums, Digests
+from bdr.common.wire.reasons import DigestsRefused
 from tests.support.target_rig import (
     EPOCH,
     HELLO,

@@ -20,10 +20,12 @@ from bdr.common.target.job_queue import JOBS_MAX, QUEUED_BYTES_MAX, QUEUED_JOBS_
 from bdr.common.target.settings import TargetSettings
 from bdr.common.wire.batch import Batch, BatchHeader, BatchKind, Marker, decode_batch, encode_batch
 from bdr.common.wire.condition import Condition
-from bdr.common.wire.control import Ack, Ping, Refused, RefusedReason, Rewind, RewindReason, Welcome
+from bdr.common.wire.control import Ack, Ping, Refused, Rewind, Welcome
+from bdr.common.wire.reasons import RefusedReason, RewindReason
 from tests.support.target_rig import (
     DEVICE_SECTORS,
     EPOCH,
+    GENERATION,
     HELLO,
     OTHER_STREAM,
     PEER,
@@ -161,7 +163,7 @@ def test_batch_beyond_the_device_is_refused_for_good_and_nothing_of_it_is_applie
     assert jobs(actions) == []
     assert rig.record.slot == 50
     assert bring(rig, make_batch(1, 50)) == []
-    assert messages(rig.say(Ping(EPOCH, 0))) == [refused]
+    assert messages(rig.say(Ping(EPOCH, GENERATION, 0))) == [refused]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ def test_ack_tells_accepted_and_durable_apart() -> None:
     rig = open_session()
     (first,) = bring(rig, make_batch(1, 50))
     bring(rig, make_batch(2, 51))
-    assert acked(rig.say(Ping(EPOCH, 0))) == [(EPOCH, 2, 0)]
+    assert acked(rig.say(Ping(EPOCH, GENERATION, 0))) == [(EPOCH, 2, 0)]
     assert acked(rig.durable(first.number)) == [(EPOCH, 2, 1)]
     assert acked(rig.durable()) == [(EPOCH, 2, 2)]
     assert rig.durable() == []
@@ -246,7 +248,7 @@ def test_jobs_of_an_older_session_are_not_acknowledged_in_the_new_one() -> None:
     rig.say(HELLO)
     (welcome,) = messages(rig.durable())
     assert isinstance(welcome, Welcome)
-    assert acked(rig.say(Ping(EPOCH + 1, 0))) == [(EPOCH + 1, 0, 0)]
+    assert acked(rig.say(Ping(EPOCH + 1, GENERATION, 0))) == [(EPOCH + 1, 0, 0)]
 
 
 def test_what_becomes_durable_after_a_rewind_is_not_acknowledged() -> None:
@@ -312,7 +314,7 @@ def test_age_of_the_oldest_job_that_waits_for_the_disk() -> None:
 def test_time_of_the_last_acknowledgement() -> None:
     rig = open_session()
     assert rig.node.acked_at is None
-    rig.say(Ping(EPOCH, 0))
+    rig.say(Ping(EPOCH, GENERATION, 0))
     assert rig.node.acked_at == 100.0
     bring(rig, make_batch(1, 50))
     rig.tick(100.5)
@@ -355,11 +357,11 @@ def test_replica_is_no_younger_than_the_last_that_was_accepted() -> None:
 def test_what_is_left_of_a_scan_is_remembered_and_the_source_learns_since_when() -> None:
     rig = inconsistent(1000)
     rig.tick(102.0, 1060)
-    actions = rig.say(Ping(EPOCH, 77 << 20))
+    actions = rig.say(Ping(EPOCH, GENERATION, 77 << 20))
     (job,) = jobs(actions)
     assert (job.record.left_bytes, len(job.extents)) == (77 << 20, 0)
     assert messages(actions) == [Ack(EPOCH, 1, 0, Condition.INCONSISTENT, 1000, 1000)]
-    assert jobs(rig.say(Ping(EPOCH, 77 << 20))) == []
+    assert jobs(rig.say(Ping(EPOCH, GENERATION, 77 << 20))) == []
     (done,) = bring(rig, make_marker(2, 50, Marker.CONSISTENT))
     assert done.record.left_bytes == 0
 
@@ -367,13 +369,13 @@ def test_what_is_left_of_a_scan_is_remembered_and_the_source_learns_since_when()
 def test_job_of_a_ping_is_no_batch_and_is_not_acknowledged_as_one() -> None:
     rig = inconsistent()
     rig.durable()
-    rig.say(Ping(EPOCH, 5))
+    rig.say(Ping(EPOCH, GENERATION, 5))
     assert rig.durable() == []
-    assert acked(rig.say(Ping(EPOCH, 5))) == [(EPOCH, 1, 1)]
+    assert acked(rig.say(Ping(EPOCH, GENERATION, 5))) == [(EPOCH, 1, 1)]
 
 
 def test_consistent_replica_needs_no_job_for_what_its_source_says() -> None:
-    actions = open_session().say(Ping(EPOCH, 5))
+    actions = open_session().say(Ping(EPOCH, GENERATION, 5))
     assert jobs(actions) == []
     assert messages(actions) == [Ack(EPOCH, 0, 0, Condition.CONSISTENT, 0, 0)]
 
@@ -382,7 +384,7 @@ def test_consistent_replica_needs_no_job_for_what_its_source_says() -> None:
 def test_what_is_left_of_another_session_is_not_remembered(peer: bytes, epoch: int) -> None:
     rig = inconsistent()
     before = rig.record
-    assert jobs(rig.say(Ping(epoch, 5), peer)) == []
+    assert jobs(rig.say(Ping(epoch, GENERATION, 5), peer)) == []
     assert rig.record == before
 
 
@@ -390,6 +392,6 @@ def test_pings_without_end_queue_up_no_jobs_without_end() -> None:
     """The disk may hang while what is left changes each second."""
     rig = inconsistent()
     for left_bytes in range(2 * JOBS_MAX):
-        actions = rig.say(Ping(EPOCH, left_bytes + 1))
+        actions = rig.say(Ping(EPOCH, GENERATION, left_bytes + 1))
         assert len(messages(actions)) == 1
     assert rig.node.jobs.waiting == JOBS_MAX

@@ -14,27 +14,20 @@ from bdr.common.target.job_queue import JOBS_MAX
 from bdr.common.target.record import ReplicaRecord
 from bdr.common.wire.batch import PROTOCOL
 from bdr.common.wire.condition import Condition
-from bdr.common.wire.control import (
-    Ack,
-    Digests,
-    DigestsRefused,
-    Message,
-    Ping,
-    Refused,
-    RefusedReason,
-    Rewind,
-    RewindReason,
-    Welcome,
-)
+from bdr.common.wire.control import Ack, Digests, Message, Ping, Refused, Rewind, Welcome
+from bdr.common.wire.reasons import DigestsRefused, RefusedReason, RewindReason
 from tests.support.target_rig import (
     BLANK,
     DEVICE_SECTORS,
     EPOCH,
+    GENERATION,
     HELLO,
     OTHER_STREAM,
     PEER,
     RECORD,
+    TARGET,
     TargetRig,
+    accepted_of,
     acked,
     damaged,
     jobs,
@@ -42,6 +35,7 @@ from tests.support.target_rig import (
     messages,
     of,
     open_session,
+    refusal_of,
 )
 
 STRANGER = b"stranger"
@@ -50,10 +44,7 @@ OTHER_HELLO = replace(HELLO, stream=OTHER_STREAM)
 
 def refused(actions: list[Action]) -> RefusedReason:
     """Why; nothing else follows."""
-    (message,) = messages(actions)
-    assert isinstance(message, Refused)
-    assert jobs(actions) == []
-    return message.reason
+    return refusal_of(actions).reason
 
 
 # Refused.
@@ -70,10 +61,8 @@ def test_hello_that_cannot_be_served_is_refused_and_changes_nothing(
     changed: dict[str, object], reason: RefusedReason, found: str, wanted: str
 ) -> None:
     rig = TargetRig()
-    actions = rig.say(replace(HELLO, **changed))  # type: ignore[arg-type]
-    assert refused(actions) is reason
-    (message,) = messages(actions)
-    assert isinstance(message, Refused)
+    message = refusal_of(rig.say(replace(HELLO, **changed)))  # type: ignore[arg-type]
+    assert message.reason is reason
     assert found in message.text
     assert wanted in message.text
     assert rig.record == RECORD
@@ -89,15 +78,15 @@ def test_hello_of_another_protocol_is_refused_with_both_versions() -> None:
     assert str(PROTOCOL) in message.text
 
 
-def test_hello_from_before_that_arrives_late_costs_no_scan() -> None:
+def test_hello_from_before_that_arrives_late_changes_nothing_and_declares_nothing() -> None:
     """A kernel retransmits what a dead reader said; the replica is far beyond it."""
     rig = open_session()
     for number in range(1, 60):
         rig.bring(make_batch(number, 49 + number))
     position = rig.record
     assert position.slot == 109
-    assert refused(rig.say(HELLO, b"ghost")) is RefusedReason.BUSY
-    assert not RefusedReason.BUSY.is_permanent
+    assert refused(rig.say(HELLO, b"ghost")) is RefusedReason.TWO_HISTORIES
+    assert (rig.node.rival, rig.node.dropped) == (None, {})
     assert rig.record == position
     assert jobs(rig.bring(make_batch(60, 109)))
 
@@ -108,22 +97,12 @@ def test_hello_of_another_stream_is_refused_while_the_source_is_alive() -> None:
     assert jobs(rig.bring(make_batch(1, 50)))
 
 
-def test_hello_of_another_stream_does_not_win_the_race_after_a_restart() -> None:
-    """A second source greets again and again; a restart must not let it in."""
-    rig = TargetRig()
-    assert refused(rig.say(OTHER_HELLO, STRANGER)) is RefusedReason.BUSY
-    rig.pass_time(100, 110)
-    assert refused(rig.say(OTHER_HELLO, STRANGER)) is RefusedReason.BUSY
-    rig.pass_time(110, 116)
-    assert jobs(rig.say(OTHER_HELLO, STRANGER))
-
-
-def test_stranger_that_greets_again_and_again_does_not_keep_the_source_alive() -> None:
+def test_stranger_that_greets_again_and_again_does_not_keep_the_session_alive() -> None:
     rig = open_session()
-    for now_at in range(100, 115):
-        rig.pass_time(now_at, now_at + 1)
-        if now_at < 114:
-            assert refused(rig.say(OTHER_HELLO, STRANGER)) is RefusedReason.BUSY
+    for quarter in range(400, 408):
+        rig.tick(quarter / 4)
+        assert refused(rig.say(OTHER_HELLO, STRANGER)) is RefusedReason.BUSY
+    rig.tick(102.0)
     assert jobs(rig.say(OTHER_HELLO, STRANGER))
 
 
@@ -133,7 +112,7 @@ def test_source_that_is_heard_keeps_others_out_by_pings_and_by_batches(is_pingin
     for number in range(1, 21):
         rig.pass_time(99 + number, 100 + number)
         if is_pinging:
-            rig.say(Ping(EPOCH, 0))
+            rig.say(Ping(EPOCH, GENERATION, 0))
         else:
             rig.bring(make_batch(number, 49 + number))
     assert rig.node.has_source
@@ -143,17 +122,18 @@ def test_source_that_is_heard_keeps_others_out_by_pings_and_by_batches(is_pingin
 @pytest.mark.parametrize("times", [1, 2])
 def test_source_is_heard_by_a_hello_that_is_taken(times: int) -> None:
     rig = open_session()
-    rig.pass_time(100, 114)
+    rig.pass_time(100, 102)
     for _ in range(times):
         rig.say(HELLO)
-    rig.pass_time(114, 120)
+    rig.tick(103.75)
     assert refused(rig.say(OTHER_HELLO, STRANGER)) is RefusedReason.BUSY
+    assert rig.node.has_source is False  # its WELCOME waits for the disk
 
 
 def test_source_is_not_silent_while_the_target_itself_stands_still() -> None:
     """Suspended, or swapped out; what its source sent meanwhile waits behind the stranger's."""
     rig = open_session()
-    rig.pass_time(100, 105)
+    rig.pass_time(100, 101)
     rig.tick(1000.0)
     assert refused(rig.say(OTHER_HELLO, STRANGER)) is RefusedReason.BUSY
     assert rig.node.has_source
@@ -164,6 +144,7 @@ def test_greetings_without_end_queue_up_no_jobs_without_end() -> None:
     rig = TargetRig()
     for number in range(2 * JOBS_MAX):
         actions = rig.say(HELLO, b"peer-%d" % number)
+        rig.lose(b"peer-%d" % number)
     assert rig.node.jobs.last == JOBS_MAX
     assert refused(actions) is RefusedReason.BUSY
     rig.durable()
@@ -173,7 +154,7 @@ def test_greetings_without_end_queue_up_no_jobs_without_end() -> None:
 def test_refused_hello_leaves_the_session_as_it_is() -> None:
     rig = open_session()
     assert refused(rig.say(replace(HELLO, volume="w"))) is RefusedReason.VOLUME
-    assert acked(rig.say(Ping(EPOCH, 0))) == [(EPOCH, 0, 0)]
+    assert acked(rig.say(Ping(EPOCH, GENERATION, 0))) == [(EPOCH, 0, 0)]
 
 
 # Welcomed.
@@ -184,21 +165,27 @@ def test_hello_is_answered_only_when_the_new_epoch_is_durable() -> None:
     (job,) = jobs(rig.say(HELLO))
     assert job.record == replace(RECORD, epoch=EPOCH, clean=False)
     (welcome,) = messages(rig.durable(job.number))
-    assert welcome == Welcome(1, EPOCH, 1, 50, Condition.CONSISTENT)
+    assert welcome == Welcome(1, EPOCH, 1, 50, 2, Condition.CONSISTENT, TARGET, ())
 
 
 def test_hello_of_a_restarted_reader_waits_for_what_was_accepted_before() -> None:
     rig = open_session()
-    (job,) = jobs(rig.bring(make_batch(1, 50, 3)))
+    batch = make_batch(1, 50, 3)
+    (job,) = jobs(rig.bring(batch))
+    rig.lose()
     rig.say(HELLO, b"new peer")
     assert messages(rig.durable(job.number)) == []
     (welcome,) = messages(rig.durable())
-    assert welcome == Welcome(1, EPOCH + 1, 1, 53, Condition.CONSISTENT)
+    assert welcome == Welcome(
+        1, EPOCH + 1, 1, 53, 2, Condition.CONSISTENT, TARGET, (accepted_of(batch),)
+    )
 
 
 def test_hello_of_a_blank_target_is_welcomed_as_unknown() -> None:
-    (job,) = jobs(TargetRig(BLANK).say(HELLO))
-    assert (job.record.slot, job.record.condition) == (40, Condition.UNKNOWN)
+    rig = TargetRig(BLANK)
+    rig.say(HELLO)
+    (welcome,) = messages(rig.durable())
+    assert welcome == Welcome(1, 1, 1, 40, 1027, Condition.UNKNOWN, TARGET, ())
 
 
 def test_hello_of_any_stream_is_served_at_once_by_a_target_that_had_none() -> None:
@@ -207,14 +194,14 @@ def test_hello_of_any_stream_is_served_at_once_by_a_target_that_had_none() -> No
     assert jobs(rig.say(HELLO))
 
 
-def test_hello_of_another_stream_takes_over_when_the_source_is_silent() -> None:
+def test_hello_of_another_stream_takes_over_when_the_session_is_silent() -> None:
     rig = open_session()
-    rig.pass_time(100, 116)
+    rig.pass_time(100, 102)
     (job,) = jobs(rig.say(OTHER_HELLO, STRANGER))
-    assert (job.record.stream, job.record.condition) == (OTHER_STREAM, Condition.UNKNOWN)
+    assert job.record == replace(RECORD, epoch=EPOCH + 1, clean=False)
     (welcome,) = messages(rig.durable())
-    assert welcome == Welcome(1, EPOCH + 1, 1, 40, Condition.UNKNOWN)
-    (rewind,) = messages(rig.say(Ping(EPOCH, 0)))
+    assert welcome == Welcome(1, EPOCH + 1, 1, 40, 1027, Condition.UNKNOWN, TARGET, ())
+    (rewind,) = messages(rig.say(Ping(EPOCH, GENERATION, 0)))
     assert isinstance(rewind, Rewind)
 
 
@@ -230,6 +217,7 @@ def test_hello_again_before_the_welcome_gets_one_welcome_of_the_latest_attempt()
 def test_hello_of_another_connection_before_the_welcome_opens_a_session_of_its_own() -> None:
     rig = TargetRig()
     (first,) = jobs(rig.say(HELLO))
+    rig.lose()
     (second,) = jobs(rig.say(HELLO, b"again"))
     assert (first.record.epoch, second.record.epoch) == (EPOCH, EPOCH + 1)
     assert rig.durable(first.number) == []
@@ -263,14 +251,14 @@ def test_story_of_an_internal_error_has_the_messages_that_led_to_it() -> None:
 
 @pytest.mark.parametrize("peer", [PEER, STRANGER])
 def test_ping_of_an_unknown_session_gets_a_rewind(peer: bytes) -> None:
-    (rewind,) = messages(TargetRig().say(Ping(3, 0), peer))
+    (rewind,) = messages(TargetRig().say(Ping(3, GENERATION, 0), peer))
     assert isinstance(rewind, Rewind)
     assert (rewind.epoch, rewind.reason) == (3, RewindReason.NO_SESSION)
 
 
 @pytest.mark.parametrize(("peer", "epoch"), [(PEER, EPOCH - 1), (STRANGER, EPOCH)])
 def test_ping_of_another_session_gets_a_rewind(peer: bytes, epoch: int) -> None:
-    (rewind,) = messages(open_session().say(Ping(epoch, 0), peer))
+    (rewind,) = messages(open_session().say(Ping(epoch, GENERATION, 0), peer))
     assert isinstance(rewind, Rewind)
     assert (rewind.epoch, rewind.reason) == (epoch, RewindReason.NO_SESSION)
 
@@ -279,11 +267,11 @@ def test_ping_before_the_welcome_is_not_answered() -> None:
     """The WELCOME is on its way."""
     rig = TargetRig()
     rig.say(HELLO)
-    assert rig.say(Ping(EPOCH, 0)) == []
+    assert rig.say(Ping(EPOCH, GENERATION, 0)) == []
 
 
 def test_ping_before_any_session_with_an_empty_name_gets_a_rewind() -> None:
-    (rewind,) = messages(TargetRig().say(Ping(EPOCH, 0), b""))
+    (rewind,) = messages(TargetRig().say(Ping(EPOCH, GENERATION, 0), b""))
     assert isinstance(rewind, Rewind)
 
 
@@ -291,15 +279,13 @@ def test_source_that_did_not_hear_the_rewind_is_told_again() -> None:
     rig = open_session()
     said = messages(rig.bring(damaged(make_batch(1, 50))))
     for _ in range(2):
-        assert messages(rig.say(Ping(EPOCH, 0))) == said
+        assert messages(rig.say(Ping(EPOCH, GENERATION, 0))) == said
 
 
-def test_source_of_a_session_that_is_broken_is_not_heard_by_its_pings() -> None:
+def test_session_that_is_broken_keeps_no_other_source_out_by_its_pings() -> None:
     rig = open_session()
     rig.bring(damaged(make_batch(1, 50)))
-    for now_at in range(100, 116):
-        rig.pass_time(now_at, now_at + 1)
-        rig.say(Ping(EPOCH, 0))
+    rig.say(Ping(EPOCH, GENERATION, 0))
     assert not rig.node.has_source
     assert jobs(rig.say(OTHER_HELLO, STRANGER))
 
@@ -307,10 +293,10 @@ def test_source_of_a_session_that_is_broken_is_not_heard_by_its_pings() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Welcome(1, EPOCH, 1, 50, Condition.CONSISTENT),
+        Welcome(1, EPOCH, 1, 50, 2, Condition.CONSISTENT, TARGET, ()),
         Ack(EPOCH, 9, 9, Condition.CONSISTENT, 0, 0),
         Rewind(EPOCH, RewindReason.DAMAGED, "x"),
-        Refused(1, RefusedReason.SIZE, "x"),
+        Refused(1, RefusedReason.SIZE, 0, "x"),
         Digests(1, b"", DigestsRefused.NONE, ""),
     ],
     ids=lambda message: type(message).__name__,
@@ -333,10 +319,17 @@ def assumption(actions: list[Action]) -> Assumption:
     return Assumption(note.facts["assume_clean"])
 
 
-def test_hello_of_a_blank_target_that_is_said_to_be_equal_is_catching_up() -> None:
-    actions = TargetRig(BLANK).say(replace(HELLO, tail=0, assume_clean=True))
-    (job,) = jobs(actions)
-    assert (job.record.slot, job.record.condition) == (0, Condition.CATCHING_UP)
+def welcomed(rig: TargetRig) -> tuple[int, Condition]:
+    """Slot and condition of the WELCOME."""
+    (welcome,) = messages(rig.durable())
+    assert isinstance(welcome, Welcome)
+    return welcome.slot, welcome.condition
+
+
+def test_hello_of_a_new_target_that_is_said_to_be_equal_is_catching_up() -> None:
+    rig = TargetRig(BLANK, is_blank=False)
+    actions = rig.say(replace(HELLO, tail=0, acknowledged=0, assume_clean=True))
+    assert welcomed(rig) == (0, Condition.CATCHING_UP)
     assert assumption(actions) is Assumption.TAKEN
 
 
@@ -356,18 +349,16 @@ def test_word_that_both_are_equal_is_taken_at_first_contact_only(
     record: ReplicaRecord, tail: int, why: Assumption
 ) -> None:
     rig = TargetRig(record)
-    rig.pass_time(100, 120)  # the source of before has been silent for long
     actions = rig.say(replace(HELLO, tail=tail, assume_clean=True))
-    (job,) = jobs(actions)
-    assert (job.record.slot, job.record.condition) == (tail, Condition.UNKNOWN)
+    assert welcomed(rig) == (tail, Condition.UNKNOWN)
     assert assumption(actions) is why
 
 
 def test_hello_whose_ring_has_lost_the_position_needs_a_scan() -> None:
     """As after the target was restored to an older state."""
-    actions = TargetRig().say(replace(HELLO, tail=51))
-    (job,) = jobs(actions)
-    assert (job.record.slot, job.record.condition) == (51, Condition.UNKNOWN)
+    rig = TargetRig()
+    actions = rig.say(replace(HELLO, tail=51))
+    assert welcomed(rig) == (51, Condition.UNKNOWN)
     assert assumption(actions) is Assumption.NOT_GIVEN
 
 
@@ -389,6 +380,8 @@ def test_known_source_needs_no_note_of_its_position() -> None:
         (Condition.INCONSISTENT, False, Condition.INCONSISTENT),
         (Condition.UNKNOWN, True, Condition.UNKNOWN),
         (Condition.UNKNOWN, False, Condition.UNKNOWN),
+        (Condition.UNVERIFIED, True, Condition.UNVERIFIED),
+        (Condition.UNVERIFIED, False, Condition.UNVERIFIED),
     ],
 )
 def test_condition_at_start_believes_only_a_clean_stop(
@@ -399,9 +392,12 @@ def test_condition_at_start_believes_only_a_clean_stop(
 
 def test_closing_job_says_that_nothing_lies_beyond() -> None:
     rig = open_session()
-    rig.bring(make_batch(1, 50))
+    batch = make_batch(1, 50)
+    rig.bring(batch)
     (job,) = jobs(rig.handle(Stopping()))
-    assert job.record == replace(RECORD, epoch=EPOCH, slot=51, clean=True)
+    assert job.record == replace(
+        RECORD, epoch=EPOCH, slot=51, recent=(accepted_of(batch),), clean=True
+    )
     assert jobs(rig.bring(make_batch(2, 51))) == []
     assert messages(rig.durable()) == []
 

@@ -23,7 +23,8 @@ from bdr.common.scan.plan import Chunk, pack_bits
 from bdr.common.scan.settings import ComparerSettings
 from bdr.common.scan.verifier import Findings, Verifier, VerifySettings, chunks_of
 from bdr.common.storage.target_device import TargetDevice
-from bdr.common.wire.control import Checksums, Digests, DigestsRefused
+from bdr.common.wire.control import Checksums, Digests
+from bdr.common.wire.reasons import DigestsRefused
 from bdr.common.wire.scan import Committed, Grant, Revoked, Verified, VerifyBegin, VerifyEnd
 from bdr.services.target.checksummer import Checksummer
 from bdr.services.target.store import StoreWorker

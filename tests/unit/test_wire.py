@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bdr.common.wire.batch import (
     PROTOCOL,
+    AcceptedBatch,
     BatchHeader,
     BatchKind,
     Marker,
@@ -25,17 +26,16 @@ from bdr.common.wire.control import (
     Ack,
     Checksums,
     Digests,
-    DigestsRefused,
+    Disown,
     Hello,
     Ping,
     Refused,
-    RefusedReason,
     Rewind,
-    RewindReason,
     Welcome,
     decode_message,
     encode_message,
 )
+from bdr.common.wire.reasons import DigestsRefused, RefusedReason, RewindReason
 from bdr.common.wire.scan import (
     Acquire,
     Commit,
@@ -65,6 +65,8 @@ from tests.support.wire_forms import (
     make_frames,
 )
 
+SOURCE, TARGET, DIGEST = (bytes(range(first, first + 16)) for first in (16, 32, 48))
+
 # Frozen bytes of protocol version 2. A change here is another protocol.
 
 FROZEN_BATCH = (
@@ -75,25 +77,57 @@ FROZEN_DESCRIPTOR = "970000c410000102030405060708090a0b0c0d0e0f03cd0102cf0000010
 FROZEN: dict[str, list[tuple[Any, str]]] = {
     "control": [
         (
-            Hello(2, 2, "vol", STREAM, 1 << 40, 3, 1 << 33, True),
-            "89a474797065a568656c6c6fa870726f746f636f6c02a7617474656d707402a6766f6c756d65"
-            "a3766f6ca673747265616dc410000102030405060708090a0b0c0d0e0fae6465766963655f73"
-            "6563746f7273cf0000010000000000a47461696c03a468656164cf0000000200000000ac6173"
-            "73756d655f636c65616ec3",
+            Hello(
+                2,
+                2,
+                9,
+                "vol",
+                SOURCE,
+                (b"gener-02", b"gener-01"),
+                STREAM,
+                1 << 40,
+                3,
+                1 << 33,
+                4,
+                1028,
+                True,
+            ),
+            "8ea474797065a568656c6c6fa870726f746f636f6c02a7617474656d707402a56e6f6e636509"
+            "a6766f6c756d65a3766f6ca6736f75726365c410101112131415161718191a1b1c1d1e1fab67"
+            "656e65726174696f6e73c41067656e65722d303267656e65722d3031a673747265616dc41000"
+            "0102030405060708090a0b0c0d0e0fae6465766963655f736563746f7273cf00000100000000"
+            "00a47461696c03a468656164cf0000000200000000ac61636b6e6f776c656467656404a7636f"
+            "756e746564cd0404ac617373756d655f636c65616ec3",
         ),
         (
-            Welcome(2, 7, 1, 300, Condition.CATCHING_UP),
-            "86a474797065a777656c636f6d65a7617474656d707402a565706f636807a66e756d62657201"
-            "a4736c6f74cd012ca9636f6e646974696f6e01",
+            Welcome(
+                2,
+                7,
+                1,
+                300,
+                5,
+                Condition.CATCHING_UP,
+                TARGET,
+                (AcceptedBatch(6, 8, 290, 10, DIGEST),),
+            ),
+            "89a474797065a777656c636f6d65a7617474656d707402a565706f636807a66e756d62657201"
+            "a4736c6f74cd012ca76368616e67657305a9636f6e646974696f6e01a6746172676574c41020"
+            "2122232425262728292a2b2c2d2e2fa6726563656e7491950608cd01220ac410303132333435"
+            "363738393a3b3c3d3e3f",
         ),
         (
-            Refused(2, RefusedReason.SIZE, "tóo big"),
-            "84a474797065a772656675736564a7617474656d707402a6726561736f6e03a474657874a874"
-            "c3b36f20626967",
+            Disown(7),
+            "82a474797065a66469736f776ea565706f636807",
         ),
         (
-            Ping(7, 5 << 30),
-            "83a474797065a470696e67a565706f636807aa6c6566745f6279746573cf0000000140000000",
+            Refused(2, RefusedReason.SIZE, 9, "tóo big"),
+            "85a474797065a772656675736564a7617474656d707402a6726561736f6e03a56e6f6e636509"
+            "a474657874a874c3b36f20626967",
+        ),
+        (
+            Ping(7, b"gener-02", 5 << 30),
+            "84a474797065a470696e67a565706f636807aa67656e65726174696f6ec40867656e65722d30"
+            "32aa6c6566745f6279746573cf0000000140000000",
         ),
         (
             Ack(7, 300, 299, Condition.INCONSISTENT, 1_790_000_000, 1_790_000_060),
@@ -218,13 +252,28 @@ def test_functions_use_the_tables_of_their_conversations() -> None:
     assert decode_answer(encode_answer(revoked)) == revoked
 
 
-_PLACES = (("control", 3), ("requests", 0), ("answers", 3))
+_PLACES = (("control", 4), ("requests", 0), ("answers", 3))
 
 MEMBERS: list[tuple[type[Any], dict[str, int]]] = [
     (BatchKind, {"LIVE": 0, "RESYNC": 1, "MARKER": 2}),
-    (Marker, {"NONE": 0, "INCONSISTENT": 1, "CONSISTENT": 2}),
-    (Condition, {"CONSISTENT": 0, "CATCHING_UP": 1, "INCONSISTENT": 2, "UNKNOWN": 3}),
-    (RefusedReason, {"PROTOCOL": 1, "VOLUME": 2, "SIZE": 3, "BUSY": 4, "SLOTS": 5}),
+    (Marker, {"NONE": 0, "INCONSISTENT": 1, "CONSISTENT": 2, "UNVERIFIED": 3}),
+    (
+        Condition,
+        {"CONSISTENT": 0, "CATCHING_UP": 1, "INCONSISTENT": 2, "UNKNOWN": 3, "UNVERIFIED": 4},
+    ),
+    (
+        RefusedReason,
+        {
+            "PROTOCOL": 1,
+            "VOLUME": 2,
+            "SIZE": 3,
+            "BUSY": 4,
+            "SLOTS": 5,
+            "UNRELATED": 6,
+            "TWO_HISTORIES": 7,
+            "PROMOTED": 8,
+        },
+    ),
     (RewindReason, {"NO_SESSION": 1, "MISSING": 2, "DAMAGED": 3, "MISPLACED": 4}),
     (
         DigestsRefused,
@@ -240,8 +289,15 @@ def test_values_of_an_enumeration_are_frozen(kind: type[Any], frozen: dict[str, 
     assert {member.name: member.value for member in kind} == frozen
 
 
-def test_reasons_that_pass_by_themselves() -> None:
-    assert [each for each in RefusedReason if not each.is_permanent] == [RefusedReason.BUSY]
+def test_reasons_that_pass_without_a_restart_of_the_reader() -> None:
+    passing_refusals = [each for each in RefusedReason if not each.is_permanent]
+    assert passing_refusals == [
+        RefusedReason.BUSY,
+        # A person decides on the target's host.
+        RefusedReason.UNRELATED,
+        RefusedReason.TWO_HISTORIES,
+        RefusedReason.PROMOTED,
+    ]
     passing = [each for each in DigestsRefused if not each.is_permanent]
     assert passing == [DigestsRefused.NONE, DigestsRefused.NO_SESSION, DigestsRefused.BUSY]
 
@@ -312,3 +368,15 @@ def test_position_after_a_batch() -> None:
         for kind in (BatchKind.LIVE, BatchKind.RESYNC, BatchKind.MARKER)
     ]
     assert [header.end for header in headers] == [15, 10, 10]
+
+
+def test_accepted_batch_is_of_the_frames_that_it_was_accepted_with_and_of_no_others() -> None:
+    digest = decode_batch(make_frames()).digest
+    accepted = AcceptedBatch(LIVE.epoch, LIVE.number, LIVE.first, LIVE.count, digest)
+    assert accepted.is_of(STREAM, SLOTS, PAYLOAD)
+    assert not accepted.is_of(SOURCE, SLOTS, PAYLOAD)
+    assert not accepted.is_of(STREAM, SLOTS[::-1], PAYLOAD)
+    assert not accepted.is_of(STREAM, SLOTS, PAYLOAD[::-1])
+    for field in ("epoch", "number", "first"):
+        other = accepted._replace(**{field: getattr(accepted, field) + 1})
+        assert not other.is_of(STREAM, SLOTS, PAYLOAD), field

@@ -16,6 +16,7 @@ from bdr.common.errors import WireError
 from bdr.common.wire.batch import (
     BATCH_SLOTS_MAX,
     PROTOCOL,
+    RECENT_BATCHES_MAX,
     Batch,
     BatchHeader,
     BatchKind,
@@ -25,11 +26,18 @@ from bdr.common.wire.batch import (
     encode_batch,
     encode_descriptor,
 )
-from bdr.common.wire.codec import BLOB_BYTES_MAX, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, Buffer
+from bdr.common.wire.codec import (
+    BLOB_BYTES_MAX,
+    GENERATIONS_MAX,
+    MESSAGE_BYTES_MAX,
+    TEXT_BYTES_MAX,
+    Buffer,
+)
 from bdr.common.wire.control import OtherProtocolError, Ping, decode_message, encode_message
 from bdr.common.wire.scan import decode_answer, decode_request
 from tests.support.wire_forms import CODECS, LIVE, STREAM, TEXT, U64, forms, make_frames
 
+GENERATION = b"gener-01"
 FORMS = {name: form for each in CODECS.values() for name, form in forms(each).items()}
 NAMES = sorted(FORMS)
 FIELDS = sorted({field for form in FORMS.values() for field in form.fields})
@@ -63,12 +71,14 @@ def decode_or_wire_error(decode: Any, data: Any) -> Any:
 @example(b"\xc1")
 @example(b"\x91" * 2000)
 @example(b"\x81\xa4type" + b"\x91" * 1010 + b"\xc0")
-@example(b"\x83\xa4type\xa4ping\xaaleft_bytes\x01\xa5epoch" + b"\x91" * 1010 + b"\xc0")
+@example(
+    b"\x84\xa4type\xa4ping\xaaleft_bytes\x01\xaageneration\x01\xa5epoch" + b"\x91" * 1010 + b"\xc0"
+)
 @example(b"\x81\xa4type\x91\xa5hello")
 @example(b"\x81\x91\x01\x02")
-@example(pack({"type": "ping", "left_bytes": 0, "epoch": True}))
-@example(pack({"type": "ping", "left_bytes": 0, "epoch": -1}))
-@example(pack({"type": "ping", "left_bytes": 0, "epoch": 1.0}))
+@example(pack({"type": "ping", "left_bytes": 0, "generation": GENERATION, "epoch": True}))
+@example(pack({"type": "ping", "left_bytes": 0, "generation": GENERATION, "epoch": -1}))
+@example(pack({"type": "ping", "left_bytes": 0, "generation": GENERATION, "epoch": 1.0}))
 @example(pack({"type": "hello", "protocol": 3, "attempt": []}))
 @example(pack({"type": "hello", "protocol": True, "attempt": 1}))
 @example(b"\x84\xa4type\xa6rewind\xa5epoch\x01\xa6reason\x01\xa4text\xa3\xed\xa0\x80")
@@ -144,13 +154,13 @@ def test_any_fields_are_a_batch_or_an_error(
 
 
 def test_message_without_one_of_its_fields_or_with_another_one_is_an_error() -> None:
-    raw = {"type": "ping", "epoch": 7, "left_bytes": 1}
-    assert decode_message(pack(raw)) == Ping(7, 1)
+    raw = {"type": "ping", "epoch": 7, "generation": GENERATION, "left_bytes": 1}
+    assert decode_message(pack(raw)) == Ping(7, GENERATION, 1)
     for bad in (
-        {"type": "ping", "epoch": 7},
+        {"type": "ping", "epoch": 7, "left_bytes": 1},
         raw | {"other": 1},
-        {"type": "ping", "epoch": 7, "left": 1},
-        {"epoch": 7, "left_bytes": 1},
+        {"type": "ping", "epoch": 7, "generation": GENERATION, "left": 1},
+        {"epoch": 7, "generation": GENERATION, "left_bytes": 1},
     ):
         with pytest.raises(WireError):
             decode_message(pack(bad))
@@ -159,9 +169,20 @@ def test_message_without_one_of_its_fields_or_with_another_one_is_an_error() -> 
 @pytest.mark.parametrize(
     ("name", "field", "value"),
     [
-        ("ack", "condition", 4),
+        ("ack", "condition", 5),
         ("ack", "condition", True),
         ("refused", "reason", 0),
+        ("refused", "reason", 9),
+        ("refused", "nonce", -1),
+        ("welcome", "target", bytes(15)),
+        ("welcome", "recent", [[1, 2, 3, 4]]),
+        ("welcome", "recent", [[1, 2, 3, 4, bytes(15)]]),
+        ("welcome", "recent", [[1, 2, 3, BATCH_SLOTS_MAX + 1, bytes(16)]]),
+        ("welcome", "recent", [[1, 2, 3, True, bytes(16)]]),
+        ("welcome", "recent", [{"epoch": 1}]),
+        ("welcome", "recent", [1, 2, 3, 4, bytes(16)]),
+        ("welcome", "recent", [[1, 2, 3, 4, bytes(16)]] * (RECENT_BATCHES_MAX + 1)),
+        ("disown", "epoch", -1),
         ("rewind", "reason", 5),
         ("digests", "refused", 5),
         ("rewind", "text", "x" * (TEXT_BYTES_MAX + 1)),
@@ -173,23 +194,40 @@ def test_message_without_one_of_its_fields_or_with_another_one_is_an_error() -> 
         ("hello", "stream", bytes(15)),
         ("hello", "assume_clean", 1),
         ("hello", "tail", "1"),
+        ("hello", "source", bytes(17)),
+        ("hello", "nonce", -1),
+        ("hello", "generations", b""),
+        ("hello", "generations", bytes(12)),
+        ("hello", "generations", bytes(8 * (GENERATIONS_MAX + 1))),
+        ("hello", "generations", [GENERATION]),
+        ("ping", "generation", bytes(16)),
+        ("ping", "generation", 1),
     ],
 )
 def test_value_that_a_field_may_not_hold_is_an_error(name: str, field: str, value: Any) -> None:
     fields: dict[str, dict[str, Any]] = {
         "ack": dict.fromkeys(FORMS["ack"].fields, 1),
-        "refused": {"attempt": 1, "reason": 1, "text": ""},
+        "welcome": dict.fromkeys(FORMS["welcome"].fields, 1)
+        | {"target": bytes(16), "recent": [[1, 2, 3, 4, bytes(16)]]},
+        "disown": {"epoch": 1},
+        "ping": {"epoch": 1, "generation": GENERATION, "left_bytes": 0},
+        "refused": {"attempt": 1, "reason": 1, "nonce": 0, "text": ""},
         "rewind": {"epoch": 1, "reason": 1, "text": ""},
         "digests": {"request": 1, "digests": b"", "refused": 0, "text": ""},
         "checksums": {"request": 1, "epoch": 1, "block_sectors": 0, "ranges": b""},
         "hello": {
             "protocol": PROTOCOL,
             "attempt": 1,
+            "nonce": 0,
             "volume": "",
+            "source": STREAM,
+            "generations": GENERATION * 2,
             "stream": STREAM,
             "device_sectors": 1,
             "tail": 1,
             "head": 1,
+            "acknowledged": 1,
+            "counted": 1,
             "assume_clean": True,
         },
     }
@@ -370,4 +408,4 @@ def test_frames_of_two_batches_do_not_make_a_third() -> None:
 
 def test_message_of_another_conversation_is_an_error() -> None:
     with pytest.raises(WireError):
-        decode_request(encode_message(Ping(1, 2)))
+        decode_request(encode_message(Ping(1, GENERATION, 3)))

@@ -16,7 +16,8 @@ from bdr.common.errors import DeviceError, InternalError, StateError
 from bdr.common.target.extents import NO_EXTENTS
 from bdr.common.target.job import Job
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.wire.control import Checksums, DigestsRefused
+from bdr.common.wire.control import Checksums
+from bdr.common.wire.reasons import DigestsRefused
 from bdr.services.runtime.workers import Tasks, Workers
 from bdr.services.target.checksummer import Checksummer
 from bdr.services.target.store import GROUP_BYTES_MAX, StoreWorker

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`bdr adopt`: what a target holds may be overwritten by a source that it does not know."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+
+from bdr.common.errors import UsageError
+from bdr.common.host.tables import Target
+from bdr.common.target.record import ANY_SOURCE
+from bdr.common.wire.codec import ID_BYTES
+from bdr.services.cli import options as cli_options
+from bdr.services.cli.replica import opened, target_of, without_applier
+
+
+@click.command(params=[cli_options.config_path(), cli_options.volume()])
+@click.option(
+    "--source",
+    metavar="ID",
+    help="The source that may, as its refusal names it; without it, the next that connects.",
+)
+def main(config_path: str, source: str | None, volume: str) -> None:
+    """Lets a source that VOLUME does not know overwrite what its target holds, once.
+
+    For a disk that held something else before, or the replica of another source. Everything
+    is compared, and what differs is made as the source has it.
+    """
+    found, target = target_of(config_path, volume)
+    adopted = source_id(source)
+    with without_applier(found, volume):
+        adopt(volume, target, state=found.state_of(volume, target), source=adopted)
+    who = "the next source that connects" if source is None else f"source {source}"
+    click.echo(f"{volume}: {who} may overwrite {target.target}, once")
+
+
+def adopt(volume: str, target: Target, *, state: str, source: bytes = ANY_SOURCE) -> None:
+    """Remembers that this source, or the next one, may overwrite what the target holds."""
+    with opened(volume, target, state=state) as (file, record):
+        file.save(replace(record, adopts=source))
+
+
+def source_id(text: str | None) -> bytes:
+    """The id that a user has given, or what stands for any.
+
+    Raises:
+        UsageError: none of a source.
+    """
+    if text is None:
+        return ANY_SOURCE
+    try:
+        found = bytes.fromhex(text)
+    except ValueError:
+        found = b""
+    if len(found) != ID_BYTES:
+        raise UsageError(f"--source: found {text!r}, wanted {2 * ID_BYTES} hexadecimal digits")
+    return found

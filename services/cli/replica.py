@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A replica's state file, for the commands that change what the replica is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bdr.common.errors import UsageError
+from bdr.common.host import config
+from bdr.common.host.config import Config
+from bdr.common.host.tables import Target
+from bdr.common.storage.record_file import RecordFile
+from bdr.common.storage.target_device import TargetDevice
+from bdr.common.target.record import ReplicaRecord
+from bdr.services.cli import options as cli_options
+from bdr.services.supervise.supervisord import Supervision
+
+
+def target_of(config_path: str, volume: str) -> tuple[Config, Target]:
+    """The configuration, and the target of this name in it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = config.load(config_path)
+    target = found.volume[cli_options.chosen(found, volume)]
+    if not isinstance(target, Target):
+        raise UsageError(f"volume {volume}: found a source; wanted a target, which has a replica")
+    return found, target
+
+
+@contextmanager
+def without_applier(found: Config, volume: str) -> Iterator[bool]:
+    """Its applier does not run meanwhile, and runs again afterwards if it ran; whether it did."""
+    supervision, applier = Supervision(found.host.run_dir), f"{volume}-applier"
+    ran = supervision.is_running() and supervision.stop(applier)
+    try:
+        yield ran
+    finally:
+        if ran:
+            supervision.start(applier)
+
+
+@contextmanager
+def opened(
+    volume: str, target: Target, *, state: str
+) -> Iterator[tuple[RecordFile, ReplicaRecord]]:
+    """The state file and what it has; the device is not in use meanwhile.
+
+    Raises:
+        DeviceError: the device is in use, or cannot be opened.
+        StateError: the file is in use, damaged, or of another volume.
+    """
+    device = TargetDevice(target.target)
+    try:
+        file = RecordFile(state)
+        try:
+            record = file.load(
+                volume=volume,
+                device_sectors=device.sectors,
+                device=device.identity,
+                allow_foreign=True,
+            )
+            yield file, record
+        finally:
+            file.close()
+    finally:
+        device.close()
