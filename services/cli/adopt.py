@@ -9,10 +9,10 @@ import click
 
 from bdr.common.errors import UsageError
 from bdr.common.host.tables import Target
-from bdr.common.target.record import ANY_SOURCE
+from bdr.common.target.record import ANY_SOURCE, NO_JOURNAL
 from bdr.common.wire.codec import ID_BYTES
 from bdr.services.cli import options as cli_options
-from bdr.services.cli.replica import opened, target_of, without_applier
+from bdr.services.cli.replica import complete, opened, target_of, without_applier
 
 
 @click.command(params=[cli_options.config_path(), cli_options.volume()])
@@ -24,8 +24,8 @@ from bdr.services.cli.replica import opened, target_of, without_applier
 def main(config_path: str, source: str | None, volume: str) -> None:
     """Lets a source that VOLUME does not know overwrite what its target holds, once.
 
-    For a disk that held something else before, or the replica of another source. Everything
-    is compared, and what differs is made as the source has it.
+    For a target that is not blank when its first source connects, or is the replica of another
+    source. Everything is compared, and what differs is made as the source has it.
     """
     found, target = target_of(config_path, volume)
     adopted = source_id(source)
@@ -36,7 +36,17 @@ def main(config_path: str, source: str | None, volume: str) -> None:
 
 
 def adopt(volume: str, target: Target, *, state: str, source: bytes = ANY_SOURCE) -> None:
-    """Remembers that this source, or the next one, may overwrite what the target holds."""
+    """Remembers that this source, or the next one, may overwrite what the target holds.
+
+    Raises:
+        StateError: the device was promoted, or is not that of the replica: what is remembered of
+            it would be believed of this one.
+    """
+    with opened(volume, target, state=state) as (_, record):
+        is_journal_in_use = record.journal != NO_JOURNAL
+    if is_journal_in_use:
+        # After a kill the journal has the record that counts, and the state file's is ignored.
+        complete(volume, target, state=state)
     with opened(volume, target, state=state) as (file, record):
         file.save(replace(record, adopts=source))
 

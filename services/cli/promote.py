@@ -14,17 +14,14 @@ from dataclasses import replace
 import click
 
 from bdr.common.errors import StateError
-from bdr.common.host.config import Config
-from bdr.common.host.tables import Target
 from bdr.common.journal.superblock_choice import BLANK_BYTES, choose
 from bdr.common.storage.journal_file import JournalFile
-from bdr.common.storage.record_file import RecordFile, utc
-from bdr.common.storage.target_device import TargetDevice
-from bdr.common.target.record import NO_JOURNAL, NO_STREAM, ReplicaRecord, demoted
+from bdr.common.storage.record_file import utc
+from bdr.common.target.record import NO_JOURNAL, NO_STREAM, demoted
 from bdr.common.wire.condition import Condition
 from bdr.services.cli import options as cli_options
-from bdr.services.cli.replica import opened, target_of, without_applier
-from bdr.services.target.opening import journal_path, open_store
+from bdr.services.cli.replica import complete, opened, target_of, without_applier
+from bdr.services.target.opening import journal_path
 
 
 @click.command(params=[cli_options.config_path(), cli_options.volume()])
@@ -38,7 +35,7 @@ def promote(config_path: str, force: bool, volume: str) -> None:
     found, target = target_of(config_path, volume)
     state = found.state_of(volume, target)
     with without_applier(found, volume):
-        record = _complete(found, volume, target)
+        record = complete(volume, target, state=state)
         if record.condition is not Condition.CONSISTENT and not force:
             raise StateError(
                 f"volume {volume}: found a replica that is {record.condition.words}; wanted a "
@@ -68,7 +65,10 @@ def demote(config_path: str, give_up: bool, volume: str) -> None:
     """
     found, target = target_of(config_path, volume)
     state = found.state_of(volume, target)
-    with without_applier(found, volume) as ran, opened(volume, target, state=state) as (file, was):
+    with (
+        without_applier(found, volume) as ran,
+        opened(volume, target, state=state, allow_foreign=True) as (file, was),
+    ):
         if not was.promoted_utc and was.stream != NO_STREAM and not give_up:
             raise StateError(
                 f"volume {volume}: found a replica that was not promoted, {was.condition.words}, "
@@ -80,26 +80,6 @@ def demote(config_path: str, give_up: bool, volume: str) -> None:
         file.save(demoted(was, now_utc=int(time.time())))
     started = "" if ran else f"; now: bdr ctl start {volume}-applier"
     click.echo(f"{volume}: a replica again{started}")
-
-
-def _complete(found: Config, volume: str, target: Target) -> ReplicaRecord:
-    """Applies everything that was acknowledged to the device, as an applier does."""
-    device = TargetDevice(target.target)
-    record_file = RecordFile(found.state_of(volume, target))
-    try:
-        store, record = open_store(
-            journal=target.journal,
-            journal_size=target.journal_size,
-            device=device,
-            record_file=record_file,
-            volume=volume,
-        )
-    except BaseException:
-        device.close()
-        record_file.close()
-        raise
-    store.close()
-    return record.at_start()
 
 
 def _give_up(path: str, journal_id: bytes) -> None:

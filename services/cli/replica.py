@@ -15,6 +15,7 @@ from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target.record import ReplicaRecord
 from bdr.services.cli import options as cli_options
 from bdr.services.supervise.supervisord import Supervision
+from bdr.services.target.opening import open_store
 
 
 def target_of(config_path: str, volume: str) -> tuple[Config, Target]:
@@ -44,9 +45,15 @@ def without_applier(found: Config, volume: str) -> Iterator[bool]:
 
 @contextmanager
 def opened(
-    volume: str, target: Target, *, state: str
+    volume: str, target: Target, *, state: str, allow_foreign: bool = False
 ) -> Iterator[tuple[RecordFile, ReplicaRecord]]:
     """The state file and what it has; the device is not in use meanwhile.
+
+    While a journal is in use, its record is newer.
+
+    Args:
+        allow_foreign: also where the device was promoted, or is another one. What is saved then is
+            of this one: it must say nothing of what the device holds.
 
     Raises:
         DeviceError: the device is in use, or cannot be opened.
@@ -60,10 +67,33 @@ def opened(
                 volume=volume,
                 device_sectors=device.sectors,
                 device=device.identity,
-                allow_foreign=True,
+                allow_foreign=allow_foreign,
             )
             yield file, record
         finally:
             file.close()
     finally:
         device.close()
+
+
+def complete(volume: str, target: Target, *, state: str) -> ReplicaRecord:
+    """Applies everything that was acknowledged to the device, as an applier does.
+
+    The state file has the record afterwards, and no journal is in use.
+    """
+    device = TargetDevice(target.target)
+    record_file = RecordFile(state)
+    try:
+        store, record = open_store(
+            journal=target.journal,
+            journal_size=target.journal_size,
+            device=device,
+            record_file=record_file,
+            volume=volume,
+        )
+    except BaseException:
+        device.close()
+        record_file.close()
+        raise
+    store.close()
+    return record.at_start()

@@ -7,6 +7,7 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,8 @@ class Host:
         self.expected = bytearray(TARGET_BYTES)
         self.record = ReplicaRecord("v", TARGET_BYTES // 512)
         self.jobs = 0
+        self.known: dict[str, Any] = {}
+        """What else the record has once there was a source."""
 
     def open(self, *, journal: str | None = None, size: int | None = SIZE) -> StoreWorker:
         """Opens everything; what the replica's record is stands in `record` then."""
@@ -95,6 +98,7 @@ class Host:
                 epoch=self.record.epoch + 1,
                 condition=Condition.CONSISTENT,
                 clean=False,
+                **self.known,
             )
         )
 
