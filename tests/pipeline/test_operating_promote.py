@@ -95,7 +95,7 @@ def test_replica_that_is_not_consistent_is_promoted_by_force_only(make_hosts: Ma
 
 
 def test_demoted_with_its_journal_in_use_everything_is_compared(make_hosts: MakeHosts) -> None:
-    """As for a disk that was replaced: what the journal has is no use to it."""
+    """As for a disk that was restored: what the journal has is no use to it."""
     hosts = make_hosts()
     hosts.start()
     target, volume = hosts.target, hosts.volume
@@ -107,8 +107,9 @@ def test_demoted_with_its_journal_in_use_everything_is_compared(make_hosts: Make
     os.kill(applier, signal.SIGKILL)
     assert names_a_journal(target.directory / "state/v1.state", volume.size)
     with volume.target.open("r+b") as file:
-        file.write(bytes(volume.size))
-    done = target.bdr("demote", "v1")
+        file.write(b"restored" * (volume.size // 8))
+    assert target.bdr("demote", "v1").returncode == 72
+    done = target.bdr("demote", "v1", "--give-up")
     assert done.returncode == 0, done.stderr
     target.start()
     hosts.source.wait_health("v1", "healthy")

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What `bdr adopt` remembers, whatever the applier left behind."""
+"""What `bdr adopt` and `bdr demote` remember, whatever the applier left behind."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+from click.testing import CliRunner, Result
 
 from bdr.common.errors import StateError
 from bdr.common.host.tables import Target
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
-from bdr.common.target.record import ANY_SOURCE
+from bdr.common.target.record import ANY_SOURCE, NO_SOURCE, NO_STREAM
 from bdr.services.cli import replica
 from bdr.services.cli.adopt import adopt
-from tests.pipeline.journal_host import Host, host, with_writes
+from bdr.services.cli.main import main as bdr
+from tests.pipeline.journal_host import STREAM, Host, damage, host, with_writes
 
 __all__ = ["host"]  # a fixture
 
@@ -29,6 +34,15 @@ def followed(host: Host, *, close: bool) -> None:
 
 def adopted(host: Host) -> None:
     adopt("v", Target(role="target", target=str(host.target)), state=str(host.state))
+
+
+def demote(host: Host, *words: str) -> Result:
+    config = host.directory / "bdr.toml"
+    config.write_text(
+        f'[host]\nrun_dir = "{host.directory}/run"\n[volume.v]\nrole = "target"\n'
+        f'target = "{host.target}"\nstate = "{host.state}"\n'
+    )
+    return CliRunner().invoke(bdr, ["demote", "--config", str(config), *words, "v"])
 
 
 def put_in_another_disk(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,3 +78,47 @@ def test_adoption_does_not_make_another_disk_the_replica(
     with pytest.raises(StateError, match="--give-up"):
         adopted(host)
     assert host.state.read_bytes() == before
+
+
+def test_another_disk_is_demoted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    followed(host, close=False)
+    put_in_another_disk(host, monkeypatch)
+    assert demote(host, "--give-up").exit_code == 0
+    adopted(host)
+    host.open().close()
+    assert (host.record.source, host.record.stream) == (SOURCE, NO_STREAM)
+    assert host.record.device == "another disk"
+
+
+@pytest.mark.parametrize("close", LEFT_BEHIND)
+def test_replica_is_given_up_by_that_word_only_and_still_knows_its_source(
+    host: Host, close: bool
+) -> None:
+    followed(host, close=close)
+    assert demote(host).exit_code == StateError.exit_code
+    worker = host.open()
+    assert (host.record.stream, host.record.slot) == (STREAM, 16)
+    worker.close() if close else host.crash(worker)
+    assert demote(host, "--give-up").exit_code == 0
+    host.open().close()
+    assert (host.record.stream, host.record.is_given_up) == (NO_STREAM, True)
+    assert (host.record.source, host.record.generation) == (SOURCE, GENERATION)
+
+
+def test_replica_whose_journal_is_damaged_is_not_given_up_without_a_word(host: Host) -> None:
+    followed(host, close=False)
+    for offset in (100, 4096 + 100):
+        damage(host.journal, offset)
+    assert demote(host).exit_code == StateError.exit_code
+    Path(host.journal).unlink()
+    assert demote(host).exit_code == StateError.exit_code
+    assert demote(host, "--give-up").exit_code == 0
+    host.open().close()
+    assert host.record.is_given_up
+
+
+def test_target_that_never_had_a_source_needs_no_word(host: Host) -> None:
+    host.crash(host.open())
+    assert demote(host).exit_code == 0
+    host.open().close()
+    assert replace(host.record, is_given_up=False).source == NO_SOURCE
