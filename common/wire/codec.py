@@ -72,6 +72,8 @@ def is_bytes(value: object, size: int) -> bool:
 
 
 U64 = FieldType(is_u64)
+COUNT = FieldType(lambda value: is_u64(value) and not value >> 63)  # type: ignore[operator]
+"""A number that its receiver goes on counting from, and stores as U64."""
 FLAG = FieldType(lambda value: type(value) is bool)
 TEXT = FieldType(lambda value: isinstance(value, str) and len(value.encode()) <= TEXT_BYTES_MAX)
 STREAM = FieldType(lambda value: is_bytes(value, STREAM_BYTES))

@@ -17,6 +17,7 @@ from bdr.common.errors import WireError
 from bdr.common.wire.batch import PROTOCOL, RECENT_BATCHES, AcceptedBatch
 from bdr.common.wire.codec import (
     BLOB,
+    COUNT,
     FLAG,
     GENERATION,
     GENERATIONS,
@@ -177,8 +178,8 @@ MESSAGES: Codec[Message] = Codec(
                 "device_sectors": U64,
                 "tail": U64,
                 "head": U64,
-                "acknowledged": U64,
-                "counted": U64,
+                "acknowledged": COUNT,
+                "counted": COUNT,
                 "assume_clean": FLAG,
             },
         ),
@@ -189,7 +190,7 @@ MESSAGES: Codec[Message] = Codec(
                 "epoch": U64,
                 "number": U64,
                 "slot": U64,
-                "changes": U64,
+                "changes": COUNT,
                 "condition": member(Condition),
                 "target": ID,
                 "recent": RECENT_BATCHES,

@@ -37,6 +37,7 @@ _SIXTEEN = st.binary(min_size=16, max_size=16)
 _EIGHT = st.binary(min_size=8, max_size=8)
 _VALUES: dict[int, st.SearchStrategy[Any]] = {
     id(codec.U64): U64,
+    id(codec.COUNT): st.integers(0, (1 << 63) - 1),
     id(codec.FLAG): st.booleans(),
     id(codec.TEXT): TEXT,
     id(codec.STREAM): _SIXTEEN,

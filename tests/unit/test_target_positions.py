@@ -12,17 +12,29 @@ from typing import Any
 
 import pytest
 
+from bdr.common.errors import WireError
 from bdr.common.target.events import LogEvent
 from bdr.common.target.record import (
     ANY_SOURCE,
     NO_GENERATION,
     NO_SOURCE,
     ReplicaRecord,
+    decode_record,
     demoted,
+    encode_record,
 )
 from bdr.common.wire.batch import RECENT_BATCHES_MAX, BatchKind, Marker
 from bdr.common.wire.condition import Condition
-from bdr.common.wire.control import Ack, Disown, Hello, Ping, Rewind, Welcome
+from bdr.common.wire.control import (
+    Ack,
+    Disown,
+    Hello,
+    Ping,
+    Rewind,
+    Welcome,
+    decode_message,
+    encode_message,
+)
 from bdr.common.wire.reasons import RefusedReason, RewindReason
 from tests.support.target_rig import (
     BLANK,
@@ -182,6 +194,19 @@ def test_source_that_is_adopted_is_taken_once_it_has_brought_something(
     rig.lose()
     other = replace(HELLO, source=OTHER_SOURCE)
     assert refusal_of(rig.say(other, NEWCOMER)).reason is RefusedReason.UNRELATED
+
+
+def test_largest_counter_of_a_source_leaves_room_to_count_on() -> None:
+    most = decode_message(encode_message(replace(HELLO, counted=(1 << 63) - 1)))
+    assert isinstance(most, Hello)
+    with pytest.raises(WireError):
+        decode_message(encode_message(replace(HELLO, counted=1 << 63)))
+    rig = TargetRig(BLANK, is_blank=True, stride=(1 << 40) - 1)
+    answer = welcome(rig, most)
+    assert answer.changes > most.counted
+    assert encode_message(answer)
+    rig.bring(make_marker(1, 40, Marker.UNVERIFIED, rig.record.epoch))
+    assert decode_record(encode_record(rig.record)) == rig.record
 
 
 def test_source_that_is_not_the_adopted_one_is_refused() -> None:
