@@ -40,7 +40,6 @@ class CopiesFile:
                 "its own for each volume"
             )
         self._generation = 0
-        self._is_new = os.fstat(self._fd).st_size == 0
 
     def load(self) -> Kept | None:
         """The copy that counts; None where nothing was ever durable.
@@ -60,11 +59,12 @@ class CopiesFile:
     def _drop_page_cache(self) -> None:
         """Makes what a killed process left durable, and forgets what is cached of it.
 
-        Else a copy could be believed that a power cut takes back, when others, such
-        as a journal's superblock, were built on it already.
+        Else a copy could be believed that a power cut takes back, or the file with its name,
+        when others, such as a journal's superblock, were built on it already.
         """
         try:
             os.fdatasync(self._fd)
+            sync_directory(self.path)
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise self._failed(error) from error
@@ -81,9 +81,6 @@ class CopiesFile:
             if os.pwrite(self._fd, data, place_of(self._generation)) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fdatasync(self._fd)
-            if self._is_new:
-                sync_directory(self.path)
-                self._is_new = False
         except OSError as error:
             raise self._failed(error) from error
 

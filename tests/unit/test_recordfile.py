@@ -75,20 +75,26 @@ def test_record_left_by_a_killed_process_is_synced_before_it_is_believed(
     path = tmp_path / "state"
     path.write_bytes(COPIES.encode(values_of(RECORD), 2) + bytes(COPY_BYTES))
     calls: list[str] = []
-    sync, read = os.fdatasync, os.pread
+    sync, sync_name, read = os.fdatasync, os.fsync, os.pread
 
     def note_sync(fd: int) -> None:
         calls.append("sync")
         sync(fd)
+
+    def note_sync_of_name(fd: int) -> None:
+        assert os.path.samestat(os.fstat(fd), tmp_path.stat())
+        calls.append("sync of the name")
+        sync_name(fd)
 
     def note_read(fd: int, size: int, at: int) -> bytes:
         calls.append("read")
         return read(fd, size, at)
 
     monkeypatch.setattr(os, "fdatasync", note_sync)
+    monkeypatch.setattr(os, "fsync", note_sync_of_name)
     monkeypatch.setattr(os, "pread", note_read)
     assert load(path) == RECORD
-    assert calls == ["sync", "read"]
+    assert calls == ["sync", "sync of the name", "read"]
 
 
 def test_disk_that_cannot_sync_the_record_is_an_error(
