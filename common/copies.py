@@ -84,8 +84,8 @@ class Copies:
             raise StateError(
                 f"{self.what} {where}: found bytes that are no intact copy of this version, "
                 f"wanted two copies that begin with {self.magic.decode()}; if this file is not "
-                "BDR's, name another one; if it is, its disk damaged it: move it away, and what "
-                "it remembered is found out anew"
+                "BDR's, name another one; if it is, its disk damaged it: move it away, and let "
+                "everything be compared: `bdr adopt` on the target's host allows it"
             )
         return None
 

@@ -7,7 +7,8 @@ from bdr.common.errors import StateError
 
 WHAT_TO_DO = (
     "if the disk can be mended or the right journal named, do that and start the applier again; "
-    "otherwise delete the journal and the state file, and let the source scan"
+    "otherwise delete the journal and the state file, and let the source scan: "
+    "`bdr adopt` allows it"
 )
 
 

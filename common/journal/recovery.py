@@ -77,7 +77,7 @@ def recover(
             f"a replica of {record.device_sectors} sectors",
             f"at most {device_sectors}, the size of the target",
             "name the right target; if it was shrunk, delete the journal and the state file, "
-            "and let the source scan",
+            "and let the source scan: `bdr adopt` allows it",
         )
     wanted_bytes = LOG_OFFSET + superblock.log_bytes
     if size_bytes < wanted_bytes:

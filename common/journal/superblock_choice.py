@@ -51,7 +51,7 @@ def choose(read: Read, *, where: str) -> tuple[Superblock | None, tuple[Copy, ..
             f"format version {version}",
             f"version {superblock_format.VERSION}",
             "start it once with the BDR that wrote it and stop that cleanly, or delete the "
-            "journal and the state file, and let the source scan",
+            "journal and the state file, and let the source scan: `bdr adopt` allows it",
         )
     states = " and ".join(f"copy {at} {copy.value}" for at, copy in enumerate(copies))
     if choice == _UNREADABLE:

@@ -79,7 +79,7 @@ class RecordFile:
             raise StateError(
                 f"replica state {self.path}: found a replica of {record.device_sectors} sectors, "
                 f"but the target has {device_sectors}; is it the right device? If so, delete "
-                "the state file and let the source scan"
+                "the state file and let the source scan: `bdr adopt` allows it"
             )
         return replace(record, device_sectors=device_sectors, device=self._device)
 
@@ -98,7 +98,7 @@ class RecordFile:
             raise StateError(
                 f"replica state {self.path}: found values {', '.join(map(str, kept.values))}, "
                 "wanted those of this version; go back to the version before, or move the file "
-                "away: everything will be compared"
+                "away: everything is compared once `bdr adopt` allows it"
             )
         return record
 

@@ -346,5 +346,5 @@ def check_no_journal(record: ReplicaRecord, *, state: str) -> None:
         raise StateError(
             f"replica state {state}: found that journal {record.journal.hex()} has the replica's "
             "last writes, wanted none in use for --journal none; start the applier once with that "
-            "journal and stop it, or delete the state file and let the source scan"
+            "journal and stop it, or give up the replica: `bdr demote --give-up`"
         )
