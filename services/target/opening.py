@@ -12,8 +12,8 @@ from bdr.services.target.store import DirectStore, Store
 
 
 def journal_path(journal: str | None, *, state: str) -> str:
-    """Path of the journal: the configured one, or the default."""
-    return journal or f"{state}.journal"
+    """Path of the journal: the configured one, or the default, also if there is to be none."""
+    return f"{state}.journal" if journal in (None, WITHOUT_JOURNAL) else journal
 
 
 def open_store(

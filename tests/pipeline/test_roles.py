@@ -36,11 +36,11 @@ def adopted(host: Host) -> None:
     adopt("v", Target(role="target", target=str(host.target)), state=str(host.state))
 
 
-def demote(host: Host, *words: str) -> Result:
+def demote(host: Host, *words: str, more: str = "") -> Result:
     config = host.directory / "bdr.toml"
     config.write_text(
         f'[host]\nrun_dir = "{host.directory}/run"\n[volume.v]\nrole = "target"\n'
-        f'target = "{host.target}"\nstate = "{host.state}"\n'
+        f'target = "{host.target}"\nstate = "{host.state}"\n{more}'
     )
     return CliRunner().invoke(bdr, ["demote", "--config", str(config), *words, "v"])
 
@@ -115,6 +115,18 @@ def test_replica_whose_journal_is_damaged_is_not_given_up_without_a_word(host: H
     assert demote(host, "--give-up").exit_code == 0
     host.open().close()
     assert host.record.is_given_up
+
+
+def test_journal_in_use_is_given_up_where_none_is_configured_any_more(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(host.directory)
+    followed(host, close=False)
+    assert demote(host, "--give-up", more='journal = "none"').exit_code == 0
+    assert not Path("none").exists()
+    host.open(journal="none").close()
+    assert (host.record.source, host.record.is_given_up) == (SOURCE, True)
+    host.open().close()
 
 
 def test_target_that_never_had_a_source_needs_no_word(host: Host) -> None:
