@@ -130,15 +130,13 @@ def _assumption(hello: Hello, record: ReplicaRecord) -> Assumption:
 
 def _unrelated(hello: Hello, record: ReplicaRecord) -> str:
     found = f"found source {hello.source.hex()}"
+    allows = f"`bdr adopt {record.volume} --source {hello.source.hex()}` on the target's host"
     if record.source == NO_SOURCE:
         wanted = "wanted a blank target, but its device holds data, of no source that is known"
+        allows += ", or `bdr server --adopt`,"
     else:
         wanted = f"wanted {record.source.hex()}, whose replica this is"
-    return (
-        f"{found}, {wanted}; if what the target holds may be overwritten, "
-        f"`bdr adopt {record.volume} --source {hello.source.hex()}` on the target's host (or "
-        "`bdr server --adopt`) allows it"
-    )
+    return f"{found}, {wanted}; if what the target holds may be overwritten, {allows} allows it"
 
 
 def _two_histories(hello: Hello, record: ReplicaRecord) -> str:

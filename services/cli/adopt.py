@@ -9,7 +9,8 @@ import click
 
 from bdr.common.errors import UsageError
 from bdr.common.host.tables import Target
-from bdr.common.target.record import ANY_SOURCE, NO_JOURNAL
+from bdr.common.storage.record_file import RecordFile
+from bdr.common.target.record import ANY_SOURCE, NO_JOURNAL, NO_SOURCE
 from bdr.common.wire.codec import ID_BYTES
 from bdr.services.cli import options as cli_options
 from bdr.services.cli.replica import complete, opened, target_of, without_applier
@@ -35,8 +36,29 @@ def main(config_path: str, source: str | None, volume: str) -> None:
     click.echo(f"{volume}: {who} may overwrite {target.target}, once")
 
 
-def adopt(volume: str, target: Target, *, state: str, source: bytes = ANY_SOURCE) -> None:
+def adopt_first(volume: str, target: Target, *, state: str) -> None:
+    """The same as a setting that stays: of interest to a target that has had no source."""
+    file = RecordFile(state)
+    try:
+        record = file.peek(volume=volume)
+    finally:
+        file.close()
+    if record is None or (record.source == NO_SOURCE and not record.promoted_utc):
+        adopt(volume, target, state=state, only_first=True)
+
+
+def adopt(
+    volume: str,
+    target: Target,
+    *,
+    state: str,
+    source: bytes = ANY_SOURCE,
+    only_first: bool = False,
+) -> None:
     """Remembers that this source, or the next one, may overwrite what the target holds.
+
+    Args:
+        only_first: unless it is the replica of a source.
 
     Raises:
         StateError: the device was promoted, or is not that of the replica: what is remembered of
@@ -48,7 +70,8 @@ def adopt(volume: str, target: Target, *, state: str, source: bytes = ANY_SOURCE
         # After a kill the journal has the record that counts, and the state file's is ignored.
         complete(volume, target, state=state)
     with opened(volume, target, state=state) as (file, record):
-        file.save(replace(record, adopts=source))
+        if record.source == NO_SOURCE or not only_first:
+            file.save(replace(record, adopts=source))
 
 
 def source_id(text: str | None) -> bytes:

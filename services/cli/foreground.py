@@ -90,7 +90,7 @@ def client(**given: Any) -> None:
 _ADOPT = click.Option(
     ["--adopt"],
     is_flag=True,
-    help="The next source that connects may overwrite what the target holds.",
+    help="The first source of the target may overwrite what it holds.",
 )
 
 
@@ -109,7 +109,7 @@ def server(adopt: bool, **given: Any) -> None:
     _make_state_dir(found, volume)
     if adopt:
         name = given["volume"]
-        adoption.adopt(name, volume, state=found.state_of(name, volume))
+        adoption.adopt_first(name, volume, state=found.state_of(name, volume))
     _run(found, given["run_dir"])
 
 

@@ -15,7 +15,7 @@ from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target.record import ANY_SOURCE, NO_SOURCE, NO_STREAM
 from bdr.services.cli import replica
-from bdr.services.cli.adopt import adopt
+from bdr.services.cli.adopt import adopt, adopt_first
 from bdr.services.cli.main import main as bdr
 from tests.pipeline.journal_host import STREAM, Host, damage, host, with_writes
 
@@ -28,7 +28,7 @@ LEFT_BEHIND = [True, False]
 
 def followed(host: Host, *, close: bool) -> None:
     """Leaves a replica of SOURCE behind."""
-    host.known = {"source": SOURCE, "generation": GENERATION}
+    host.known |= {"source": SOURCE, "generation": GENERATION}
     with_writes(host, close=close)
 
 
@@ -43,6 +43,18 @@ def demote(host: Host, *words: str, more: str = "") -> Result:
         f'target = "{host.target}"\nstate = "{host.state}"\n{more}'
     )
     return CliRunner().invoke(bdr, ["demote", "--config", str(config), *words, "v"])
+
+
+def adopted_by_server(host: Host) -> None:
+    adopt_first("v", Target(role="target", target=str(host.target)), state=str(host.state))
+
+
+def promoted(host: Host) -> None:
+    file = RecordFile(str(host.state))
+    record = file.peek(volume="v")
+    assert record is not None
+    file.save(replace(record, promoted_utc=1))
+    file.close()
 
 
 def put_in_another_disk(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +78,24 @@ def test_adoption_counts_however_the_applier_ended(host: Host, close: bool) -> N
     assert host.record.adopts == ANY_SOURCE
     assert (host.record.source, host.record.slot) == (SOURCE, 16)
     assert host.is_applied()
+
+
+@pytest.mark.parametrize("close", LEFT_BEHIND)
+def test_adoption_that_stays_on_a_command_line_counts_for_the_first_source_only(
+    host: Host, close: bool
+) -> None:
+    adopted_by_server(host)
+    host.open().close()
+    assert host.record.adopts == ANY_SOURCE
+    host.known = {"adopts": NO_SOURCE}
+    followed(host, close=close)
+    adopted_by_server(host)
+    host.open().close()
+    assert (host.record.source, host.record.adopts) == (SOURCE, NO_SOURCE)
+    promoted(host)
+    state = host.state.read_bytes()
+    adopted_by_server(host)
+    assert host.state.read_bytes() == state
 
 
 @pytest.mark.parametrize("close", LEFT_BEHIND)
