@@ -89,6 +89,7 @@ class Applier:
         self._node = node
         self._disk = disk
         self._bad_messages = 0
+        self._received_bytes = 0
         self.loop = Loop()
         self._reporter = Reporter(
             self.loop,
@@ -166,6 +167,10 @@ class Applier:
 
     def _on_tick(self, now_at: float) -> None:
         self._handle(events.Tick(now_at, int(time.time())))
+        received_bytes = self.loop.connections.received_bytes(self._data)
+        if received_bytes > self._received_bytes:
+            self._received_bytes = received_bytes
+            self._handle(events.BytesArrived())
         self._reporter.tick(now_at, (self._node.has_source, self._node.record.condition))
 
     def _on_durable(self) -> None:

@@ -144,8 +144,11 @@ class Reader:
         last_ack = self.node.last_ack
         if last_ack is not None and last_ack.condition is not order.condition:
             last_ack = None  # superseded: the next acknowledgement has the new one
+        phase = ConnectionState[self.node.session.state.name]
+        if phase is ConnectionState.STREAMING and not self.node.session.is_answered:
+            phase = ConnectionState.GREETING
         return ReaderValues(
-            phase=ConnectionState[self.node.session.state.name],
+            phase=phase,
             # Unknown before the first WELCOME.
             condition=order.condition if order.epoch else None,
             since_utc=last_ack.since_utc if last_ack else 0,

@@ -7,8 +7,8 @@ differences. Subclasses choose the leases and handle the differences: `Repairer`
 has the states of a job.
 
 In COMPARING and COMPARING_BLOCKS a job is abandoned if the target refuses, sends an invalid answer,
-or exceeds a timeout. In any state it is dropped if the reader sends REVOKED or a connection is
-lost: numbered batches may then be lost too, which the reader detects by the lost connection.
+or none in time. In any state it is dropped if the reader sends REVOKED or a connection is lost:
+numbered batches may then be lost too, which the reader detects by the lost connection.
 
 `handle` is the only entry point. Time arrives as `Tick`, results of I/O as events.
 """
@@ -28,7 +28,7 @@ from bdr.common.scan.plan import Chunk, Flags
 from bdr.common.scan.settings import ComparerSettings
 from bdr.common.wire.control import Checksums, Digests
 from bdr.common.wire.reasons import DigestsRefused
-from bdr.common.wire.scan import Answer, Grant, Request, Revoked
+from bdr.common.wire.scan import Answer, Grant, Renew, Request, Revoked
 
 WHOLE = -1
 """Instead of the index of a suspect: the digests are those of whole chunks."""
@@ -40,14 +40,12 @@ class Comparer(ABC):
 
     Args:
         stream: of the capture whose underlying device is read.
-
-    Attributes:
-        abandoned: number of abandoned leases.
     """
 
     def __init__(self, *, stream: bytes, settings: ComparerSettings | None = None) -> None:
         self.settings = settings or ComparerSettings()
         self.abandoned = 0
+        """Number of abandoned leases."""
         self._stream = stream
         self._now_at = 0.0
         self._actions: list[Action] = []
@@ -60,6 +58,8 @@ class Comparer(ABC):
         self._is_up = False
         self._next = 1
         self._backoff_until_at = 0.0
+        self._timeouts = 0
+        """Since a job was last compared."""
         self._story = Story()
 
     @property
@@ -142,14 +142,14 @@ class Comparer(ABC):
     def _on_tick(self, now_at: float) -> None:
         self._now_at = now_at
         for job in list(self._jobs.values()):
-            if job.state is JobState.ACQUIRING:
-                if now_at - job.requested_at > self.settings.repeat_s:
-                    job.requested_at = now_at
-                    self._actions.append(SendToReader(job.request))
-            elif (
-                job.state is not JobState.FINISHING and now_at - job.began_at > self.settings.job_s
-            ):
+            waited_s = now_at - job.began_at
+            if job.awaits_target and waited_s > self.settings.limit_s(self._timeouts):
+                self._timeouts += 1
                 self._give_up(job, DigestsRefused.NONE, "timeout")
+            elif now_at - job.requested_at > self.settings.repeat_s:
+                job.requested_at = now_at
+                again = Renew(job.lease) if job.has_lease else job.request
+                self._actions.append(SendToReader(again))
 
     def _on_room(self, batches: int) -> None:
         if not self._is_up or self._now_at < self._backoff_until_at:
@@ -244,6 +244,7 @@ class Comparer(ABC):
 
     def _request_block_digests(self, job: Job, suspects: list[int]) -> None:
         job.fire(Suspected(suspects))
+        job.began_at = self._now_at
         job.is_in_thread = True
         suspected = [job.chunks[index] for index in suspects]
         offsets = [job.offsets[index] for index in suspects]
@@ -265,6 +266,7 @@ class Comparer(ABC):
 
     def _finish_job(self, job: Job, found: list[tuple[int, Flags]]) -> None:
         job.fire(Compared(found))
+        self._timeouts = 0
         unreadable = job.unreadable()
         if unreadable:
             self._actions.append(LogEvent("unreadable", {"sectors": str(unreadable[:16])}))

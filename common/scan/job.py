@@ -65,7 +65,7 @@ class Job(Machine[JobState]):
         number: also that of its request.
         request: to the reader.
         buffer: number of the buffer that it owns.
-        requested_at: monotonic, seconds.
+        requested_at: when its lease was last requested or renewed; monotonic, seconds.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Job(Machine[JobState]):
         self.buffer = buffer
         self.requested_at = requested_at
         self.began_at = 0.0
+        """When its present state began."""
         self.lease = 0
         self.epoch = 0
         self.chunks: list[Chunk] = []
@@ -119,6 +120,11 @@ class Job(Machine[JobState]):
     def has_lease(self) -> bool:
         """Whether the reader has granted the lease."""
         return self.state is not JobState.ACQUIRING
+
+    @property
+    def awaits_target(self) -> bool:
+        """Whether digests of the target are missing."""
+        return self.state in (JobState.COMPARING, JobState.COMPARING_BLOCKS)
 
     @property
     def has_digests(self) -> bool:

@@ -35,7 +35,11 @@ class VerifySettings:
     pause_s: float = 0.25
     """Before each repetition."""
     no_progress_s: float = 20.0
-    """Without progress for this time, the verification is interrupted."""
+    """Without progress for this time, the verification is interrupted, if a connection is down or
+    the target cannot answer."""
+    waiting_s: float = 600.0
+    """The same, if nothing is known to be wrong: all that was sent before must be durable first,
+    which takes long on a slow link."""
 
 
 @dataclass(slots=True)
@@ -87,6 +91,8 @@ class Verifier(Comparer):
         self._wait_until_at: float | None = None
         """When the busy blocks are compared again."""
         self._progress_at: float | None = None
+        self._abandoned_before = 0
+        """Leases that were abandoned before the last progress."""
 
     # Asking.
 
@@ -98,9 +104,13 @@ class Verifier(Comparer):
             return
         if not self._todo and not self._jobs:
             self._end_round(now_at)
-        elif now_at - self._progress_at > self._verify.no_progress_s:
+        elif now_at - self._progress_at > self._patience_s():
             self.is_finished = True
             self._actions.append(Interrupted())
+
+    def _patience_s(self) -> float:
+        is_hindered = not self._is_up or self.abandoned > self._abandoned_before
+        return self._verify.no_progress_s if is_hindered else self._verify.waiting_s
 
     def _end_round(self, now_at: float) -> None:
         """Everything was compared; busy blocks are compared again."""
@@ -164,6 +174,7 @@ class Verifier(Comparer):
         """A job's chunks were compared in this round."""
         del self._requested[job.number]
         self._progress_at = self._now_at
+        self._abandoned_before = self.abandoned
         if not self._tries:
             self.findings.compared_bytes += job.size_bytes
             self._actions.append(Progress(job.size_bytes))

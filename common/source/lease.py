@@ -64,7 +64,7 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """It was open for longer than `lease_s`."""
+    """Its peer has not renewed it for `lease_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,8 @@ class Lease(Machine[LeaseState]):
         self.peer = peer
         self.request = request
         self.chunks = chunks
-        self.opened_at = opened_at
+        self.renewed_at = opened_at
+        """When its peer last showed that it is at work on it."""
         self.is_verify = is_verify
         self.exclusions = Exclusions(chunks)
         self.barrier = barrier or 0

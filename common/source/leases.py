@@ -61,20 +61,31 @@ class Leases:
         self._open[lease.number] = lease
         return lease
 
+    def renew(self, peer: Peer, number: int, *, now_at: float) -> None:
+        """Its peer is still at work on it; ignored if it is not open."""
+        lease = self.of(peer, number)
+        if lease is not None:
+            lease.renewed_at = now_at
+
+    def renew_waiting(self, peer: Peer, request: LeaseRequest, *, now_at: float) -> bool:
+        """The same, for a command's lease that is not granted; whether there is one."""
+        if not isinstance(request, VerifyBegin):
+            return False
+        wanted = (LeaseState.WAITING, peer, request.request)
+        its = [each for each in self if (each.state, each.peer, each.request) == wanted]
+        for lease in its:
+            lease.renewed_at = now_at
+        return bool(its)
+
     def find(self, peer: Peer, number: int, *, is_verify: bool) -> Lease | None:
         """The open lease of this number, if it belongs to this peer and is of this kind."""
-        lease = self._open.get(number)
-        if lease is None or (lease.peer, lease.is_verify) != (peer, is_verify):
-            return None
-        return lease
+        lease = self.of(peer, number)
+        return lease if lease is not None and lease.is_verify == is_verify else None
 
-    def is_waiting(self, peer: Peer, request: LeaseRequest) -> bool:
-        """Whether this request of a command has a lease that is not granted yet."""
-        return isinstance(request, VerifyBegin) and any(
-            lease.state is LeaseState.WAITING
-            and (lease.peer, lease.request) == (peer, request.request)
-            for lease in self
-        )
+    def of(self, peer: Peer, number: int) -> Lease | None:
+        """The open lease of this number, if it belongs to this peer."""
+        lease = self._open.get(number)
+        return lease if lease is not None and lease.peer == peer else None
 
     def exclude(self, covered: Covered) -> None:
         """A live batch was dispatched: its sectors are excluded from all open leases."""

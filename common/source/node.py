@@ -151,8 +151,6 @@ class SourceNode:
     def _on_tick(self, tick: events.Tick) -> None:
         self.order.now_at = tick.now_at
         self._fire(tick)
-        if self.order.is_streaming and self.order.window.is_late(tick.now_at):
-            self._fire(session_events.Lost("batches in flight do not arrive"))
         if self._generation.is_due(tick.now_at):
             self._actions.append(events.SaveGeneration())
         if tick.now_at >= self._status_at:
@@ -189,6 +187,8 @@ class SourceNode:
             if self.order.acknowledge(message):
                 self.session.progressed()
                 self._actions += self._greeting.acknowledged()
+            if self.order.window.is_late:
+                self._fire(session_events.Lost("no byte of the batches in flight arrives"))
         self._advance()
 
     def _fire(self, event: object) -> None:

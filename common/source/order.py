@@ -12,6 +12,7 @@ from typing import Protocol
 
 from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus
 from bdr.common.machine import Story
+from bdr.common.ring.layout import WRITE_SLOTS_MAX
 from bdr.common.ring.slots import Headers
 from bdr.common.source.consistency import Consistency, Declared, Repaired, ScanRequested, StatusSeen
 from bdr.common.source.quota import QuotaSettings, ResyncQuota
@@ -172,6 +173,7 @@ class Order:
         return self.window.acknowledge(
             accepted=ack.accepted,
             durable=ack.durable,
+            idle_s=ack.idle_s,
             now_at=self.now_at,
             consecutive_losses=self._session.consecutive_losses,
         )
@@ -199,7 +201,11 @@ class Order:
             self.consistency.fire(Declared(marker))
             return header
         limit = self._limit()
-        count = self._ring.published(self.cursor, limit) if limit else 0
+        usual = min(limit, self.window.batch_slots)
+        count = self._ring.published(self.cursor, usual) if limit else 0
+        if not count and limit:
+            # The first write has more.
+            count = self._ring.published(self.cursor, min(limit, WRITE_SLOTS_MAX))
         if count > limit:
             raise self._story.error(f"{count} slots for a limit of {limit}")
         return self._add(BatchKind.LIVE, count=count) if count else None

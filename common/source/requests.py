@@ -19,6 +19,7 @@ from bdr.common.wire.scan import (
     Acquire,
     Commit,
     Query,
+    Renew,
     Request,
     Resync,
     ResyncStatus,
@@ -54,6 +55,8 @@ class Requests:
                 self._scheduler.acquire(peer, request)
             case Commit():
                 return self._scheduler.commit(peer, request)
+            case Renew():
+                self._scheduler.renew(peer, request)
             case _:
                 self._waiting.append((peer, request))
         return []

@@ -35,9 +35,7 @@ not durable yet.
 All leases are revoked, and bits stay set, when batches may have been lost, when regions may have
 been marked anew, and when a scanner is lost (`forget`). Chunks are then leased again, but only
 after everything dispatched before is durable: a repair in flight must not be applied to a chunk
-that is being compared.
-
-Commands that only verify hold leases too: `common.source.verification`.
+that is being compared. Leases of commands: `common.source.verification`.
 """
 
 from __future__ import annotations
@@ -69,6 +67,7 @@ from bdr.common.wire.scan import (
     Commit,
     Committed,
     Grant,
+    Renew,
     Resync,
     Revoked,
     Verified,
@@ -142,8 +141,12 @@ class ResyncScheduler:
 
     def acquire(self, peer: Peer, request: LeaseRequest) -> None:
         """Takes a request for a lease; a repetition is ignored."""
-        if not self._leases.is_waiting(peer, request):
+        if not self._leases.renew_waiting(peer, request, now_at=self._now_at):
             self._requests.put(peer, request, now_at=self._now_at)
+
+    def renew(self, peer: Peer, renew: Renew) -> None:
+        """A scanner or a command is still at work on its lease."""
+        self._leases.renew(peer, renew.lease, now_at=self._now_at)
 
     def commit(self, peer: Peer, commit: Commit) -> list[Action]:
         """A scanner finished its lease."""
@@ -169,8 +172,7 @@ class ResyncScheduler:
 
     def mark(self, resync: Resync) -> list[Action]:
         """Marks ranges to be repaired; an empty list means everything."""
-        # A region may be marked during its own repair.
-        self.forget()
+        self.forget()  # a region may be marked during its own repair
         size = self._info.device_sectors
         chunks = resync.ranges or [(0, size)]
         marked = [self.regions.of(each) for each in chunks if each[1] and sum(each) <= size]
@@ -244,7 +246,7 @@ class ResyncScheduler:
     def _advance(self, lease: Lease) -> list[Action]:
         """Advances one lease, if its barrier was reached."""
         order = self._order
-        is_old = self._now_at - lease.opened_at > self._settings.lease_s
+        is_old = self._now_at - lease.renewed_at > self._settings.lease_s
         match lease.state:
             case LeaseState.WAITING if order.durable >= lease.barrier:
                 lease.fire(Granted())

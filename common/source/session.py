@@ -56,9 +56,14 @@ class SessionSettings:
 
     hello_s: float = 1.0
     """Before a HELLO is repeated; doubles."""
+    hello_max_s: float = 60.0
+    """An answer may take so long: it comes to the last HELLO only."""
     ping_s: float = 1.0
-    silence_s: float = 5.0
-    """Without a message from the target for this time, the link counts as dead."""
+    answer_s: float = 10.0
+    """Without a message from the target for this time, it is shown as not answering."""
+    silence_s: float = 60.0
+    """The same, until HELLO is sent again; doubles. The target's process does not run, or something
+    on the way swallows what it says: the end of a connection is noticed earlier."""
     pause_min_s: float = 0.25
     pause_max_s: float = 10.0
 
@@ -97,6 +102,12 @@ class Session(Machine[Phase]):
         self._ping_at = 0.0
         self._paused_until_at = 0.0
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the target has answered lately, while batches may be sent."""
+        silent_s = self._now_at - self._heard_at
+        return self.state is Phase.STREAMING and silent_s <= self._settings.answer_s
+
     def heard(self) -> None:
         """A message arrived from the target."""
         self._heard_at = self._now_at
@@ -130,7 +141,8 @@ class Session(Machine[Phase]):
 
     def _on_tick_streaming(self, tick: Tick) -> None:
         self._now_at = tick.now_at
-        if self._now_at - self._heard_at > self._settings.silence_s:
+        doublings = min(self.consecutive_losses, _DOUBLINGS_MAX)
+        if self._now_at - self._heard_at > self._settings.silence_s * 2**doublings:
             self._back_off("the target is silent")
         elif self._now_at >= self._ping_at:
             self._ping_at = self._now_at + self._settings.ping_s
@@ -200,7 +212,7 @@ class Session(Machine[Phase]):
         # Doubles, so that the answer to an earlier attempt can arrive first.
         self._hello_at = self._now_at + min(
             self._settings.hello_s * 2 ** min(self._hellos, _DOUBLINGS_MAX),
-            self._settings.pause_max_s,
+            self._settings.hello_max_s,
         )
         self._hellos += 1
         self.outcome += [DropInFlight(), SendHello(self.attempt)]

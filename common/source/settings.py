@@ -21,7 +21,7 @@ class SchedulerSettings:
     lease_sectors: int = 16 * CHUNK_SECTORS
     open_leases: int = 32
     lease_s: float = 30.0
-    """A lease that is open for longer expires."""
+    """A lease that its peer has not renewed for so long expires."""
     unreadable_s: float = 60.0
     """An unreadable region is retried after this time."""
     rate_limit: ScanRateSettings = field(default_factory=ScanRateSettings)

@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from bdr.common.ring.layout import WRITE_SLOTS_MAX
+from bdr.common.source.batch_size import BatchSize
 from bdr.common.wire.batch import BATCH_SLOTS_MAX, BatchHeader, BatchKind, Marker
 
 _DOUBLINGS_MAX = 6
@@ -30,8 +31,9 @@ class WindowSettings:
     """Most batches in flight; below the high-water mark of the receiver."""
     batch_slots: int = BATCH_SLOTS_MAX
     """Most slots in a batch: 4 MiB of payload."""
-    progress_s: float = 20.0
-    """Without an arrival for this time, batches in flight count as lost; doubles."""
+    idle_s: float = 30.0
+    """Batches in flight count as lost if for this time the target has received no byte of any,
+    as it says; doubles. A batch may take as long as it likes."""
 
     def __post_init__(self) -> None:
         if not WRITE_SLOTS_MAX <= self.batch_slots <= BATCH_SLOTS_MAX:
@@ -70,12 +72,19 @@ class Window:
         self.accepted = 0
         """Every batch up to this number has arrived at the target."""
         self.resync_in_flight = 0
+        self.is_late = False
+        """Whether no byte of the dispatched batches arrives, as of the last acknowledgement."""
         self._settings = settings
+        self._batch_size = BatchSize(settings.batch_slots)
+        self._accepted_end = tail
+        """Every slot below it has arrived at the target."""
         self._stream = stream
         self._epoch = 0
         self._next_number = 1
         self._in_flight: deque[_InFlight] = deque()
-        self._late_at = 0.0
+        self._waiting_since_at = 0.0
+        self.idle_max_s = 0.0
+        """Batches in flight are lost when no byte of them has arrived for so long."""
 
     @property
     def in_flight(self) -> int:
@@ -99,12 +108,17 @@ class Window:
 
     @property
     def room_slots(self) -> int:
-        """Most slots of the next batch; 0 if a whole write might not fit."""
+        """Most slots of a batch; 0 if a whole write might not fit."""
         if not self.room_batches:
             return 0
         room = self._settings.slots - (self.cursor - self.tail)
         limit = min(self._settings.batch_slots, room)
         return limit if limit >= WRITE_SLOTS_MAX else 0
+
+    @property
+    def batch_slots(self) -> int:
+        """Slots that the next batch should have at most, unless its first write has more."""
+        return self._batch_size.slots
 
     @property
     def has_resync_on_its_way(self) -> bool:
@@ -113,10 +127,6 @@ class Window:
             each.kind is BatchKind.RESYNC and each.number > self.accepted
             for each in self._in_flight
         )
-
-    def is_late(self, now_at: float) -> bool:
-        """Whether dispatched batches fail to arrive in time."""
-        return self.accepted < self.dispatched and now_at >= self._late_at
 
     def begin(self, *, epoch: int, slot: int, changes: int) -> None:
         """A session begins: `slot` is the next, and the replica has so many changes."""
@@ -128,6 +138,7 @@ class Window:
     def forget(self) -> None:
         """Batches in flight may be lost."""
         self._in_flight.clear()
+        self.is_late = False
         self.resync_in_flight = 0
         self.cursor = self.tail
         self.changes = self.acknowledged
@@ -152,6 +163,8 @@ class Window:
         if self.accepted == self.dispatched:
             # No batch was in flight until now.
             self._await(now_at, consecutive_losses)
+            self._batch_size.begin(now_at)
+            self._accepted_end = self.cursor
         header = BatchHeader(
             kind, marker, self._stream, self._epoch, self._next_number, self.cursor, count
         )
@@ -167,12 +180,20 @@ class Window:
         return durable <= accepted <= self.dispatched
 
     def acknowledge(
-        self, *, accepted: int, durable: int, now_at: float, consecutive_losses: int
+        self, *, accepted: int, durable: int, idle_s: int, now_at: float, consecutive_losses: int
     ) -> bool:
-        """Takes a valid acknowledgement; returns whether a batch became durable."""
+        """Takes a valid acknowledgement; returns whether a batch became durable.
+
+        Only here is it judged whether batches are late: while acknowledgements are late too,
+        nothing is known.
+        """
         if accepted > self.accepted:
             self.accepted = accepted
             self._await(now_at, consecutive_losses)
+            self._measure(now_at)
+        waited_s = now_at - self._waiting_since_at
+        is_complete = self.accepted == self.dispatched
+        self.is_late = not is_complete and min(waited_s, idle_s) >= self.idle_max_s
         before = len(self._in_flight)
         while self._in_flight and self._in_flight[0].number <= durable:
             entry = self._in_flight.popleft()
@@ -180,6 +201,12 @@ class Window:
             self.resync_in_flight -= entry.kind is BatchKind.RESYNC
             self.acknowledged += entry.kind is not BatchKind.LIVE
         return len(self._in_flight) < before
+
+    def _measure(self, now_at: float) -> None:
+        arrived = (each.end for each in reversed(self._in_flight) if each.number <= self.accepted)
+        end = next(arrived, self._accepted_end)
+        self._batch_size.arrived(end - self._accepted_end, now_at)
+        self._accepted_end = end
 
     def contradiction(self) -> str | None:
         """The violated invariant, or None."""
@@ -204,6 +231,5 @@ class Window:
         return None
 
     def _await(self, now_at: float, consecutive_losses: int) -> None:
-        self._late_at = now_at + self._settings.progress_s * 2.0 ** min(
-            consecutive_losses, _DOUBLINGS_MAX
-        )
+        self._waiting_since_at = now_at
+        self.idle_max_s = self._settings.idle_s * 2.0 ** min(consecutive_losses, _DOUBLINGS_MAX)

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from bdr.common.target.record import ReplicaRecord
 from bdr.common.target.session import Session
+from bdr.common.target.silence import Silence
 from bdr.common.wire.control import Ack, Welcome
 
 
-def acknowledgement(session: Session, record: ReplicaRecord) -> Ack:
-    """Of what was accepted, and what of it is durable."""
+def acknowledgement(session: Session, record: ReplicaRecord, arrivals: Silence) -> Ack:
+    """Of what was accepted, and what of it is durable; `arrivals` are those of bytes."""
     return Ack(
         record.epoch,
         session.accepted,
@@ -17,6 +18,7 @@ def acknowledgement(session: Session, record: ReplicaRecord) -> Ack:
         record.condition,
         record.since_utc,
         record.accepted_utc,
+        int(max(0.0, arrivals.seconds)),
     )
 
 

@@ -62,6 +62,11 @@ class BatchArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class BytesArrived:
+    """Bytes of batches arrived, which may be a part of a frame."""
+
+
+@dataclass(frozen=True, slots=True)
 class Durable:
     """Every job up to this one is applied and synced, and its record written."""
 
@@ -87,6 +92,7 @@ Event = (
     | PeerLost
     | OtherProtocolArrived
     | BatchArrived
+    | BytesArrived
     | Durable
     | DigestsMade
     | Stopping

@@ -82,11 +82,13 @@ class TargetNode:
         )
         self._checksums = ChecksumQueue(device_sectors=record.device_sectors)
         self._silence = Silence()
+        self._arrivals = Silence()
         self._reception = Reception(
             replica=self._replica,
             session=self._session,
             intake=self._intake,
             silence=self._silence,
+            arrivals=self._arrivals,
             dropped=self.dropped,
             is_blank=is_blank,
             nonce=nonce,
@@ -161,6 +163,7 @@ class TargetNode:
 
     def _on_tick(self, tick: events.Tick) -> None:
         self._silence.tick(tick.now_at)
+        self._arrivals.tick(tick.now_at)
         self._replica.now_at, self._replica.now_utc = tick.now_at, tick.now_utc
 
     # Control.
@@ -223,17 +226,24 @@ class TargetNode:
         self._actions.append(Send(peer, message))
 
     def _acknowledge(self) -> None:
-        self._send(self._session.peer, acknowledgement(self._session, self.record))
+        self._send(self._session.peer, acknowledgement(self._session, self.record, self._arrivals))
         self.acked_at = self._replica.now_at
 
     # Batches and jobs.
 
     def _on_batch(self, arrived: events.BatchArrived) -> None:
+        self._arrivals.heard()
         before = self._session.accepted
         self._actions += self._intake.take(arrived.batch)
         if self._session.accepted > before:
             self._silence.heard()
             self._reception.confirmed()
+
+    def _on_bytes(self, _: events.BytesArrived) -> None:
+        # Pings share the line with what is queued before them, so bytes are as good.
+        self._arrivals.heard()
+        if self._session.is_open:
+            self._silence.heard()
 
     def _on_durable(self, durable: events.Durable) -> None:
         at, jobs = self._session, self.jobs
@@ -268,6 +278,7 @@ class TargetNode:
         events.PeerLost: _on_peer_lost,
         events.OtherProtocolArrived: _on_other_protocol,
         events.BatchArrived: _on_batch,
+        events.BytesArrived: _on_bytes,
         events.Durable: _on_durable,
         events.DigestsMade: _on_digests,
         events.Stopping: _on_stopping,

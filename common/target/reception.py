@@ -33,6 +33,7 @@ class Reception:
         session: that a HELLO may open.
         intake: of its batches.
         silence: of the session's source.
+        arrivals: of bytes of batches.
         dropped: counts refusals, by why.
         is_blank: nothing is on the device that would be lost; of interest before the first
             source only.
@@ -47,6 +48,7 @@ class Reception:
         session: Session,
         intake: Intake,
         silence: Silence,
+        arrivals: Silence,
         dropped: Counter[str],
         is_blank: bool,
         nonce: int,
@@ -58,6 +60,7 @@ class Reception:
         self._session = session
         self._intake = intake
         self._silence = silence
+        self._arrivals = arrivals
         self._dropped = dropped
         self._is_blank = is_blank
         self._nonce = nonce
@@ -80,7 +83,8 @@ class Reception:
         actions: list[Action] = []
         if is_other_alive:
             # A message to one that is not connected any more comes back as `PeerLost`.
-            actions.append(Send(session.peer, acknowledgement(session, self._replica.record)))
+            ack = acknowledgement(session, self._replica.record, self._arrivals)
+            actions.append(Send(session.peer, ack))
         return actions + self.refuse(peer, hello.attempt, outcome)
 
     def refuse(self, peer: Peer, attempt: int, refusal: Refusal) -> list[Action]:

@@ -13,7 +13,8 @@ class TargetSettings:
     """Limits and timeouts."""
 
     intake: IntakeSettings = field(default_factory=IntakeSettings)
-    source_silence_s: float = 15.0
-    """A source silent for so long counts as away: longer than any pause of its own."""
+    source_silence_s: float = 30.0
+    """A source silent for so long counts as away: longer than any pause of its own, and than a
+    queue that delays its pings."""
     session_s: float = 2.0
     """A session of which nothing came for so long no longer keeps others out."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Time since the last message from a target's source."""
+"""Time since a target last had something from its source: a message, or bytes of batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Silence:
 
     @property
     def seconds(self) -> float:
-        """Time since the last message, as of the last tick."""
+        """Time since the last of them, as of the last tick; negative before the first tick."""
         return self._now_at - self._heard_at
 
     def tick(self, now_at: float) -> None:
@@ -30,5 +30,5 @@ class Silence:
         self._heard_at = min(self._heard_at, now_at)
 
     def heard(self) -> None:
-        """A message arrived from the source."""
+        """Something arrived."""
         self._heard_at = self._now_at

@@ -127,6 +127,9 @@ class Ack:
     """Since when the condition holds: seconds since 1970; 0 if that is not known."""
     accepted_utc: int
     """When the last batch was accepted, in the same unit."""
+    idle_s: int
+    """Whole seconds since bytes of batches last arrived, over any connection; a part of a frame
+    counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,7 @@ MESSAGES: Codec[Message] = Codec(
                 "condition": member(Condition),
                 "since_utc": U64,
                 "accepted_utc": U64,
+                "idle_s": U64,
             },
         ),
         "rewind": Form(Rewind, {"epoch": U64, "reason": member(RewindReason), "text": TEXT}),

@@ -36,6 +36,13 @@ class Commit:
     unreadable: list[Range]
 
 
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """A scanner or a command is still at work on its lease: it does not expire."""
+
+    lease: int
+
+
 # Command to reader.
 
 
@@ -132,7 +139,7 @@ class ResyncStatus:
     unreadable: list[Range]
 
 
-Request = Acquire | Commit | VerifyBegin | VerifyEnd | Resync | Query
+Request = Acquire | Commit | Renew | VerifyBegin | VerifyEnd | Resync | Query
 Answer = Grant | Committed | Verified | Revoked | ResyncStatus
 
 REQUESTS: Codec[Request] = Codec(
@@ -142,6 +149,7 @@ REQUESTS: Codec[Request] = Codec(
             Commit,
             {"lease": U64, "batches": U64, "blocks": U64, "again": RANGES, "unreadable": RANGES},
         ),
+        "renew": Form(Renew, {"lease": U64}),
         "verify-begin": Form(VerifyBegin, {"request": U64, "ranges": RANGES}),
         "verify-end": Form(VerifyEnd, {"lease": U64}),
         "resync": Form(Resync, {"request": U64, "ranges": RANGES}),

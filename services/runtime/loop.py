@@ -15,6 +15,7 @@ from typing import Any
 import zmq
 
 from bdr.common.status.reports import LinkCounts
+from bdr.services.runtime.connections import Connections
 
 FAILURES = {
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: LinkCounts(handshakes_failed=1),
@@ -24,7 +25,8 @@ FAILURES = {
 _LINK_EVENT = struct.Struct("=HI")
 """First frame of a socket monitor's message: event and value. pyzmq's function for it imports
 asyncio and TLS, 8 MiB in each process."""
-LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | sum(FAILURES)
+_BEGUN = zmq.EVENT_CONNECTED | zmq.EVENT_ACCEPTED
+LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _BEGUN | sum(FAILURES)
 
 Socket = zmq.Socket[bytes]
 Source = Socket | int
@@ -45,6 +47,9 @@ class Loop:
         self._watched: dict[Socket, Socket] = {}
         self.links = LinkCounts()
         """Connection counts of the watched network sockets, since the start."""
+        self.connections = Connections()
+        """Those of the watched network sockets."""
+        self._every_round: list[Callable[[float], None]] = [self.connections.examine]
         self._is_stopping = False
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -75,9 +80,11 @@ class Loop:
     ) -> Socket:
         """Calls `up` and `down` when connections of `watched` are established and lost.
 
-        A connection is up when its handshake succeeded, not when TCP connected. Events are counted
-        in `links`, unless `is_counted` is false. Returns the socket monitor; this loop drains it,
-        since an unread one blocks the data socket.
+        A connection is up when its handshake succeeded, not when TCP connected; one whose
+        handshake fails is lost too. Events are
+        counted in `links`, and connections that are dead are ended, unless `is_counted` is false:
+        within a host the kernel ends them. Returns the socket monitor; this loop drains it, since
+        an unread one blocks the data socket.
         """
         monitor: Socket = watched.get_monitor_socket(LINK_EVENTS)
 
@@ -87,14 +94,18 @@ class Loop:
 
         def drain() -> None:
             while watched in self._watched and monitor.poll(0):
-                event, _ = _LINK_EVENT.unpack(monitor.recv_multipart()[0])
-                if event in FAILURES:
+                event, value = _LINK_EVENT.unpack(monitor.recv_multipart()[0])
+                if event & _BEGUN:
+                    if is_counted:
+                        self.connections.opened(watched, value)
+                elif event in FAILURES:
                     # A separate event for the end of the connection follows.
                     count(FAILURES[zmq.Event(event)])
                 elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     count(LinkCounts(connects=1))
                     up()
                 else:
+                    self.connections.closed(watched, value)
                     count(LinkCounts(disconnects=1))
                     down()
 
@@ -111,6 +122,7 @@ class Loop:
             closing.disable_monitor()
             self.unregister(monitor)
             monitor.close(linger=0)
+        self.connections.forget(closing)
         closing.close(linger=0)
 
     def end_on_signals(self) -> None:
@@ -122,6 +134,14 @@ class Loop:
     def stop(self) -> None:
         """Ends `run` after the current round; thread-safe."""
         self._is_stopping = True
+        self.wake()
+
+    def in_every_round(self, call: Callable[[float], None]) -> None:
+        """Calls it with the monotonic time in each round, before handlers."""
+        self._every_round.append(call)
+
+    def wake(self) -> None:
+        """Begins a round soon; thread-safe."""
         with contextlib.suppress(BlockingIOError):
             self._waker.send(b"!")
 
@@ -135,7 +155,10 @@ class Loop:
         """
         while not self._is_stopping:
             ready = self._poller.poll(tick_ms)
-            tick(time.monotonic())
+            now_at = time.monotonic()
+            for call in self._every_round:
+                call(now_at)
+            tick(now_at)
             for source, _ in ready:
                 handler = self._handlers.get(source)
                 if handler is not None:

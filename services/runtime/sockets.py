@@ -2,9 +2,10 @@
 """The sockets between the processes: addresses, options, limits.
 
 The high-water mark of the applier is only a safeguard: batches in flight are bounded by the
-reader's window, which is smaller. This is required for heartbeats, which would otherwise count a
-busy receiver as dead. The marks of senders and descriptors are small: what waits there delays what
-another sender could send.
+reader's window, which is smaller. So a busy receiver still reads, and its connections live. The
+marks of senders and descriptors are small: what waits there delays what another sender could send.
+
+There are no heartbeats of ZeroMQ: a connection lives while TCP moves bytes, see `connections`.
 """
 
 from __future__ import annotations
@@ -37,17 +38,23 @@ _IPC_PATH_BYTES_MAX = 107
 
 _Options = Mapping[zmq.SocketOption, int]
 
+_KEEPALIVE_IDLE_S, _KEEPALIVE_S, _KEEPALIVE_PROBES = 10, 5, 4
+"""A connection without traffic ends when its peer has not answered for `SILENT_S`."""
+HANDSHAKE_MS = 30_000
+"""A handshake takes a few round trips, of seconds each behind a full queue."""
+
 _NOTICE_DEAD_PEERS: _Options = {
-    zmq.HEARTBEAT_IVL: 2000,
-    zmq.HEARTBEAT_TIMEOUT: 10000,
+    zmq.HEARTBEAT_IVL: 0,
+    zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
     zmq.TCP_KEEPALIVE: 1,
-    zmq.TCP_KEEPALIVE_IDLE: 30,
+    zmq.TCP_KEEPALIVE_IDLE: _KEEPALIVE_IDLE_S,
+    zmq.TCP_KEEPALIVE_INTVL: _KEEPALIVE_S,
+    zmq.TCP_KEEPALIVE_CNT: _KEEPALIVE_PROBES,
     zmq.IPV6: 1,
 }
 _FROM_NETWORK: _Options = {
     zmq.LINGER: 0,
     zmq.BACKLOG: 1024,
-    zmq.HANDSHAKE_IVL: 5000,
     **_NOTICE_DEAD_PEERS,
 }
 _OVER_NETWORK: _Options = {
@@ -55,8 +62,7 @@ _OVER_NETWORK: _Options = {
     zmq.IMMEDIATE: 1,
     zmq.RECONNECT_IVL: 100,
     zmq.RECONNECT_IVL_MAX: 3000,
-    zmq.CONNECT_TIMEOUT: 5000,
-    zmq.HANDSHAKE_IVL: 5000,
+    zmq.CONNECT_TIMEOUT: HANDSHAKE_MS,
     **_NOTICE_DEAD_PEERS,
 }
 _WITHIN_HOST: _Options = {

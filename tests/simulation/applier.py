@@ -101,8 +101,15 @@ class Applier(Process):
     def on_data(self, frames: list[bytes]) -> None:
         """A batch, or what is left of one."""
         if self.alive:
+            self.on_bytes()
             self._unread.append(frames)
             self._read_batches()
+
+    def on_bytes(self) -> None:
+        """Something of a batch has arrived."""
+        if self.alive:
+            self.world.oracle.bytes_arrived()
+            self._handle(events.BytesArrived())
 
     def _read_batches(self) -> None:
         while self.alive and self._unread and self.node.accepts_batches:

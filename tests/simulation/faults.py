@@ -267,7 +267,7 @@ class Faults:
                 replace(welcome, slot=order.head + 1),
                 replace(welcome, number=2),
                 Refused(session.attempt, RefusedReason.SLOTS, 0, "a lie"),
-                Ack(session.epoch, 1 << 40, 1 << 40, Condition.CONSISTENT, 0, 0),
+                Ack(session.epoch, 1 << 40, 1 << 40, Condition.CONSISTENT, 0, 0, 0),
             )
         )
         reader.was_lied_to = True

@@ -16,6 +16,7 @@ from bdr.common.source.settings import SchedulerSettings, SourceSettings
 from bdr.common.source.window import WindowSettings
 from bdr.common.target.intake import IntakeSettings
 from bdr.common.target.settings import TargetSettings
+from bdr.common.wire.connection import LifeSettings
 
 CHUNK_SECTORS = 32
 """Of the simulated scan, whose device is tiny."""
@@ -85,6 +86,9 @@ class Options:
     as a power cut would leave them."""
     delay_s: tuple[float, float] = (0.0001, 0.002)
     wire_s: float = 0.001
+    rate: float | None = None
+    """Bytes a second from source to target; a batch may take longer than any limit of time."""
+    life: LifeSettings = field(default_factory=lambda: LifeSettings(silent_s=4.0, stuck_s=12.0))
     disk_s: float = 0.001
     source_disk_s: float = 0.002
     read_s: float = 0.0005
@@ -141,6 +145,7 @@ class Options:
             kept_bytes=rng.choice((0, 64 << 10, 32 << 20)),
             delay_s=(0.0001, 0.001 * slow),
             wire_s=rng.choice((0.0002, 0.002, 0.01)),
+            rate=rng.choice((None, None, None, 2e6, 100e3, 40e3)),
             disk_s=rng.choice((0.0002, 0.002, 0.01)),
             source_disk_s=rng.choice((0.0005, 0.002, 0.02)),
             read_s=rng.choice((0.0002, 0.002, 0.02)),
@@ -189,7 +194,7 @@ def _source(rng: Random, batches: int) -> SourceSettings:
             slots=rng.choice((256, 256 + 4, 256 + 32, 8192)),
             batches=batches,
             batch_slots=256,
-            progress_s=rng.choice((0.5, 2.0, 4.0)),
+            idle_s=rng.choice((0.5, 2.0, 4.0)),
         ),
         overflow=OverflowSettings(
             resume_below=rng.choice((0.0, 0.25, 0.5)),

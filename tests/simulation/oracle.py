@@ -11,23 +11,28 @@ P3  whenever slots are released, and at any other moment, a power cut of the tar
 P4  where source and replica differ, the ring still has it, a bit says so, or the write is
     in flight: no mark is ever lost
 P5  see `World.run`: after the faults both sides become identical
+P6  no connection, and no batch, counts as lost by a limit of time while its bytes move
 ==  =========================================================================
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import deque
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bdr.common.ring.layout import PAYLOAD_BYTES, Op
+from bdr.common.source.events import Event, MessageArrived
 from bdr.common.source.node import SourceNode
 from bdr.common.target.extents import Extents
 from bdr.common.target.job import Job
 from bdr.common.target.node import TargetNode
 from bdr.common.target.record import NO_STREAM, ReplicaRecord
 from bdr.common.wire.condition import Condition
+from bdr.common.wire.control import Ack
 from bdr.common.wire.reasons import RefusedReason
 from tests.simulation.history import History, differing
 from tests.simulation.source import BrokenRuleError
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 SHOWN = 8
+PARTITION_S = 6.0
+"""An acknowledgement may be so old."""
 _TWO = RefusedReason.TWO_HISTORIES
 
 
@@ -59,8 +66,33 @@ class Oracle:
         """Where the replica was until then."""
         self._went_back = False
         self._is_cloned = False
+        self._arrivals: deque[float] = deque(maxlen=10_000)
+        """When bytes of batches arrived at the target."""
         self.may_be_inconsistent = False
         """Whether anything has happened that explains a replica which is not consistent."""
+
+    def bytes_arrived(self) -> None:
+        """Bytes of a batch arrived at the target."""
+        self._arrivals.append(self._world.clock.now_at)
+
+    def check_dead(self, acked_at: float) -> None:
+        """A connection is taken for dead."""
+        silent_s = self._world.clock.now_at - acked_at
+        if silent_s < self._world.options.life.silent_s / 2:
+            raise BrokenRuleError(f"P6: a connection was ended {silent_s:.1f} s after its last ACK")
+
+    def check_lost(self, event: Event, *, idle_max_s: float) -> None:
+        """A source takes its batches in flight for lost; by an acknowledgement: late ones."""
+        if not isinstance(event, MessageArrived) or not isinstance(event.message, Ack):
+            return
+        now_at = self._world.clock.now_at
+        since_at = now_at - idle_max_s - PARTITION_S
+        moves = [since_at, *(at for at in self._arrivals if at > since_at), now_at]
+        longest_s = max(after - before for before, after in pairwise(moves))
+        if longest_s < idle_max_s / 2:
+            raise BrokenRuleError(
+                f"P6: late, though bytes arrived at least every {longest_s:.1f} s"
+            )
 
     def host_went_back(self, stream: bytes | None) -> None:
         """A host goes back; the source to a `stream`, whose history up to now is given up."""

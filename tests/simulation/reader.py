@@ -11,6 +11,7 @@ from bdr.common.errors import BdrError, RefusedError, StaleCaptureError
 from bdr.common.source import events
 from bdr.common.source.node import SourceNode
 from bdr.common.source.order import Waits
+from bdr.common.source.session import Phase
 from bdr.common.wire.batch import encode_descriptor
 from bdr.common.wire.control import decode_message, encode_message
 from bdr.common.wire.scan import decode_request, encode_answer
@@ -174,7 +175,11 @@ class Reader(Process):
         return bool(actions)
 
     def _ask(self, event: events.Event) -> list[events.Action]:
+        was_streaming = self.node.order.is_streaming
+        idle_max_s = self.node.order.window.idle_max_s
         actions = self.node.handle(event)
+        if was_streaming and self.node.session.state in (Phase.GREETING, Phase.PAUSED):
+            self.world.oracle.check_lost(event, idle_max_s=idle_max_s)
         if self.world.trace is not None and not isinstance(event, events.Tick | events.SenderReady):
             self.world.note(f"reader {event} -> {actions}")
         return actions

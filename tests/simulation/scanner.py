@@ -34,7 +34,7 @@ class Scanner(Comparison):
     def _connect_more(self) -> None:
         world = self.world
         assert world.applier is not None
-        self._data = Channel(world.clock, world.rng, world.applier.on_data, world.data_weather)
+        self._data = world.data_channel()
 
     def _drop(self) -> None:
         super()._drop()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bdr.common.wire.batch import BatchHeader, decode_descriptor, encode_batch
+from bdr.common.wire.connection import Life
 from tests.simulation.clock import Process
 from tests.simulation.network import Channel
 from tests.simulation.reader import Reader
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 DESCRIPTORS_MAX = 4
 """Descriptors that wait for a sender: the high-water marks of both ends."""
 OUTGOING_MAX = 8
+TICK_S = 0.25
 
 
 class Sender(Process):
@@ -35,7 +37,18 @@ class Sender(Process):
         self._outgoing: deque[tuple[bytes, BatchHeader]] = deque()
         self._is_busy = False
         self._incarnation = 0
+        self._life = Life(world.options.life)
         self.after(world.rng.uniform(0.0, 0.1), self.connect)
+        if world.options.rate is not None:
+            self._on_tick()
+
+    def _on_tick(self) -> None:
+        """As `services/runtime/connections.py`: ends a connection that is dead."""
+        self.after(TICK_S, self._on_tick)
+        channel = self.channel
+        if channel is not None and self._life.is_dead(channel.info(), self.clock.now_at):
+            self.world.oracle.check_dead(channel.acked_at)
+            self.disconnect()
 
     @property
     def has_room(self) -> bool:
@@ -49,7 +62,8 @@ class Sender(Process):
         if world.is_data_cut or world.applier is None:
             self.after(world.rng.uniform(0.05, 0.3), self.connect)
             return
-        self.channel = Channel(world.clock, world.rng, world.applier.on_data, world.data_weather)
+        self.channel = world.data_channel()
+        self._life = Life(world.options.life)
         self._attach()
 
     def _attach(self) -> None:

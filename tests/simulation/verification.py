@@ -26,7 +26,7 @@ class Verification(Comparison):
             stream=world.gate.stream,
             ranges=[(0, world.options.device_sectors)],
             settings=world.options.comparer,
-            verify=VerifySettings(lease_chunks=2, tries=2, no_progress_s=5.0),
+            verify=VerifySettings(lease_chunks=2, tries=2, no_progress_s=5.0, waiting_s=10.0),
         )
         self._verifier = verifier
         super().__init__(world, verifier, "verify")

@@ -28,7 +28,8 @@ from tests.simulation.disk import Disk, DiskFailedError, PowerLostError
 from tests.simulation.faults import Faults
 from tests.simulation.going_back import GoingBack
 from tests.simulation.history import History, differing
-from tests.simulation.network import Weather
+from tests.simulation.line import Line
+from tests.simulation.network import Channel, Weather
 from tests.simulation.options import CHUNK_SECTORS, Options, lease_slots
 from tests.simulation.oracle import SHOWN, Oracle
 from tests.simulation.reader import Reader
@@ -66,8 +67,9 @@ class World:
         self.rng = Random(f"run-{seed}")
         self.audit_rng = Random(f"audit-{seed}")
         self.clock = Clock()
-        self.weather = Weather(options.delay_s, options.duplicates, options.drops)
-        self.data_weather = Weather(options.delay_s, options.duplicates)
+        line = Line(self.clock, options.rate) if options.rate is not None else None
+        self.weather = Weather(options.delay_s, options.duplicates, options.drops, line)
+        self.data_weather = Weather(options.delay_s, options.duplicates, line=line)
         """Of batches: a PUSH socket drops nothing while its connection lives."""
         self.is_control_cut = False
         self.is_data_cut = False
@@ -154,6 +156,14 @@ class World:
     def source_disk_delay_s(self) -> float:
         """A small write and a sync there."""
         return self.rng.uniform(0.0, 3 * self.options.source_disk_s)
+
+    def data_channel(self) -> Channel[list[bytes]]:
+        """A new connection to the applier's port for batches."""
+        applier = self.applier
+        assert applier is not None
+        return Channel(
+            self.clock, self.rng, applier.on_data, self.data_weather, piece=applier.on_bytes
+        )
 
     def next_connection(self) -> int:
         """Another one each time."""

@@ -244,11 +244,11 @@ class SourceRig:
         changes = self.node.order.window.acknowledged if changes is None else changes
         return self.hear(Welcome(attempt, epoch, number, slot, changes, condition, TARGET, recent))
 
-    def ack(self, durable: int, accepted: int | None = None) -> list[Action]:
-        """The target acknowledges batches of this epoch."""
+    def ack(self, durable: int, accepted: int | None = None, *, idle_s: int = 0) -> list[Action]:
+        """The target acknowledges batches of this epoch; no byte has arrived for `idle_s`."""
         order = self.node.order
         accepted = durable if accepted is None else accepted
-        return self.hear(Ack(order.epoch, accepted, durable, order.condition, 0, 0))
+        return self.hear(Ack(order.epoch, accepted, durable, order.condition, 0, 0, idle_s))
 
     def request(self, request: Request, peer: bytes = b"scanner") -> list[Answer]:
         """A scanner or a command asks; returns what anyone is answered."""

@@ -17,7 +17,7 @@ from bdr.common.scan.repairer import Repairer
 from bdr.common.scan.settings import ComparerSettings
 from bdr.common.wire.control import Checksums, Digests
 from bdr.common.wire.reasons import DigestsRefused
-from bdr.common.wire.scan import Acquire, Commit, Committed, Grant, Revoked
+from bdr.common.wire.scan import Acquire, Commit, Committed, Grant, Renew, Revoked
 
 STREAM = b"stream-of-tests!"
 CHUNKS = [(0, 16), (64, 8)]
@@ -348,3 +348,32 @@ def test_any_order_of_events_keeps_every_buffer_and_ends_every_lease(seed: int) 
                 take(desk.machine.handle(c.BlocksHashed(job, hashed)))
     assert given > 30
     assert desk.machine.compared_bytes > 0
+
+
+# Time on a slow link.
+
+
+def renewals(actions: list[c.Action]) -> list[Renew]:
+    return [
+        action.request
+        for action in actions
+        if isinstance(action, c.SendToReader) and isinstance(action.request, Renew)
+    ]
+
+
+def test_lease_is_renewed_until_it_is_given_back() -> None:
+    desk = Desk()
+    desk.begin()
+    found = []
+    for _ in range(24):
+        desk.now_at += 1.0
+        found += renewals(desk.machine.handle(c.Tick(desk.now_at)))
+    assert found == [Renew(5)] * 8
+    desk.now_at += 2.0
+    assert commits(desk.machine.handle(c.Tick(desk.now_at))) == [GIVEN_BACK]
+
+
+def test_target_has_twice_the_time_after_a_lease_that_took_too_long() -> None:
+    settings = ComparerSettings()
+    assert [settings.limit_s(timeouts) for timeouts in (0, 1, 2)] == [25.0, 50.0, 100.0]
+    assert settings.limit_s(100) == settings.limit_s(6)

@@ -61,6 +61,7 @@ def test_batches_are_numbered_without_a_hole_and_follow_each_other() -> None:
 
 def test_batch_takes_whole_writes_that_are_published_and_no_more_than_it_may_hold() -> None:
     rig = streaming()
+    rig.node.order.window._batch_size.slots = BATCH_SLOTS_MAX  # a fast link
     for _ in range(6):
         rig.capture.publish(200)
     header = rig.next_batch()
@@ -99,7 +100,7 @@ def test_release_leaves_the_counters_that_the_capture_has() -> None:
 def test_ack_of_an_old_epoch_releases_nothing() -> None:
     rig = streaming()
     rig.dispatch(3)
-    assert rig.hear(Ack(EPOCH - 1, 1, 1, Condition.CONSISTENT, 0, 0)) == []
+    assert rig.hear(Ack(EPOCH - 1, 1, 1, Condition.CONSISTENT, 0, 0, 0)) == []
     assert rig.node.order.tail == 40
 
 

@@ -14,7 +14,7 @@ from bdr.common.ring.layout import Mode
 from bdr.common.scan.plan import CHUNK_SECTORS
 from bdr.common.source.lease import Lease, LeaseState
 from bdr.common.source.rate_limit import ScanRateSettings
-from bdr.common.wire.scan import Acquire, Committed, Grant
+from bdr.common.wire.scan import Acquire, Committed, Grant, Renew, Revoked, VerifyBegin
 from tests.support.scan_rig import REGIONS, SCANNED, acquire, commit, pass_time, scanning, write
 from tests.support.source_rig import STATUS, answers
 
@@ -151,3 +151,34 @@ def test_chunks_are_not_granted_again_while_their_bits_are_being_cleared() -> No
     rig.tick()
     assert sum(count for _, count in seen) == SCANNED.device_sectors
     assert rig.dirty == set()
+
+
+# Leases are renewed.
+
+
+def test_lease_that_is_renewed_does_not_expire_and_one_that_is_not_does() -> None:
+    rig = scanning({0})
+    grant = acquire(rig)
+    for _ in range(10):
+        assert pass_time(rig, 25, durable=0, accepted=0) == []
+        assert rig.request(Renew(grant.lease)) == []
+    assert pass_time(rig, 31, durable=0, accepted=0) == [Revoked(grant.lease)]
+
+
+def test_renewal_by_another_or_of_no_lease_means_nothing() -> None:
+    rig = scanning({0})
+    grant = acquire(rig)
+    pass_time(rig, 25, durable=0, accepted=0)
+    assert rig.request(Renew(grant.lease), b"another") == []
+    assert rig.request(Renew(grant.lease + 1)) == []
+    assert pass_time(rig, 6, durable=0, accepted=0) == [Revoked(grant.lease)]
+
+
+def test_command_that_repeats_its_request_may_wait_long_for_its_lease() -> None:
+    rig = scanning(set())
+    rig.dispatch(1)
+    for _ in range(50):
+        assert rig.request(VerifyBegin(1, [(0, 64)]), b"command") == []
+        assert pass_time(rig, 2, durable=0, accepted=1) == []
+    (grant,) = answers(rig.ack(1))
+    assert isinstance(grant, Grant)

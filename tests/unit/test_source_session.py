@@ -76,11 +76,11 @@ def test_link_up_sends_hello_with_what_the_ring_holds() -> None:
 def test_hello_unanswered_is_repeated_with_growing_pauses() -> None:
     rig = SourceRig()
     rig.handle(LinkUp())
-    sent_at = [tenth / 10 for tenth in range(1, 400) if messages(rig.tick(tenth / 10))]
+    sent_at = [tenth / 10 for tenth in range(1, 2000) if messages(rig.tick(tenth / 10))]
     gaps = [after - before for before, after in itertools.pairwise(sent_at)]
     assert sent_at[0] == pytest.approx(1.0)
     assert gaps == sorted(gaps)
-    assert gaps[-1] == pytest.approx(SessionSettings().pause_max_s)
+    assert gaps[-1] == pytest.approx(SessionSettings().hello_max_s)
 
 
 def test_hello_of_a_new_connection_is_repeated_as_soon_as_the_first_was() -> None:
@@ -296,20 +296,41 @@ def test_nothing_is_sent_while_the_link_is_down() -> None:
 
 def test_silence_greets_again() -> None:
     rig = streaming()
-    rig.tick(5.0)
+    rig.tick(60.0)
     assert phase(rig) is Phase.STREAMING
-    rig.tick(5.1)
+    rig.tick(60.1)
     assert phase(rig) is Phase.GREETING
+
+
+def test_silence_may_last_twice_as_long_after_each_setback() -> None:
+    rig = streaming()
+    rig.tick(60.1)
+    rig.welcome(40, epoch=8)
+    rig.tick(180.0)
+    assert phase(rig) is Phase.STREAMING
+    rig.tick(180.2)
+    assert phase(rig) is Phase.PAUSED
+
+
+def test_target_that_has_not_answered_lately_is_shown_so_and_nothing_is_lost() -> None:
+    rig = streaming()
+    rig.tick(10.0)
+    assert rig.node.session.is_answered
+    rig.tick(10.1)
+    assert not rig.node.session.is_answered
+    assert phase(rig) is Phase.STREAMING
+    rig.ack(0)
+    assert rig.node.session.is_answered
 
 
 def test_any_message_of_the_target_ends_its_silence() -> None:
     """Also one that means nothing any more."""
     rig = streaming()
-    rig.tick(4.0)
-    rig.hear(Ack(EPOCH - 1, 0, 0, Condition.CONSISTENT, 0, 0))
-    rig.tick(9.0)
+    rig.tick(40.0)
+    rig.hear(Ack(EPOCH - 1, 0, 0, Condition.CONSISTENT, 0, 0, 0))
+    rig.tick(100.0)
     assert phase(rig) is Phase.STREAMING
-    rig.tick(9.1)
+    rig.tick(100.1)
     assert phase(rig) is Phase.GREETING
 
 
@@ -321,18 +342,46 @@ def test_ping_is_sent_while_streaming() -> None:
 
 
 def keep_talking(rig: SourceRig, *, until_s: float, durable: int, accepted: int) -> None:
+    """Acknowledgements once a second, while no byte arrives."""
     while rig.now_at < until_s:
         rig.tick(rig.now_at + 1.0)
-        rig.ack(durable, accepted)
+        rig.ack(durable, accepted, idle_s=int(rig.now_at))
 
 
-def test_batches_that_never_arrive_greet_again_though_the_target_talks() -> None:
+def test_batches_of_which_no_byte_arrives_greet_again_though_the_target_talks() -> None:
     rig = streaming()
     rig.dispatch(1)
-    keep_talking(rig, until_s=19.0, durable=0, accepted=0)
+    keep_talking(rig, until_s=29.0, durable=0, accepted=0)
     assert phase(rig) is Phase.STREAMING
-    rig.tick(20.5)
+    keep_talking(rig, until_s=30.0, durable=0, accepted=0)
     assert phase(rig) is Phase.GREETING
+
+
+def test_batch_may_take_as_long_as_it_likes_while_its_bytes_arrive() -> None:
+    rig = streaming()
+    rig.dispatch(1)
+    for _ in range(1000):
+        rig.tick(rig.now_at + 1.0)
+        rig.ack(0, idle_s=29)
+    assert phase(rig) is Phase.STREAMING
+
+
+def test_batch_that_was_sent_just_now_is_not_late_though_nothing_was_sent_for_long() -> None:
+    rig = streaming()
+    rig.tick(9.0)
+    rig.ack(0, idle_s=1000)
+    rig.dispatch(1)
+    rig.tick(12.0)
+    rig.ack(0, idle_s=1003)
+    assert phase(rig) is Phase.STREAMING
+
+
+def test_acknowledgements_that_are_late_too_say_nothing_of_the_batches() -> None:
+    rig = streaming()
+    rig.dispatch(1)
+    rig.tick(45.0)
+    rig.ack(0, idle_s=3)
+    assert phase(rig) is Phase.STREAMING
 
 
 def test_batches_have_twice_the_time_to_arrive_after_each_setback() -> None:
@@ -341,9 +390,9 @@ def test_batches_have_twice_the_time_to_arrive_after_each_setback() -> None:
     rig.hear(DAMAGED)
     rig.welcome(40, epoch=8)
     rig.next_batch()
-    keep_talking(rig, until_s=39.0, durable=0, accepted=0)
+    keep_talking(rig, until_s=59.0, durable=0, accepted=0)
     assert phase(rig) is Phase.STREAMING
-    rig.tick(40.5)
+    keep_talking(rig, until_s=60.0, durable=0, accepted=0)
     assert phase(rig) is Phase.PAUSED
 
 
@@ -373,7 +422,7 @@ def test_target_is_told_what_is_left_to_compare() -> None:
 def test_what_the_target_remembers_is_as_of_its_last_acknowledgement() -> None:
     rig = streaming(condition=Condition.INCONSISTENT)
     assert rig.node.last_ack is None
-    ack = Ack(EPOCH, 0, 0, Condition.INCONSISTENT, 1000, 1060)
+    ack = Ack(EPOCH, 0, 0, Condition.INCONSISTENT, 1000, 1060, 0)
     rig.hear(replace(ack, epoch=EPOCH - 1))
     assert rig.node.last_ack is None
     rig.hear(ack)
@@ -383,7 +432,7 @@ def test_what_the_target_remembers_is_as_of_its_last_acknowledgement() -> None:
 def test_what_the_target_remembers_is_known_while_the_target_is_away() -> None:
     """A status must say how old the replica is just then."""
     rig = streaming()
-    ack = Ack(EPOCH, 0, 0, Condition.CONSISTENT, 1000, 1060)
+    ack = Ack(EPOCH, 0, 0, Condition.CONSISTENT, 1000, 1060, 0)
     rig.hear(ack)
     rig.handle(LinkDown())
     assert rig.node.last_ack == ack

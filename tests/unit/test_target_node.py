@@ -360,7 +360,7 @@ def test_what_is_left_of_a_scan_is_remembered_and_the_source_learns_since_when()
     actions = rig.say(Ping(EPOCH, GENERATION, 77 << 20))
     (job,) = jobs(actions)
     assert (job.record.left_bytes, len(job.extents)) == (77 << 20, 0)
-    assert messages(actions) == [Ack(EPOCH, 1, 0, Condition.INCONSISTENT, 1000, 1000)]
+    assert messages(actions) == [Ack(EPOCH, 1, 0, Condition.INCONSISTENT, 1000, 1000, 1)]
     assert jobs(rig.say(Ping(EPOCH, GENERATION, 77 << 20))) == []
     (done,) = bring(rig, make_marker(2, 50, Marker.CONSISTENT))
     assert done.record.left_bytes == 0
@@ -377,7 +377,7 @@ def test_job_of_a_ping_is_no_batch_and_is_not_acknowledged_as_one() -> None:
 def test_consistent_replica_needs_no_job_for_what_its_source_says() -> None:
     actions = open_session().say(Ping(EPOCH, GENERATION, 5))
     assert jobs(actions) == []
-    assert messages(actions) == [Ack(EPOCH, 0, 0, Condition.CONSISTENT, 0, 0)]
+    assert messages(actions) == [Ack(EPOCH, 0, 0, Condition.CONSISTENT, 0, 0, 0)]
 
 
 @pytest.mark.parametrize(("peer", "epoch"), [(b"other", EPOCH), (PEER, EPOCH - 1)])

@@ -256,7 +256,7 @@ def test_greeting_leaves_the_record_as_it_was_but_for_its_epoch() -> None:
     assert rig.record == replace(RECORD, since_utc=900, recent=(LAST,), epoch=EPOCH, clean=False)
     assert jobs(rig.say(Ping(EPOCH, NEWER, 7 << 20))) == []
     (ack,) = messages(rig.say(Ping(EPOCH, NEWER, 7 << 20)))
-    assert ack == Ack(EPOCH, 0, 0, Condition.CONSISTENT, 900, 0)
+    assert ack == Ack(EPOCH, 0, 0, Condition.CONSISTENT, 900, 0, 0)
 
 
 def test_restart_before_the_first_batch_finds_the_replica_as_it_was() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bdr.common.errors import InternalError
+from bdr.common.target import events
 from bdr.common.target.admission import Assumption
 from bdr.common.target.events import Action, LogEvent, OtherProtocolArrived, Stopping
 from bdr.common.target.job_queue import JOBS_MAX
@@ -294,7 +295,7 @@ def test_session_that_is_broken_keeps_no_other_source_out_by_its_pings() -> None
     "message",
     [
         Welcome(1, EPOCH, 1, 50, 2, Condition.CONSISTENT, TARGET, ()),
-        Ack(EPOCH, 9, 9, Condition.CONSISTENT, 0, 0),
+        Ack(EPOCH, 9, 9, Condition.CONSISTENT, 0, 0, 0),
         Rewind(EPOCH, RewindReason.DAMAGED, "x"),
         Refused(1, RefusedReason.SIZE, 0, "x"),
         Digests(1, b"", DigestsRefused.NONE, ""),
@@ -409,3 +410,28 @@ def test_replica_that_was_not_stopped_cleanly_does_not_know_since_when() -> None
         0,
         1060,
     )
+
+
+# Bytes that arrive.
+
+
+def test_bytes_of_a_batch_show_that_the_source_is_there_though_no_ping_arrives() -> None:
+    rig = open_session()
+    rig.pass_time(100, 129)
+    rig.handle(events.BytesArrived())
+    rig.pass_time(129, 158)
+    assert rig.node.has_source
+    rig.pass_time(158, 160)
+    assert not rig.node.has_source
+
+
+def test_acknowledgement_says_since_when_no_byte_of_a_batch_has_arrived() -> None:
+    rig = open_session()
+    found = []
+    for begin, end in ((100, 103), (103, 107)):
+        rig.handle(events.BytesArrived())
+        rig.pass_time(begin, end)
+        (ack,) = messages(rig.say(Ping(EPOCH, GENERATION, 0)))
+        assert isinstance(ack, Ack)
+        found.append(ack.idle_s)
+    assert found == [3, 4]

@@ -42,6 +42,7 @@ from bdr.common.wire.scan import (
     Committed,
     Grant,
     Query,
+    Renew,
     Resync,
     ResyncStatus,
     Revoked,
@@ -130,10 +131,10 @@ FROZEN: dict[str, list[tuple[Any, str]]] = {
             "32aa6c6566745f6279746573cf0000000140000000",
         ),
         (
-            Ack(7, 300, 299, Condition.INCONSISTENT, 1_790_000_000, 1_790_000_060),
-            "87a474797065a361636ba565706f636807a86163636570746564cd012ca764757261626c65cd"
+            Ack(7, 300, 299, Condition.INCONSISTENT, 1_790_000_000, 1_790_000_060, 31),
+            "88a474797065a361636ba565706f636807a86163636570746564cd012ca764757261626c65cd"
             "012ba9636f6e646974696f6e02a973696e63655f757463ce6ab13b80ac61636365707465645f"
-            "757463ce6ab13bbc",
+            "757463ce6ab13bbca669646c655f731f",
         ),
         (
             Rewind(7, RewindReason.DAMAGED, "gap"),
@@ -158,6 +159,7 @@ FROZEN: dict[str, list[tuple[Any, str]]] = {
             "2ca5616761696ec41001000000000000000200000000000000aa756e7265616461626c65c420"
             "0300000000000000040000000000000005000000000000000600000000000000",
         ),
+        (Renew(6), "82a474797065a572656e6577a56c6561736506"),
         (
             VerifyBegin(5, [(2048, 64)]),
             "83a474797065ac7665726966792d626567696ea77265717565737405a672616e676573c41000"
