@@ -36,6 +36,7 @@ from bdr.common.wire.control import Refused, decode_message, encode_message
 from bdr.common.wire.reasons import RefusedReason
 from bdr.common.wire.scan import decode_request, encode_answer
 from bdr.services.runtime import log, options, reports, sockets
+from bdr.services.runtime.dialer import Dialer
 from bdr.services.runtime.loop import Loop, Socket, nothing
 from bdr.services.runtime.reports import Reporter
 from bdr.services.runtime.sockets import RunDirectory
@@ -98,33 +99,25 @@ class Reader:
             stage="reader",
             values=self._values,
         )
-        self._watch(self._descriptors, up=None, down=events.SenderLost(), is_counted=False)
-        self._watch(self._control, up=events.LinkUp(), down=events.LinkDown(), is_counted=True)
+        self._watch(self._descriptors, events.SenderLost())
         self.loop.register(self._control, self._on_control)
         sockets.bind(self._descriptors, run_directory.endpoint("descriptors"))
         sockets.bind(self._events, run_directory.endpoint("events"))
-        self._watch(self._requests["leases"], up=None, down=events.ScannerLost(), is_counted=False)
+        self._watch(self._requests["leases"], events.ScannerLost())
         for name, server in self._requests.items():
             self.loop.register(server, functools.partial(self._on_request, name))
             sockets.bind(server, run_directory.endpoint(name))
-        self._control.connect(control)
+        self._dialer = Dialer(self.loop, control)
+        self._dialer.dial(
+            self._control,
+            up=functools.partial(self._handle_one, events.LinkUp()),
+            down=functools.partial(self._handle_one, events.LinkDown()),
+        )
 
-    def _watch(
-        self,
-        watched: Socket,
-        *,
-        up: events.Event | None,
-        down: events.Event,
-        is_counted: bool,
-    ) -> None:
-        def on_up() -> None:
-            if up is not None:
-                self._handle(up)
-
-        def on_down() -> None:
-            self._handle(down)
-
-        self.loop.watch_link(watched, up=on_up, down=on_down, is_counted=is_counted)
+    def _watch(self, watched: Socket, down: events.Event) -> None:
+        """Of a socket within the host."""
+        lost = functools.partial(self._handle_one, down)
+        self.loop.watch_link(watched, up=nothing, down=lost, is_counted=False)
 
     def run(self) -> None:
         """Runs until SIGTERM.
@@ -153,7 +146,7 @@ class Reader:
             condition=order.condition if order.epoch else None,
             since_utc=last_ack.since_utc if last_ack else 0,
             accepted_utc=last_ack.accepted_utc if last_ack else 0,
-            refused=_refused(self.node.session.refused),
+            refused=self._dialer.trouble or _refused(self.node.session.refused),
             epoch=order.epoch,
             tail=order.tail,
             cursor=order.cursor,
@@ -219,6 +212,9 @@ class Reader:
         self.loop.listen(self._capture.fileno(), self._on_wakeup, is_wanted=waits_for is Waits.RING)
 
     # Handle and perform.
+
+    def _handle_one(self, event: events.Event) -> None:
+        self._handle(event)
 
     def _handle(self, event: events.Event) -> bool:
         """Passes an event to the node and performs its actions; returns whether there were any."""

@@ -20,6 +20,7 @@ from bdr.common.ring.layout import PAYLOAD_BYTES
 from bdr.common.status.reports import SenderValues
 from bdr.common.wire.batch import BatchHeader, decode_descriptor, encode_batch
 from bdr.services.runtime import log, options, reports, sockets
+from bdr.services.runtime.dialer import Dialer
 from bdr.services.runtime.loop import Loop, nothing
 from bdr.services.runtime.reports import Reporter
 from bdr.services.runtime.sockets import RunDirectory
@@ -50,6 +51,7 @@ class Sender:
         self._bytes = 0
         self._is_connected = False
         self.loop = Loop()
+        self._dialer = Dialer(self.loop, data)
         self._reporter = Reporter(
             self.loop,
             run_directory.endpoint(reports.ENDPOINT),
@@ -81,8 +83,7 @@ class Sender:
     def _connect(self) -> None:
         self._data = sockets.data_sender(self.loop.context)
         self._descriptors = sockets.descriptor_puller(self.loop.context)
-        self.loop.watch_link(self._data, up=self._on_link_up, down=self._on_link_down)
-        self._data.connect(self._data_address)
+        self._dialer.dial(self._data, up=self._on_link_up, down=self._on_link_down)
 
     def _on_link_up(self) -> None:
         # Only now: descriptors received earlier would be delayed while other senders are ready.

@@ -26,7 +26,13 @@ _LINK_EVENT = struct.Struct("=HI")
 """First frame of a socket monitor's message: event and value. pyzmq's function for it imports
 asyncio and TLS, 8 MiB in each process."""
 _BEGUN = zmq.EVENT_CONNECTED | zmq.EVENT_ACCEPTED
-LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _BEGUN | sum(FAILURES)
+LINK_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
+    | _BEGUN
+    | sum(FAILURES)
+)
 
 Socket = zmq.Socket[bytes]
 Source = Socket | int
@@ -76,12 +82,18 @@ class Loop:
             self.unregister(source)
 
     def watch_link(
-        self, watched: Socket, *, up: Handler, down: Handler, is_counted: bool = True
+        self,
+        watched: Socket,
+        *,
+        up: Handler,
+        down: Handler,
+        retried: Handler = nothing,
+        is_counted: bool = True,
     ) -> Socket:
         """Calls `up` and `down` when connections of `watched` are established and lost.
 
         A connection is up when its handshake succeeded, not when TCP connected; one whose
-        handshake fails is lost too. Events are
+        handshake fails is lost too. `retried` is called when an attempt has failed. Events are
         counted in `links`, and connections that are dead are ended, unless `is_counted` is false:
         within a host the kernel ends them. Returns the socket monitor; this loop drains it, since
         an unread one blocks the data socket.
@@ -98,6 +110,8 @@ class Loop:
                 if event & _BEGUN:
                     if is_counted:
                         self.connections.opened(watched, value)
+                elif event == zmq.EVENT_CONNECT_RETRIED:
+                    retried()
                 elif event in FAILURES:
                     # A separate event for the end of the connection follows.
                     count(FAILURES[zmq.Event(event)])

@@ -22,6 +22,7 @@ from bdr.common.storage.source_device import SourceDevice
 from bdr.common.wire.control import Digests, decode_message, encode_message
 from bdr.common.wire.scan import decode_answer, encode_request
 from bdr.services.runtime import log, sockets
+from bdr.services.runtime.dialer import Dialer
 from bdr.services.runtime.loop import Loop, Socket
 from bdr.services.source.chunk_reader import ChunkReader
 
@@ -63,6 +64,11 @@ class Comparison:
             "control": (sockets.control_client, control),
             "reader": (sockets.request_client, reader),
         }
+        self._dialers = {
+            name: Dialer(self.loop, address)
+            for name, (_, address) in self._kinds.items()
+            if name != "reader"
+        }
         self.chunks = ChunkReader(source, buffers=comparer.settings.buffers)
         self.loop.register(self.chunks.fileno(), self._on_results)
         self._connect()
@@ -100,12 +106,11 @@ class Comparison:
     def _connect(self) -> None:
         for name, (make, address) in self._kinds.items():
             self.sockets[name] = made = make(self.loop.context)
-            self._watch(name, made)
-            made.connect(address)
+            self._watch(name, made, address)
         self.loop.register(self.sockets["control"], self._on_control)
         self.loop.register(self.sockets["reader"], self._on_answer)
 
-    def _watch(self, name: str, watched: Socket) -> None:
+    def _watch(self, name: str, watched: Socket, address: str) -> None:
         def up() -> None:
             self.up.add(name)
             if self.is_connected:
@@ -115,7 +120,11 @@ class Comparison:
             self._log.warning("connection-lost", what=name)
             self._reconnect()
 
-        self.loop.watch_link(watched, up=up, down=down, is_counted=name != "reader")
+        if name in self._dialers:
+            self._dialers[name].dial(watched, up=up, down=down)
+        else:
+            self.loop.watch_link(watched, up=up, down=down, is_counted=False)
+            watched.connect(address)
 
     def _reconnect(self) -> None:
         """Closes and reopens all connections, which notifies the reader of possible losses."""
