@@ -74,6 +74,7 @@ class Sender:
     def _values(self) -> SenderValues:
         return SenderValues(
             is_connected=self._is_connected,
+            trouble=self._dialer.trouble,
             batches=self._batches,
             slots=self._slots,
             bytes=self._bytes,

@@ -131,6 +131,7 @@ class Composer:
             condition=reader.condition if reader else None,
             refused=reader.refused if reader else None,
             connected_senders=sum(sender.is_connected for sender in senders),
+            trouble=next((sender.trouble for sender in senders if sender.trouble), None),
             behind_s=lag.seconds or 0.0,
             is_minimum=lag.is_minimum,
             rpo_s=self._rpo_s,

@@ -54,6 +54,8 @@ class SourceFacts:
     refused: str | None
     """Why the target refuses this source, in words; None if it does not."""
     connected_senders: int
+    trouble: str | None
+    """What a sender found in the target's place, in words; None if that is not known."""
     behind_s: float
     is_minimum: bool
     """`behind_s` is a lower bound: the oldest write precedes the monitor's start."""
@@ -129,6 +131,9 @@ def _judge_source(facts: SourceFacts) -> _Found:
     found: _Found = []
     if facts.capture_error is not None:
         found.append((HealthState.BROKEN, facts.capture_error))
+    if facts.trouble is not None:
+        judged = HealthState.DEGRADED if facts.connected_senders else HealthState.BROKEN
+        found.append((judged, facts.trouble))
     if facts.phase is not None and facts.phase is not ConnectionState.STREAMING:
         said = facts.refused or _NOT_STREAMING.get(facts.phase, facts.phase.value)
         found.append((HealthState.BROKEN, said))
@@ -137,7 +142,7 @@ def _judge_source(facts: SourceFacts) -> _Found:
         do_senders_report = all(
             stage.state is StageState.REPORTING for stage in facts.stages if stage.stage == "sender"
         )
-        if not facts.connected_senders and do_senders_report:
+        if not facts.connected_senders and do_senders_report and facts.trouble is None:
             found.append((HealthState.BROKEN, "no sender is connected to the target"))
         found += _judge_content(facts)
     if facts.behind_s > facts.rpo_s:

@@ -60,7 +60,8 @@ class ReaderValues:
     accepted_utc: int
     """When the last batch was accepted, in the same way."""
     refused: str | None
-    """Why the target refuses this source, and what to do; None if it does not."""
+    """Why the target refuses this source, or what is in its place, and what to do; None if it does
+    not."""
     epoch: int
     tail: int
     cursor: int
@@ -78,6 +79,8 @@ class SenderValues:
     """Values of a sender's report; repeats are included."""
 
     is_connected: bool
+    trouble: str | None
+    """What it found in the target's place; None if that is not known, or all is well."""
     batches: int
     slots: int
     bytes: int

@@ -30,6 +30,8 @@ PAUSE_MIN_S, PAUSE_MAX_S = 0.1, 10.0
 BRIEF_S = 2.0
 """A connection that is lost sooner has failed."""
 SAY_EVERY_S = 60.0
+SAY_AFTER_S = 5.0
+"""The other side may be about to start."""
 _DOUBLINGS_MAX = 16
 
 
@@ -61,6 +63,7 @@ class Dialer:
         self._is_up = False
         self._up_at = 0.0
         self._attempt_at = 0.0
+        self._down_since_at = time.monotonic()
         self._rounds = 0
         self._failures = 0
         self._next_at: float | None = None
@@ -93,7 +96,7 @@ class Dialer:
         if was_up:
             is_brief = now_at - self._up_at < BRIEF_S
             self._failures = self._failures + 1 if is_brief else 0
-            self._attempt_at = now_at
+            self._attempt_at = self._down_since_at = now_at
             self._on_down()
         elif self._next_at is None:
             # Another kind of socket, or another program.
@@ -108,7 +111,8 @@ class Dialer:
 
     def _link_retried(self) -> None:
         """An attempt failed; libzmq would try the same address again."""
-        self._say(f"no connection to {self._connected_to}")
+        if time.monotonic() - self._down_since_at >= SAY_AFTER_S:
+            self._say(f"no connection to {self._connected_to}")
         if self._is_name and not self._is_up and self._next_at is None:
             self._connect_next()
 

@@ -104,6 +104,7 @@ SOURCE_MAP: dict[str, Any] = {
             "pid": 7,
             "values": {
                 "is_connected": True,
+                "trouble": None,
                 "batches": 5,
                 "slots": 100,
                 "bytes": 410400,

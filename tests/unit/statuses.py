@@ -50,7 +50,12 @@ READER = ReaderValues(
     links=LinkCounts(connects=1),
 )
 SENDER = SenderValues(
-    is_connected=True, batches=5, slots=100, bytes=410_400, links=LinkCounts(connects=2)
+    is_connected=True,
+    trouble=None,
+    batches=5,
+    slots=100,
+    bytes=410_400,
+    links=LinkCounts(connects=2),
 )
 SCANNER = ScannerValues(
     is_connected=True,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdr.common.status.health import SourceFacts, TargetFacts, judge
+from bdr.common.status.health import Health, SourceFacts, TargetFacts, judge
 from bdr.common.status.lag import SAMPLES_MAX, LagMeter
 from bdr.common.status.model import StageStatus
 from bdr.common.status.states import ConnectionState, HealthState, StageState
@@ -44,6 +44,7 @@ GOOD = SourceFacts(
     condition=Condition.CONSISTENT,
     refused=None,
     connected_senders=2,
+    trouble=None,
     behind_s=0.0,
     is_minimum=False,
     rpo_s=10.0,
@@ -298,3 +299,13 @@ def test_a_long_outage_takes_bounded_memory_and_is_never_called_younger() -> Non
     for tail in range(0, last, 997):
         meter.sample(now_at=last, head=last, tail=tail)
         assert meter.lag.seconds >= last - tail - 1
+
+
+@pytest.mark.parametrize(
+    ("connected", "state"), [(0, HealthState.BROKEN), (1, HealthState.DEGRADED)]
+)
+def test_what_a_sender_finds_in_the_targets_place_is_a_reason(
+    connected: int, state: HealthState
+) -> None:
+    verdict = judge(replace(GOOD, connected_senders=connected, trouble="another program"))
+    assert verdict == Health(state, ("another program",))
