@@ -29,6 +29,8 @@ ATTEMPT_MAX_S = 40.0
 PAUSE_MIN_S, PAUSE_MAX_S = 0.1, 10.0
 BRIEF_S = 2.0
 """A connection that is lost sooner has failed."""
+FAILURES_MIN = 2
+"""One handshake fails if the other side ends in the middle of it."""
 SAY_EVERY_S = 60.0
 SAY_AFTER_S = 5.0
 """The other side may be about to start."""
@@ -101,11 +103,12 @@ class Dialer:
         elif self._next_at is None:
             # Another kind of socket, or another program.
             self._failures += 1
-            self.trouble = (
-                f"{self._connected_to} answers, but not as BDR's port {self._port} should: are the "
-                "two ports swapped, or is it another program?"
-            )
-            self._say(self.trouble)
+            if self._failures >= FAILURES_MIN:
+                self.trouble = (
+                    f"{self._connected_to} answers, but not as BDR's port {self._port} should: are "
+                    "the two ports swapped, or is it another program?"
+                )
+                self._say(self.trouble)
             self._hang_up()
             self._pause()
 
@@ -125,9 +128,10 @@ class Dialer:
             if now_at >= self._next_at:
                 self._next_at = None
                 self._connect_next()
-        elif self._is_name and self._connected_to is not None:
-            attempt_s = ATTEMPT_S * 2.0 ** min(self._rounds, _DOUBLINGS_MAX)
-            if now_at - self._attempt_at > min(attempt_s, ATTEMPT_MAX_S):
+        elif self._connected_to is not None:
+            # A number too: after some errors libzmq does not connect again.
+            doublings = min(self._rounds, _DOUBLINGS_MAX) if self._is_name else _DOUBLINGS_MAX
+            if now_at - self._attempt_at > min(ATTEMPT_S * 2.0**doublings, ATTEMPT_MAX_S):
                 self._connect_next()
 
     # Steps.

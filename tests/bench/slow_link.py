@@ -90,6 +90,21 @@ def bare_rate(net: Namespaces, seconds: float) -> float:
     return got / seconds
 
 
+def start_over(net: Namespaces, pair: Pair) -> None:
+    """Starts a pair whose sides are in two namespaces, with a `Line` between them."""
+    pair.address = TARGET_ADDRESS
+    programs = target_programs(
+        VOLUME,
+        target=str(pair.target),
+        state=pair.state,
+        address=TARGET_ADDRESS,
+        port=pair.port,
+        options=SMALL_JOURNAL,
+    )
+    pair.stack.add([*on(net.target, programs), *on(net.source, pair.source_programs)])
+    pair.wait_logged("v-applier", "event=welcome")
+
+
 def measure(
     directory: Path, shape: Shape, *, kind: str, senders: int, payload_bytes: int, bare_s: float
 ) -> Measured:
@@ -103,17 +118,7 @@ def measure(
     with Namespaces() as net, Line(net, shape):
         bare = bare_rate(net, bare_s)
         with pair:
-            pair.address = TARGET_ADDRESS
-            programs = target_programs(
-                VOLUME,
-                target=str(pair.target),
-                state=pair.state,
-                address=TARGET_ADDRESS,
-                port=pair.port,
-                options=SMALL_JOURNAL,
-            )
-            pair.stack.add([*on(net.target, programs), *on(net.source, pair.source_programs)])
-            pair.wait_logged("v-applier", "event=welcome")
+            start_over(net, pair)
             begun_at = time.monotonic()
             if kind == "live":
                 for at in range(0, payload_bytes, WRITE_BYTES):

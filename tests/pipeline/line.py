@@ -8,16 +8,19 @@ process; `Line` starts it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
 import random
 import select
+import signal
 import struct
 import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -62,6 +65,15 @@ class Line:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"up\n"
         return self
+
+    @contextlib.contextmanager
+    def swallowing(self) -> Iterator[None]:
+        """Nothing passes, and no end of a connection is noticed by that."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
