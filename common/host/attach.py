@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import subprocess
 import time
@@ -50,8 +51,10 @@ class Attachment:
 
     def table(self, device_sectors: int) -> str:
         """The device-mapper table."""
+        # The kernel splits it at blanks that no backslash precedes.
+        underlying = re.sub(r"([\s\\])", r"\\\1", self.underlying)
         return (
-            f"0 {device_sectors} bdr {self.underlying} {self.chardev} {self.capacity} "
+            f"0 {device_sectors} bdr {underlying} {self.chardev} {self.capacity} "
             f"6 region_sectors {self.region_sectors} stable {self.stable} discard {self.discard}"
         )
 

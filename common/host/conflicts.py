@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
+from bdr.common.host.kinds import path
 from bdr.common.host.tables import (
     MAPPED_NAME,
     VOLUME_NAME,
@@ -16,15 +18,39 @@ from bdr.common.host.tables import (
 
 _SOCKET_PATH_BYTES_MAX = 107
 _LONGEST_SOCKET = "/descriptors.sock"
+_COMMENT = re.compile(r"\s[;#]|\s$").search
+"""Where supervisord's configuration ends a value; it has no quotes."""
+_PATTERN = re.compile(r"[*?\[]").search
+"""In the run directory: supervisord takes the place of its program files as a pattern."""
 
 
 def problems(host: Host, volumes: Mapping[str, Volume]) -> list[str]:
     """One line for each conflict; a key is named as host.KEY or volume.NAME.KEY."""
     return [
+        *_of_directories(host),
         *(problem for name in volumes for problem in _of_name(host, name)),
         *_of_sharing(volumes),
         *(problem for name, volume in volumes.items() for problem in _of_mapper(name, volume)),
     ]
+
+
+def _of_directories(host: Host) -> Iterator[str]:
+    """Directories that supervisord's configuration cannot name."""
+    for key, found in (("run_dir", host.run_dir), ("log_dir", host.log_dir)):
+        try:
+            path().check(found)
+        except ValueError:
+            yield f"host.{key}: found {found!r}; wanted {path().wanted}"
+        if _COMMENT(found):
+            yield (
+                f"host.{key}: found {found!r}; wanted a path without a blank at the end, or before "
+                "a ; or #: supervisord would take the rest as a comment"
+            )
+    if _PATTERN(host.run_dir):
+        yield (
+            f"host.run_dir: found {host.run_dir!r}; wanted a path without *, ? and [: supervisord "
+            "would take it as a pattern"
+        )
 
 
 def _of_name(host: Host, name: str) -> Iterator[str]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeGuard
@@ -52,10 +51,9 @@ def text(wanted: str, is_good: Callable[[str], object]) -> Kind:
 
 def path(*words: str) -> Kind:
     """An absolute path, or one of the given keywords."""
-    absolute = re.compile(r"/[^\0\n]*").fullmatch
     made = text(
         ", or ".join(["an absolute path", *map(_quoted, words)]),
-        lambda value: value in words or absolute(value),
+        lambda value: value in words or (value.startswith("/") and _is_one_line(value)),
     )
     return made._replace(metavar="PATH", words=words, is_path=True)
 
@@ -129,7 +127,7 @@ def command() -> Kind:
     def check(value: object) -> list[str]:
         if not isinstance(value, list) or not value:
             raise ValueError
-        if not all(isinstance(word, str) for word in value):
+        if not all(isinstance(word, str) and _is_one_line(word) for word in value):
             raise ValueError
         return value
 
@@ -140,13 +138,22 @@ def command() -> Kind:
             raise ValueError(f"{str(error).lower()}; wanted it quoted as for a shell") from None
 
     return Kind(
-        'a list of words, such as ["/usr/local/bin/page", "--urgent"]',
+        'a list of words of one line each, such as ["/usr/local/bin/page", "--urgent"]',
         check,
         of_text,
         shlex.join,
         metavar="COMMAND",
         hint="Quoted as for a shell.",
     )
+
+
+def _is_one_line(value: str) -> bool:
+    """Whether a program file of supervisord can have this text."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # an option that is not UTF-8
+        return False
+    return not any(mark in value for mark in "\0\r\n")
 
 
 def _number(make: Callable[[str], object]) -> Callable[[str], object]:

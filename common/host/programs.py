@@ -21,6 +21,9 @@ A program runs its process directly, without a shell, so that signals reach it.
 `startsecs=0` and `exitcodes`: after a permanent error a process exits with one of
 `PERMANENT_EXIT_CODES`, and supervisord does not restart it; after any other exit, including a kill,
 it is restarted at once. Processes pause before they exit because of a bug.
+
+A process that lacks something of its host does not exit, but waits and begins anew
+(`services.runtime.retry`), as `RetryMode` says.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from bdr.common.errors import PERMANENT_EXIT_CODES
@@ -49,11 +53,25 @@ STOP_WAIT_S = 15
 APPLIER_STOP_WAIT_S = 600
 """The applier first applies the rest of its journal, so that the device is complete."""
 
+RETRIES = 1_000_000
+"""supervisord gives up after so many failed spawns in succession: never."""
+
+RETRY = "BDR_RETRY"
+"""Variable of a process: its `RetryMode`."""
+
 LOG_BYTES = 10 << 20
 LOG_BACKUPS = 5
 
 _COMMENT = re.compile(r"(\s)([;#])")
 _APART = r'\1""\2'
+
+
+class RetryMode(Enum):
+    """When a process that lacks something of its host waits for it."""
+
+    ALWAYS = "always"
+    AFTER_START = "after-start"
+    """Once it has worked: an error at the start is an operator's to see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +131,9 @@ class Program:
         if log_dir is None:
             log_file, log_bytes = "/dev/stdout", 0
         else:
-            log_file, log_bytes = _escape(f"{log_dir}/{self.name}.log"), LOG_BYTES
+            # supervisord expands this value twice.
+            log_file = _escape(_escape(f"{log_dir}/{self.name}.log"))
+            log_bytes = LOG_BYTES
         return f"""\
 [program:{self.name}]
 command={command}
@@ -121,6 +141,7 @@ priority={PRIORITIES[self.stage]}
 environment={environment}
 umask=077
 startsecs=0
+startretries={RETRIES}
 autorestart=unexpected
 exitcodes={exit_codes}
 stopsignal=TERM
@@ -135,7 +156,12 @@ stdout_logfile_backups={LOG_BACKUPS}
 
 
 def from_config(
-    config: Config, *, python: str, programs_dir: str, counts: Mapping[tuple[str, str], int]
+    config: Config,
+    *,
+    python: str,
+    programs_dir: str,
+    counts: Mapping[tuple[str, str], int],
+    retry: RetryMode = RetryMode.ALWAYS,
 ) -> list[Program]:
     """Every process of every volume of a host.
 
@@ -144,9 +170,12 @@ def from_config(
         python: the interpreter.
         programs_dir: the include directory, which monitors read to find the expected processes.
         counts: (volume, stage) to the number that overrides the configured one.
+        retry: when processes wait for what the host lacks.
     """
     return [
-        _program(config, name, stage, instance, python=python, programs_dir=programs_dir)
+        _program(
+            config, name, stage, instance, python=python, programs_dir=programs_dir, retry=retry
+        )
         for name, volume in config.volume.items()
         for stage, count in stages_of(volume).items()
         for instance in range(1, 1 + counts.get((name, stage), count))
@@ -161,7 +190,14 @@ def stages_of(volume: Volume) -> dict[str, int]:
 
 
 def _program(
-    config: Config, name: str, stage: str, instance: int, *, python: str, programs_dir: str
+    config: Config,
+    name: str,
+    stage: str,
+    instance: int,
+    *,
+    python: str,
+    programs_dir: str,
+    retry: RetryMode,
 ) -> Program:
     volume = config.effective(name)
     words = [python, "-m", f"bdr.services.{stage}", "--volume", name]
@@ -177,6 +213,7 @@ def _program(
         for key in keys_of(Host).values()
         if key.variable is not None
     }
+    environment[RETRY] = retry.value
     return Program(name, stage, instance, words, environment)
 
 

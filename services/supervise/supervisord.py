@@ -89,6 +89,8 @@ class Supervision:
         ):
             make_directory(path, mode=mode)
         text = shipped(NAME).read_text()
+        # A list of patterns, separated by blanks. Relative to the file, it needs no quoting.
+        text = text.replace("files=%(ENV_BDR_RUN_DIR)s/", "files=")
         for variable, value in (("RUN_DIR", str(self.run_dir)), ("LOG_DIR", log_dir)):
             text = text.replace(f"%(ENV_BDR_{variable})s", value.replace("%", "%%"))
         write_whole(self.conf, text)

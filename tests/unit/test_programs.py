@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from supervisor.options import ServerOptions
+from supervisor.options import ClientOptions, ServerOptions
 
 from bdr.common.errors import PERMANENT_EXIT_CODES
 from bdr.common.host import config, programs
+from bdr.common.host.conflicts import problems
+from bdr.common.host.keys import keys_of
 from bdr.common.host.programs import Program
+from bdr.common.host.tables import Host, Source, Target
+from bdr.services.supervise.supervisord import Supervision
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = st.text(
@@ -93,6 +97,62 @@ def test_words_and_variables_survive_supervisord(
     assert process.environment == {"BDR_LOG_FORMAT": "json"}
 
 
+ODD_NAMES = ["a b", "100%", "%(x)s", "it's", 'x"y', "semi;colon#", "[a]", "back\\slash", "ümlaut"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_any_directory_of_logs_survives_supervisord(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    log_dir = tmp_path / name
+    log_dir.mkdir()
+    program = Program("db", "reader", 1, ["r"])
+    groups = read(tmp_path, programs.files([program], log_dir=str(log_dir)), monkeypatch)
+    (process,) = groups["db-reader"].process_configs
+    assert process.stdout_logfile == str(log_dir / "db-reader.log")
+
+
+@pytest.mark.parametrize("name", [name for name in ODD_NAMES if "[" not in name])
+def test_any_run_directory_survives_supervisord(tmp_path: Path, name: str) -> None:
+    """Those that do not are refused: `common.host.conflicts`."""
+    run_dir = tmp_path / name
+    host = Host(run_dir=str(run_dir), log_dir=str(run_dir / "log"))
+    assert not problems(host, {})
+    supervision = Supervision(str(run_dir))
+    supervision.prepare(log_dir=host.log_dir)
+    supervision.write([Program("db", "reader", 1, ["r"])], log_dir=host.log_dir)
+    options = ServerOptions()
+    options.realize(["--configuration", str(supervision.conf)], doc="")
+    assert [group.name for group in options.process_group_configs] == ["db-reader"]
+    assert options.pidfile == str(run_dir / "supervisord.pid")
+    assert options.logfile == str(run_dir / "log" / "supervisord.log")
+    (server,) = options.server_configs
+    assert server["file"] == str(supervision.socket)
+    client = ClientOptions()
+    client.realize(["--configuration", str(supervision.conf)], doc="")
+    assert client.serverurl == f"unix://{supervision.socket}"
+
+
+@pytest.mark.parametrize("name", ["a ;b", "a #b", "a\t;b", "a ", "a\n", "a\rb", "a*", "a?", "[a]"])
+def test_a_run_directory_that_supervisord_cannot_have_is_refused(name: str) -> None:
+    assert problems(Host(run_dir=f"/run/{name}"), {})
+
+
+@pytest.mark.parametrize("name", ["a ;b", "a #b", "a ", "a\n", "a\rb", "\udcff"])
+def test_a_directory_of_logs_that_supervisord_cannot_have_is_refused(name: str) -> None:
+    assert problems(Host(log_dir=f"/log/{name}"), {})
+
+
+@pytest.mark.parametrize("text", ["/a\nb", "/a\rb", "/a\0b", "/\udcff"])
+def test_a_text_that_a_program_file_cannot_have_is_refused(text: str) -> None:
+    """Anything else is quoted, as the test of words shows."""
+    for kind in (keys_of(Target)["target"].kind, keys_of(Source)["chardev"].kind):
+        with pytest.raises(ValueError):  # noqa: PT011
+            kind.check(text)
+    with pytest.raises(ValueError):  # noqa: PT011
+        keys_of(Host)["on_event"].kind.check(["/hook", text])
+
+
 @pytest.mark.parametrize(
     ("name", "stage"),
     [
@@ -156,7 +216,8 @@ def test_every_key_reaches_its_process() -> None:
         "--target /dev/t --journal /dev/j --journal-size 1073741824 --state /s --debug"
     )
     assert "--on-event /own" in commands["web-monitor"]
-    assert all(p.environment == {"BDR_LOG_FORMAT": "json"} for p in make(tree))
+    expected = {"BDR_LOG_FORMAT": "json", "BDR_RETRY": "always"}
+    assert all(p.environment == expected for p in make(tree))
 
 
 def test_scaled_numbers_replace_configured_ones() -> None:
