@@ -27,20 +27,23 @@ import click
 
 from bdr.common.capture.api import Role
 from bdr.common.capture.opening import open_capture
-from bdr.common.errors import BdrError, DeviceError
+from bdr.common.errors import BdrError, DeviceError, UsageError
 from bdr.common.host import conflicts
 from bdr.common.host.config import Config, as_toml
 from bdr.common.host.keys import ConfigError, keys_of
-from bdr.common.host.programs import APPLIER_STOP_WAIT_S, STOP_WAIT_S, from_config
+from bdr.common.host.programs import APPLIER_STOP_WAIT_S, STOP_WAIT_S, RetryMode, from_config
 from bdr.common.host.tables import VOLUME, Host, Source, Target
 from bdr.services.cli import adopt as adoption
 from bdr.services.cli import options as cli_options
 from bdr.services.runtime import options
+from bdr.services.runtime.line_writer import LineWriter
 from bdr.services.runtime.process import end_with_parent
 from bdr.services.supervise.files import make_directory
 from bdr.services.supervise.supervisord import Supervision
 
 POLL_S = 0.5
+FLUSH_S = 1.0
+"""Time for the last lines, if the output is blocked."""
 _DOWN = ("EXITED", "FATAL", "UNKNOWN")
 
 
@@ -207,14 +210,20 @@ def _run(found: Config, run_dir: str | None) -> None:
         log_dir = str(supervision.run_dir / "log")
         supervision.prepare(log_dir=log_dir)
         programs = from_config(
-            found, python=sys.executable, programs_dir=str(supervision.programs_dir), counts={}
+            found,
+            python=sys.executable,
+            programs_dir=str(supervision.programs_dir),
+            counts={},
+            retry=RetryMode.AFTER_START,
         )
         supervision.write(programs, log_dir=None)
         _write_config(found, supervision.run_dir)
         if found.host.log_level != "warning":
             shown = shlex.join(["bdr", "status", "--run-dir", str(supervision.run_dir)])
-            click.echo(f"bdr: running in the foreground; in another terminal: {shown}", err=True)
-        _Foreground(supervision).run()
+            said = f"bdr: running in the foreground; in another terminal: {shown}"
+            with contextlib.suppress(OSError):
+                click.echo(said, err=True)
+        _Foreground(supervision, {program.name for program in programs}).run()
     finally:
         shutil.rmtree(supervision.run_dir, ignore_errors=True)
 
@@ -227,10 +236,15 @@ def _write_config(found: Config, run_dir: Path) -> None:
 
 
 class _Foreground:
-    """supervisord as a child process."""
+    """supervisord as a child process.
 
-    def __init__(self, supervision: Supervision) -> None:
+    Args:
+        expected: names of the processes that it runs.
+    """
+
+    def __init__(self, supervision: Supervision, expected: set[str]) -> None:
         self._supervision = supervision
+        self._expected = expected
         self._stop = threading.Event()
 
     def run(self) -> None:
@@ -274,6 +288,13 @@ class _Foreground:
                 states = self._supervision.processes()
             except BdrError:
                 continue  # starting or stopping
+            missing = self._expected - {state["name"] for state in states}
+            if missing:
+                raise UsageError(
+                    f"supervisord: found no program {', '.join(sorted(missing))} in "
+                    f"{self._supervision.programs_dir}; wanted it to read that directory: name "
+                    "another --run-dir"
+                )
             for state in states:
                 if state["statename"] in _DOWN:
                     raise StageEndedError(str(state["name"]), int(state["exitstatus"]))
@@ -297,8 +318,11 @@ class _Foreground:
 def _relay(output: IO[bytes]) -> None:
     """Copies whole lines, so that those of different processes are not mixed.
 
-    Continues if they cannot be written: supervisord would block on a full pipe.
+    Reads on if they cannot be written, or not in time: supervisord would block on a full pipe.
     """
+    writer = LineWriter(
+        sys.stdout.fileno(), notice=lambda lost: b"bdr: %d lines were not written\n" % lost
+    )
     for line in output:
-        with contextlib.suppress(OSError):
-            os.write(sys.stdout.fileno(), line)
+        writer.put(line)
+    writer.close(FLUSH_S)

@@ -7,6 +7,7 @@ A subcommand's module is imported when it is called, so that `bdr status` does n
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import click
 
 from bdr.common.errors import BdrError
+from bdr.services.runtime.process import open_standard_streams, takes_output
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "One side in the foreground": {
@@ -62,6 +64,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
 
 _COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
+_STDERR = 2
+
 
 class _Bdr(click.Group):
     """Imports subcommands on demand, and prints BDR's errors as messages."""
@@ -83,11 +87,15 @@ class _Bdr(click.Group):
                 formatter.write_dl([(name, text) for name, (_, text) in section.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        open_standard_streams()
         try:
             return super().invoke(ctx)
         except BdrError as error:
-            for line in str(error).splitlines():
-                click.echo(f"bdr: {line}", err=True)
+            # An output that is not read must not keep the command from its end.
+            if takes_output(_STDERR):
+                with contextlib.suppress(OSError):
+                    for line in str(error).splitlines():
+                        click.echo(f"bdr: {line}", err=True)
             sys.exit(error.exit_code)
 
 

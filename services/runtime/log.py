@@ -5,6 +5,9 @@ A line is logfmt or JSON. Lines of one event are rate-limited: excess ones are c
 line has the number of suppressed ones. Secrets are never arguments of a log call: keys are referred
 to by their files.
 
+A line is written by a thread of its own: a log that is not read, or cannot be written, must not
+stop the process (`line_writer`). Lost lines are counted, in the log and in the process's reports.
+
 Based on the standard library's logging: the usual packages for structured logs import asyncio, TLS
 and terminal colours, 14 MiB in each process.
 """
@@ -13,15 +16,20 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import Enum
 
+from bdr.services.runtime.line_writer import LineWriter
+
 BURST = 20
 """Most lines of one event per window; excess ones are only counted."""
 WINDOW_S = 10.0
+FLUSH_S = 0.5
+"""Time for the last lines of a process, if its log is blocked."""
+_STDERR = 2
 
 
 class Format(Enum):
@@ -79,6 +87,31 @@ class LineFormatter(logging.Formatter):
         return json.dumps(line, default=str) if self._form is Format.JSON else logfmt(line)
 
 
+class _Handler(logging.Handler):
+    """Passes lines to a writer, which also states the number of lost ones."""
+
+    def __init__(self, formatter: LineFormatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self.writer = LineWriter(_STDERR, notice=self._notice)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self._line(record)
+        except Exception:
+            # A fact without a text is a bug, and no reason to end.
+            self.writer.count_lost()
+        else:
+            self.writer.put(line)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode(errors="backslashreplace") + b"\n"
+
+    def _notice(self, lost: int) -> bytes:
+        values = {"msg": "lines-lost", "levelname": "WARNING", "facts": {"lines": lost}}
+        return self._line(logging.makeLogRecord(values))
+
+
 def logfmt(line: Mapping[str, object]) -> str:
     """`key=value`, separated by spaces; values are quoted where necessary."""
     return " ".join(f"{key}={_value(value)}" for key, value in line.items())
@@ -126,6 +159,7 @@ class Logger:
 
 _logger = Logger("bdr")
 _form = Format.TEXT
+_writer: LineWriter | None = None
 
 
 def use_format(name: str) -> None:
@@ -153,8 +187,12 @@ def configure(
         quiet: warnings and errors only.
         limit: on lines per event.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter(_form, {"volume": volume, "stage": stage}))
+    global _writer  # noqa: PLW0603
+    if _writer is not None:
+        _writer.close(FLUSH_S)
+    handler = _Handler(LineFormatter(_form, {"volume": volume, "stage": stage}))
+    _writer = handler.writer
+    threading.excepthook = _log_uncaught
     handler.addFilter(limit or RateLimit())
     logger = _logger.base
     logger.handlers = [handler]
@@ -167,3 +205,20 @@ def configure(
 def logger() -> Logger:
     """The logger of this process."""
     return _logger
+
+
+def flush() -> None:
+    """Waits until the lines so far are written, `FLUSH_S` at most."""
+    if _writer is not None:
+        _writer.flush(FLUSH_S)
+
+
+def lost_lines() -> int:
+    """Lines of this process that could not be written."""
+    return _writer.lost if _writer is not None else 0
+
+
+def _log_uncaught(uncaught: threading.ExceptHookArgs) -> None:
+    """Python's own hook writes to standard error, which may block."""
+    found = (uncaught.exc_type, uncaught.exc_value, uncaught.exc_traceback)
+    _logger.base.error("crashed", exc_info=found, extra={"facts": {}})  # type: ignore[arg-type]

@@ -26,6 +26,8 @@ from supervisor.http import NOT_DONE_YET
 from supervisor.states import STOPPED_STATES, ProcessStates
 from supervisor.xmlrpc import Faults, RPCError
 
+from bdr.services.supervise.inside import prepare
+
 _STOPPABLE = (ProcessStates.RUNNING, ProcessStates.STARTING)
 
 
@@ -134,5 +136,6 @@ class _Change:
 
 
 def make_interface(supervisord: Any, **_config: str) -> BdrInterface:
-    """Called by supervisord; see the module's docstring."""
+    """Called by supervisord before it starts any process; see the module's docstring."""
+    prepare(supervisord)
     return BdrInterface(supervisord)

@@ -72,7 +72,19 @@ class Host:
             "state_dir": str(directory / "state"),
             "log_dir": str(self.log_dir),
         }
+        self.output = subprocess.DEVNULL
+        """Standard output of `bdr run`."""
         self._process: subprocess.Popen[bytes] | None = None
+
+    def move(self, directory: Path) -> None:
+        """Has its files in another directory; before it is started."""
+        self.run_dir, self.log_dir = directory / "r", directory / "log"
+        self.supervision = Supervision(str(self.run_dir))
+        self.host |= {
+            "run_dir": str(self.run_dir),
+            "state_dir": str(directory / "state"),
+            "log_dir": str(self.log_dir),
+        }
 
     def write_config(self) -> None:
         """Writes bdr.toml from `host` and `volumes`."""
@@ -84,7 +96,7 @@ class Host:
         self._process = subprocess.Popen(
             [str(BIN / "bdr"), "run", "--config", str(self.config)],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=self.output,
             stderr=subprocess.PIPE,
             start_new_session=True,
             # Nothing is left running, even if the tests are killed.

@@ -149,11 +149,12 @@ Logged = Callable[[], list[str]]
 
 
 @pytest.fixture
-def logged(capsys: pytest.CaptureFixture[str]) -> Iterator[Logged]:
+def logged(capfd: pytest.CaptureFixture[str]) -> Iterator[Logged]:
     """The lines that are logged; the logger is as new afterwards."""
 
     def lines() -> list[str]:
-        return capsys.readouterr().err.splitlines()
+        log.flush()
+        return capfd.readouterr().err.splitlines()
 
     yield lines
     log.use_format("text")
