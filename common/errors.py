@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The errors of BDR, and the exit code of each.
 
-Two base classes decide what a process does with an error. A `PermanentError` needs an operator: the
-process exits with the error's code, and supervisord does not restart it. A `RetryableError` is
-transient: the process waits and tries again.
+Three base classes decide what a process does with an error. A `PermanentError` needs an operator:
+the process exits with the error's code, and supervisord does not restart it. A `RetryableError` is
+transient: the process is restarted at once. A `HostError` may pass, or be mended without anything
+being done to the process: it waits and begins anew, until it succeeds.
 
 Every message states what was found, what was wanted, and what to do.
 """
@@ -31,31 +32,39 @@ class RetryableError(BdrError):
     exit_code = 75
 
 
+class HostError(RetryableError):
+    """The host lacks something that it may have later: a device, a capture, an address, space.
+
+    Attributes:
+        exit_code: of a command, and of a process that may not wait; it is not restarted then.
+    """
+
+
 class UsageError(PermanentError):
     """An option or a configuration value is wrong."""
 
     exit_code = 64
 
 
-class DeviceError(PermanentError):
+class DeviceError(HostError):
     """A device is missing, too small, in use, or fails."""
 
     exit_code = 66
 
 
-class CaptureError(PermanentError):
+class CaptureError(HostError):
     """Not a capture, of another ABI version, or a request was refused."""
 
     exit_code = 67
 
 
-class CaptureGoneError(PermanentError):
+class CaptureGoneError(HostError):
     """The capture was removed while it was in use."""
 
     exit_code = 68
 
 
-class AddressError(PermanentError):
+class AddressError(HostError):
     """A port or socket path cannot be bound."""
 
     exit_code = 69
@@ -69,6 +78,12 @@ class RefusedError(PermanentError):
 
 class StateError(PermanentError):
     """The replica's state on disk is damaged, or belongs to another volume or device."""
+
+    exit_code = 72
+
+
+class StateDiskError(HostError):
+    """The disk of a state file or journal is missing, full, in use, or fails."""
 
     exit_code = 72
 

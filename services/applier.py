@@ -119,7 +119,7 @@ class Applier:
         """Runs until SIGTERM, then makes everything accepted durable.
 
         Raises:
-            PermanentError: the device or the state file failed.
+            HostError: the device or the state file failed.
         """
         try:
             self.loop.run(tick=self._on_tick, tick_ms=TICK_MS, after=self._end_round)
@@ -315,7 +315,7 @@ def main(
             run_directory=RunDirectory(run_dir) if run_dir else None,
         )
 
-    options.run(build)
+    options.run(build, stage="applier", run_dir=run_dir)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,10 @@ and a subscriber that does not read loses messages.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +35,7 @@ import msgpack
 
 from bdr.common.capture.api import Capture, Role
 from bdr.common.capture.opening import open_capture
-from bdr.common.errors import BdrError, PermanentError, StatusError
+from bdr.common.errors import AddressError, BdrError, PermanentError, StatusError
 from bdr.common.host import programs
 from bdr.common.host.tables import Source
 from bdr.common.status.compose import Composer
@@ -54,6 +56,7 @@ TICK_MS = 250
 PUBLISH_S = 1.0
 REOPEN_S = 2.0
 EXPECT_S = 1.0
+EXPORT_S = 15.0
 _RECOVERIES = ("connection-restored", "consistent", "rpo-restored", "stage-back", "resync-end")
 
 
@@ -69,7 +72,8 @@ class Monitor:
             process that has reported once is expected.
         rpo_s: recovery point objective.
         hooks: runs the configured command.
-        exporter: the Prometheus endpoint, if configured.
+        open_exporter: opens the Prometheus endpoint, if configured; tried again while its port is
+            in use.
     """
 
     def __init__(
@@ -82,14 +86,16 @@ class Monitor:
         programs_dir: str | None,
         rpo_s: float,
         hooks: Hooks,
-        exporter: Exporter | None,
+        open_exporter: Callable[[], Exporter] | None,
     ) -> None:
         self._log = log.logger()
         self._volume = volume
         self._chardev = chardev
         self._programs_dir = programs_dir
         self._hooks = hooks
-        self._exporter = exporter
+        self._open_exporter = open_exporter
+        self._exporter: Exporter | None = None
+        self._export_at = 0.0
         self._claim = run_directory.claim("monitor")
         self._capture: Capture | None = None
         self._open_at = 0.0
@@ -168,10 +174,14 @@ class Monitor:
             is_alive=_is_alive,
             events=self._event_counts,
             hooks=self._hooks.counts,
+            lost_lines=log.lost_lines(),
         )
         for event in self._detector.update(self.status):
             self._emit(event, hook=True)
         self._hooks.tick()
+        if self._exporter is None and self._open_exporter and now_at >= self._export_at:
+            self._export_at = now_at + EXPORT_S
+            self._export(self._open_exporter)
         if self._exporter:
             self._exporter.put(self.status)
         key = (self.status.health, self.status.reasons, self.status.is_rpo_exceeded)
@@ -199,6 +209,13 @@ class Monitor:
             lag = self.status.lag
             write(event.name, **event.facts, seconds_behind=lag.seconds if lag else None)
             self._hooks.put(event, self.status)
+
+    def _export(self, open_exporter: Callable[[], Exporter]) -> None:
+        """Starts to serve metrics; without them the status is published all the same."""
+        try:
+            self._exporter = open_exporter()
+        except AddressError as error:
+            self._log.warning("metrics-unavailable", reason=str(error), retry_after_s=EXPORT_S)
 
     def _sample_ring(self, chardev: str, now_at: float) -> None:
         """Samples the ring; a capture that is gone is reopened every `REOPEN_S`."""
@@ -286,10 +303,12 @@ def main(
             programs_dir=str(Path(programs_dir).resolve()) if programs_dir else None,
             rpo_s=rpo_seconds,
             hooks=Hooks(on_event),
-            exporter=_exporter(metrics_address, metrics_port) if metrics_port else None,
+            open_exporter=functools.partial(_exporter, metrics_address, metrics_port)
+            if metrics_port
+            else None,
         )
 
-    options.run(build)
+    options.run(build, stage="monitor", run_dir=run_dir)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,8 @@ class Reader:
         """Runs until SIGTERM.
 
         Raises:
-            PermanentError: the capture is gone, or the target refused permanently.
+            PermanentError: the target refused permanently.
+            HostError: the capture is gone, or the state cannot be saved.
         """
         try:
             self.loop.run(tick=self._on_tick, tick_ms=TICK_MS, after=self._end_round)
@@ -314,7 +315,7 @@ def main(
             settings=SourceSettings(scheduler=SchedulerSettings(rate_limit=rate_limit)),
         )
 
-    options.run(build)
+    options.run(build, stage="reader", run_dir=run_dir)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def main(
             run_directory=RunDirectory(run_dir),
         )
 
-    options.run(build)
+    options.run(build, stage="scanner", run_dir=run_dir)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def main(
             run_directory=RunDirectory(run_dir),
         )
 
-    options.run(build)
+    options.run(build, stage="sender", run_dir=run_dir)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ class Composer:
         is_alive: IsAlive,
         events: Mapping[str, int],
         hooks: HookCounts,
+        lost_lines: int = 0,
     ) -> VolumeStatus:
         """The status as of now.
 
@@ -94,6 +95,7 @@ class Composer:
             is_alive: whether a process with this id exists.
             events: count of each event.
             hooks: outcomes of the commands run on events.
+            lost_lines: of the monitor's own log.
         """
         stages = self.processes.stages(now_at, is_alive)
         is_source = self._role is VolumeRole.SOURCE
@@ -115,6 +117,7 @@ class Composer:
             events=dict(events),
             hooks=hooks,
             monitor_uptime_s=round(now_at - self._started_at, 3),
+            monitor_lost_lines=lost_lines,
         )
 
     def _source(self, stages: _Stages) -> _RoleParts:

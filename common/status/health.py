@@ -114,7 +114,10 @@ def _judge_stages(stages: Sequence[StageStatus], *, needed: str) -> _Found:
         )
         # Replication continues without a scanner; pending repairs are judged separately.
         goes_on = others_work or stage.stage == "scanner"
-        if stage.state is StageState.STOPPED:
+        if stage.state is StageState.WAITING:
+            judged = HealthState.DEGRADED if goes_on else HealthState.BROKEN
+            found.append((judged, f"{stage.name} waits: {stage.waits_for}"))
+        elif stage.state is StageState.STOPPED:
             judged = HealthState.DEGRADED if goes_on else HealthState.BROKEN
             found.append((judged, f"{stage.name} is not running"))
         elif stage.state is StageState.STARTING:

@@ -197,6 +197,23 @@ METRICS = (
         "restarts observed by this monitor",
         lambda it: it.restarts,
     ),
+    by_process(
+        "bdr_process_waiting",
+        BOTH,
+        "1 while it lacks something of the host, and tries again",
+        lambda it: it.state is StageState.WAITING,
+    ),
+    by_process(
+        "bdr_lost_log_lines_total",
+        BOTH,
+        "lines of its log that could not be written",
+        lambda it: it.lost_lines,
+    ),
+    of_volume(
+        "bdr_monitor_lost_log_lines_total",
+        "lines of the monitor's own log that could not be written",
+        lambda it: it.monitor_lost_lines,
+    ),
     Metric("bdr_events_total", BOTH, ("event",), "count of each event", _events),
     Metric("bdr_hooks_total", BOTH, ("outcome",), "commands run on events, by outcome", _hooks),
 )

@@ -144,6 +144,10 @@ class StageStatus:
     pid: int | None
     values: StageValues | None
     """As last reported, also if it is silent or stopped."""
+    waits_for: str | None = None
+    """What it lacks, in words, while it waits."""
+    lost_lines: int = 0
+    """Lines of its log that could not be written, as last reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,8 @@ class VolumeStatus:
     """Count of each event."""
     hooks: HookCounts
     monitor_uptime_s: float
+    monitor_lost_lines: int = 0
+    """Lines of the monitor's own log that could not be written."""
 
     def to_map(self) -> dict[str, Any]:
         """The map for JSON and subscribers."""

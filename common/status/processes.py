@@ -68,6 +68,8 @@ def _stage(name: str, known: _Known, now_at: float, is_alive: IsAlive) -> StageS
         state = StageState.STOPPED
     elif age_s > SILENT_AFTER_S:
         state = StageState.SILENT
+    elif report is not None and report.waits_for is not None:
+        state = StageState.WAITING
     else:
         state = StageState.REPORTING if report else StageState.STARTING
     return StageStatus(
@@ -78,4 +80,6 @@ def _stage(name: str, known: _Known, now_at: float, is_alive: IsAlive) -> StageS
         restarts=max(0, known.pids - 1),
         pid=report.pid if report and is_running else None,
         values=report.values if report else None,
+        waits_for=report.waits_for if report and state is StageState.WAITING else None,
+        lost_lines=report.lost_lines if report else 0,
     )

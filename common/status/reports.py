@@ -3,15 +3,17 @@
 
 Counters are absolute, so reports may be lost. A report is a msgpack map:
 
-========= =======================================================================
+========== =======================================================================
 version   1
 stage     reader, sender, ...
 name      the process's own name, such as db-sender-2
 pid       its process id
 sent_at   CLOCK_MONOTONIC when it was sent, in seconds: comparable within a host
 is_last   true: the process is ending in an orderly way
-values    the stage's own, below
-========= =======================================================================
+waits_for what the process lacks, and tries again to get; nil: it works
+lost_lines  lines of its log that could not be written
+values    the stage's own, below; empty while it waits
+========== =======================================================================
 """
 
 from __future__ import annotations
@@ -154,7 +156,12 @@ class Report:
     pid: int
     sent_at: float
     is_last: bool
-    values: StageValues
+    values: StageValues | None
+    """None while it waits."""
+    waits_for: str | None = None
+    """What it lacks, in words; None: it works."""
+    lost_lines: int = 0
+    """Lines of its log that could not be written."""
 
 
 _LINKS = flat(Form(LinkCounts))
@@ -204,6 +211,6 @@ def decode_report(data: bytes) -> Report:
     if not isinstance(raw, dict) or raw.get("version") != REPORT_VERSION:
         raise wrong(raw, f"a report of version {REPORT_VERSION}")
     report = _REPORT.decode(raw)
-    if report.values is None:
-        raise wrong(raw, "a report with values")
+    if report.values is None and report.waits_for is None:
+        raise wrong(raw, "a report with values, or what the process waits for")
     return report

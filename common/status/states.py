@@ -39,6 +39,8 @@ class StageState(Enum):
     REPORTING = "reporting"
     STARTING = "starting"
     """Expected, without a report yet."""
+    WAITING = "waiting"
+    """Lacks something of the host, and tries again."""
     SILENT = "silent"
     STOPPED = "stopped"
     """Has sent its last report, or does not exist any more."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bdr.common.copies import FILE_BYTES, Copies, Kept, place_of
-from bdr.common.errors import StateError
+from bdr.common.errors import StateDiskError
 from bdr.common.storage.locking import lock_exclusively, sync_directory
 
 
@@ -20,7 +20,7 @@ class CopiesFile:
         kind: of its content.
 
     Raises:
-        StateError: it cannot be opened, or another process has it.
+        StateDiskError: it cannot be opened, or another process has it.
     """
 
     def __init__(self, path: str, kind: Copies) -> None:
@@ -29,13 +29,13 @@ class CopiesFile:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StateError(
+            raise StateDiskError(
                 f"{kind.what} {path}: {error.strerror}; wanted a file in an existing, writable "
                 "directory"
             ) from error
         if not lock_exclusively(self._fd):
             os.close(self._fd)
-            raise StateError(
+            raise StateDiskError(
                 f"{kind.what} {path}: found it locked by another process of BDR; wanted one of "
                 "its own for each volume"
             )
@@ -45,7 +45,8 @@ class CopiesFile:
         """The copy that counts; None where nothing was ever durable.
 
         Raises:
-            StateError: damaged, or the disk failed.
+            StateError: damaged.
+            StateDiskError: the disk failed.
         """
         self._drop_page_cache()
         try:
@@ -73,7 +74,7 @@ class CopiesFile:
         """Writes the older copy anew and syncs it.
 
         Raises:
-            StateError: the disk failed or is full; the other copy is intact.
+            StateDiskError: the disk failed or is full; the other copy is intact.
         """
         self._generation += 1
         data = self._kind.encode(values, self._generation)
@@ -84,10 +85,10 @@ class CopiesFile:
         except OSError as error:
             raise self._failed(error) from error
 
-    def _failed(self, error: OSError) -> StateError:
-        return StateError(
-            f"{self._kind.what} {self.path}: {error.strerror}; mend the disk, then start this "
-            "process again: nothing acknowledged is lost"
+    def _failed(self, error: OSError) -> StateDiskError:
+        return StateDiskError(
+            f"{self._kind.what} {self.path}: {error.strerror}; wanted a disk with free "
+            "space that does not fail; nothing acknowledged is lost"
         )
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import fcntl
 import os
 import stat
 
-from bdr.common.errors import StateError
+from bdr.common.errors import StateDiskError, StateError
 from bdr.common.storage.locking import lock_exclusively, sync_directory
 from bdr.common.storage.transfer import write_all
 from bdr.common.wire.codec import Buffer
@@ -23,7 +23,8 @@ class JournalFile:
         is_read_only: for inspection; it must exist, and may be in use.
 
     Raises:
-        StateError: it cannot be opened, or is in use.
+        StateDiskError: it cannot be opened, or is in use.
+        StateError: it is neither a block device nor a regular file.
     """
 
     def __init__(self, path: str, *, is_read_only: bool = False) -> None:
@@ -40,7 +41,7 @@ class JournalFile:
             self._fd = os.open(path, flags, 0o600)
         except OSError as error:
             found = "in use (mounted, or held by another program)"
-            raise StateError(
+            raise StateDiskError(
                 f"journal {path}: found it "
                 f"{found if error.errno == errno.EBUSY else f'unusable: {error.strerror}'}; wanted "
                 "a file in an existing, writable directory, or a block device of its own"
@@ -56,7 +57,7 @@ class JournalFile:
     def _lock(self, is_read_only: bool) -> None:
         if not is_read_only:
             if not lock_exclusively(self._fd):
-                raise StateError(
+                raise StateDiskError(
                     f"journal {self.path}: found it locked by another applier, or named as target "
                     "or state file too; wanted one of its own for each volume"
                 )
@@ -77,7 +78,8 @@ class JournalFile:
         """Extends a file to this size and preallocates its space; a device must have it.
 
         Raises:
-            StateError: there is not enough space.
+            StateDiskError: there is not enough space.
+            StateError: the device is too small.
         """
         if self.is_block:
             if self.size_bytes < size_bytes:
@@ -93,7 +95,7 @@ class JournalFile:
             sync_directory(self.path)
         except OSError as error:
             os.ftruncate(self._fd, before)
-            raise StateError(
+            raise StateDiskError(
                 f"journal {self.path}: allocating {size_bytes} bytes: {error.strerror}; free "
                 "space, or set a path with more space, or a smaller --journal-size"
             ) from error
@@ -160,8 +162,8 @@ class JournalFile:
         """Closes the file, which releases the lock."""
         os.close(self._fd)
 
-    def _failed(self, what: str, error: OSError) -> StateError:
-        return StateError(
-            f"journal {self.path}: {what}: {error.strerror}; repair the disk or free space, then "
-            "start the applier again: nothing acknowledged is lost"
+    def _failed(self, what: str, error: OSError) -> StateDiskError:
+        return StateDiskError(
+            f"journal {self.path}: {what}: {error.strerror}; wanted a disk with free space that "
+            "does not fail; nothing acknowledged is lost"
         )

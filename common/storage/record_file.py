@@ -19,8 +19,7 @@ class RecordFile:
     """Opens or creates the file, exclusively.
 
     Raises:
-        StateError: it cannot be opened, is locked by another applier, is damaged,
-            or belongs to another volume.
+        StateDiskError: it cannot be opened, or is locked by another applier.
     """
 
     def __init__(self, path: str) -> None:
@@ -106,7 +105,7 @@ class RecordFile:
         """Overwrites the older copy and syncs it.
 
         Raises:
-            StateError: the disk failed or is full; the other copy is intact.
+            StateDiskError: the disk failed or is full; the other copy is intact.
         """
         self._file.save(format_.values_of(replace(record, device=self._device)))
 

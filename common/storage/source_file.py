@@ -17,7 +17,7 @@ class SourceFile:
     """Opens or creates the file, for this process alone. `save_...` may be called by any thread.
 
     Raises:
-        StateError: it cannot be opened, or another process has it.
+        StateDiskError: it cannot be opened, or another process has it.
     """
 
     def __init__(self, path: str) -> None:
@@ -35,6 +35,7 @@ class SourceFile:
 
         Raises:
             StateError: the file is damaged, or of another volume or device.
+            StateDiskError: the disk failed or is full.
         """
         found = identity.of_kept(self._file.load(), where=self.path)
         if found is None:
@@ -55,7 +56,7 @@ class SourceFile:
         """Makes a new identifier, and makes it durable.
 
         Raises:
-            StateError: the disk failed or is full.
+            StateDiskError: the disk failed or is full.
         """
         generation = _new_generation()
         with self._saving:

@@ -110,7 +110,7 @@ class TargetDevice:
         except OSError as error:
             raise DeviceError(
                 f"target {self.path}: writing {length} bytes at {offset}: {error.strerror}; "
-                "check the device, then start the applier again: nothing acknowledged is lost"
+                "wanted a device with free space that does not fail; nothing acknowledged is lost"
             ) from error
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
@@ -137,8 +137,8 @@ class TargetDevice:
             os.fdatasync(self._fd)
         except OSError as error:
             raise DeviceError(
-                f"target {self.path}: fdatasync: {error.strerror}; check the device, then start "
-                "the applier again: nothing acknowledged is lost"
+                f"target {self.path}: fdatasync: {error.strerror}; wanted a device with free "
+                "space that does not fail; nothing acknowledged is lost"
             ) from error
 
     def close(self) -> None:

@@ -274,6 +274,8 @@ def stage_line(stage: StageStatus, supervisor: Mapping[str, str]) -> str:
     text = stage.state.value
     if stage.pid:
         text += f", last report {stage.age_s:.1f} s ago, pid {stage.pid}"
+    if stage.lost_lines:
+        text += f", {stage.lost_lines} log lines lost"
     if stage.restarts:
         text += f", restarted {stage.restarts} times"
     said = supervisor.get(stage.name, "RUNNING")

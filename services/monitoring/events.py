@@ -15,7 +15,7 @@ resync-start            scanners start to copy what the replica lacks
 resync-end              nothing is left to copy
 rpo-exceeded            further behind than `rpo_seconds`
 rpo-restored            no longer further behind
-stage-lost              a process stopped or became silent
+stage-lost              a process stopped, became silent, or waits for something of its host
 stage-back              it reports again
 health                  the health has changed
 ======================  =======================================================
@@ -30,7 +30,7 @@ from bdr.common.status.model import VolumeStatus
 from bdr.common.status.states import StageState
 from bdr.common.wire.condition import Condition
 
-_AWAY = (StageState.SILENT, StageState.STOPPED)
+_AWAY = (StageState.SILENT, StageState.STOPPED, StageState.WAITING)
 
 
 @dataclass(frozen=True, slots=True)

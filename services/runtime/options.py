@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import click
 
-from bdr.common.errors import BdrError, UsageError
+from bdr.common.errors import BdrError, HostError, UsageError
 from bdr.common.host.keys import ConfigError, Key, checked_texts, keys_of
 from bdr.common.host.tables import VOLUME, Host
-from bdr.services.runtime import log
+from bdr.services.runtime import log, retry
 from bdr.services.runtime.loop import Loop
-from bdr.services.runtime.process import end_with_parent
+from bdr.services.runtime.process import SUPERVISORD, end_with_parent, open_standard_streams
 
 _Command = Callable[..., Any]
 CRASH_PAUSE_S = 1.0
@@ -130,11 +130,15 @@ def stage(name: str, params: Iterable[click.Parameter]) -> Callable[[_Command], 
         def configured(
             *, log_format: str, verbose: bool, debug: bool, noprint: bool, **rest: Any
         ) -> None:
+            open_standard_streams()
             log.use_format(log_format)
             log.configure(
                 stage=name, volume=rest["volume"], verbose=verbose, debug=debug, quiet=noprint
             )
-            function(**rest)
+            try:
+                function(**rest)
+            finally:
+                log.flush()
 
         return command([KeyOption(VOLUME), *params, *of(Host, name), *verbosity()])(configured)
 
@@ -177,18 +181,27 @@ class Service(Protocol):
         ...
 
 
-def run(build: Callable[[], Service]) -> None:
+def run(build: Callable[[], Service], *, stage: str, run_dir: str | None) -> None:
     """Builds a service, runs it until a signal, and turns errors into a log line and exit code.
 
-    After an error of BDR the process exits at once with the error's code. After a bug it exits with
-    code 1, and supervisord restarts it; a pause before prevents a busy loop.
+    After an error of the host the process waits and begins anew, where `retry` allows it. After any
+    other error of BDR it exits at once with the error's code. After a bug it exits with code 1, and
+    supervisord restarts it; a pause before prevents a busy loop.
+
+    Args:
+        run_dir: of the volume, where its monitor is; None: there is none.
     """
     _end_with_supervisord()
+    began_at = None
     try:
         service = build()
         service.loop.end_on_signals()
+        began_at = time.monotonic()
         service.run()
     except BdrError as error:
+        if isinstance(error, HostError) and retry.is_allowed(has_worked=began_at is not None):
+            worked_s = None if began_at is None else time.monotonic() - began_at
+            retry.wait_and_begin_anew(error, stage=stage, run_dir=run_dir, worked_s=worked_s)
         log.logger().error("stopped", error=type(error).__name__, reason=str(error))
         sys.exit(error.exit_code)
     except Exception:
@@ -202,5 +215,5 @@ def _end_with_supervisord() -> None:
     if os.environ.get("SUPERVISOR_ENABLED") != "1":
         return
     end_with_parent()
-    if os.getppid() == 1:  # it has died already
-        sys.exit(0)
+    if os.getppid() != int(os.environ.get(SUPERVISORD, os.getppid())):
+        sys.exit(0)  # it has died already

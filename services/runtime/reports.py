@@ -2,8 +2,8 @@
 """Sends a process's reports to its volume's monitor.
 
 Once a second from its tick, and immediately when `key` changes, a process sends the present values
-of its counters and states (`common.status.reports`). Sending never blocks: without a monitor, or
-with a busy one, the report is dropped.
+of its counters and states (`common.status.reports`), or why it waits. Sending never blocks: without
+a monitor, or with a busy one, the report is dropped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable
 import zmq
 
 from bdr.common.status.reports import Report, StageValues, encode_report
-from bdr.services.runtime import sockets
+from bdr.services.runtime import log, sockets
 from bdr.services.runtime.loop import Loop
 
 ENDPOINT = "metrics"
@@ -33,15 +33,23 @@ class Reporter:
         loop: whose context the socket belongs to.
         endpoint: the monitor's ZeroMQ address; None: no reports.
         stage: reader, sender, ...
-        values: returns the present values; called once a second.
+        values: returns the present values; called once a second. None of a process that waits.
+        waits_for: what it lacks, for people.
     """
 
     def __init__(
-        self, loop: Loop, endpoint: str | None, *, stage: str, values: Callable[[], StageValues]
+        self,
+        loop: Loop,
+        endpoint: str | None,
+        *,
+        stage: str,
+        values: Callable[[], StageValues | None],
+        waits_for: str | None = None,
     ) -> None:
         self._stage = stage
         self._name = os.environ.get("SUPERVISOR_PROCESS_NAME", f"{stage}-{os.getpid()}")
         self._values = values
+        self._waits_for = waits_for
         self._due_at = 0.0
         self._key: Hashable = None
         self._socket = None
@@ -68,7 +76,14 @@ class Reporter:
         if self._socket is None:
             return True
         report = Report(
-            self._stage, self._name, os.getpid(), time.monotonic(), is_last, self._values()
+            self._stage,
+            self._name,
+            os.getpid(),
+            time.monotonic(),
+            is_last,
+            self._values(),
+            waits_for=self._waits_for,
+            lost_lines=log.lost_lines(),
         )
         with contextlib.suppress(zmq.Again):
             self._socket.send(encode_report(report), zmq.NOBLOCK)

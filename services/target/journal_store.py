@@ -220,8 +220,9 @@ def open_journal(
         The store, and the replica's record: a prefix of the source, after any crash.
 
     Raises:
-        StateError: the journal is damaged, does not belong to this state file, or its disk failed
-            or is full. Nothing was applied.
+        StateError: the journal is damaged, or does not belong to this state file. Nothing was
+            applied.
+        StateDiskError: its disk failed or is full.
         DeviceError: the target failed while the journal was applied to it.
     """
     if size_bytes is not None and size_bytes < JOURNAL_BYTES_MIN:

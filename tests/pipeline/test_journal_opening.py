@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bdr.common.errors import StateError, UsageError
+from bdr.common.errors import StateDiskError, StateError, UsageError
 from bdr.common.journal.layout import log_bytes_of
 from bdr.common.storage.journal_file import JournalFile
 from bdr.common.storage.record_file import RecordFile
@@ -136,14 +136,14 @@ def test_blank_file_that_is_bigger_than_the_journal_stays_so(host: Host) -> None
 
 @pytest.mark.parametrize("what", ["target", "state"])
 def test_target_or_state_named_as_journal_is_refused(host: Host, what: str) -> None:
-    with pytest.raises(StateError, match="named as target or state file too"):
+    with pytest.raises(StateDiskError, match="named as target or state file too"):
         host.open(journal=str(host.directory / what))
 
 
 def test_journal_locked_by_another_applier_is_refused(host: Host, directory: Path) -> None:
     worker = host.open()
     other = Host(directory / "other")
-    with pytest.raises(StateError, match="locked by another applier"):
+    with pytest.raises(StateDiskError, match="locked by another applier"):
         other.open(journal=str(host.journal))
     assert inspect(host.journal).exit_code == 75
     worker.close()
@@ -203,7 +203,7 @@ def test_journal_on_a_block_device(host: Host) -> None:
 
 
 def test_store_opens_only_what_exists(host: Host) -> None:
-    with pytest.raises(StateError, match="existing, writable directory"):
+    with pytest.raises(StateDiskError, match="existing, writable directory"):
         open_journal(
             path=str(host.directory / "missing" / "journal"),
             size_bytes=None,

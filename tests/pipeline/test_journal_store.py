@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bdr.common.errors import DeviceError, StateError
+from bdr.common.errors import DeviceError, StateDiskError
 from bdr.common.wire.condition import Condition
 from bdr.services.target.journal_store import JournalStore
 from deploy.command import wait_for
@@ -192,7 +192,7 @@ def test_failing_journal_ends_the_worker_and_keeps_what_was_acknowledged(host: H
         for _ in range(8):
             worker.put(host.write(0, os.urandom(MIB)))
         wait_for(lambda: failed(worker), what="the error", timeout_s=DEADLINE_S)
-    assert isinstance(worker.error, StateError)
+    assert isinstance(worker.error, StateDiskError)
     assert "nothing acknowledged is lost" in str(worker.error)
     worker.close()
     acknowledged = worker.durable
@@ -209,11 +209,11 @@ def test_no_room_for_the_journal_is_said_and_leaves_nothing_behind(
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "bdr-test", small], check=True)
     try:
         path = small / "journal"
-        with pytest.raises(StateError, match="No space left on device; free space"):
+        with pytest.raises(StateDiskError, match="No space left on device; free space"):
             host.open(journal=str(path), size=32 * MIB)
         assert path.stat().st_size == 0
         host.open(journal=str(path)).close()
-        with pytest.raises(StateError, match="No space left on device"):
+        with pytest.raises(StateDiskError, match="No space left on device"):
             host.open(journal=str(path), size=32 * MIB)
         host.open(journal=str(path)).close()  # as it was before
     finally:

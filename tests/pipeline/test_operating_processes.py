@@ -144,16 +144,18 @@ def test_permanent_failures_stay_down_and_others_are_restarted(
     )
     source.wait_health("v1", "healthy")
 
-    # The target device is gone: that does not pass.
-    target.volumes["v1"]["target"] += "-missing"
+    # The target's state is damaged: that does not pass.
+    state = target.directory / "damaged"
+    state.write_bytes(b"x" * 65536)
+    target.volumes["v1"]["state"] = str(state)
     target.write_config()
     assert target.bdr("reload").stdout == "changed v1-applier\n"
     wait_for(lambda: target.pids()["v1-applier"] == 0, what="its end", timeout_s=DEADLINE_S)
-    assert 'reason="target' in target.log("v1-applier")
+    assert "error=StateError" in target.log("v1-applier")
     source.wait_health("v1", "broken")
     done = target.bdr("status", "v1")
     assert done.returncode == 2
-    assert "EXITED with code 66, left down" in done.stdout
+    assert "EXITED with code 72, left down" in done.stdout
     done = source.bdr("status", "v1", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["health"] == "broken"

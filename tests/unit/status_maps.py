@@ -60,6 +60,8 @@ SOURCE_MAP: dict[str, Any] = {
             "age_seconds": 0.25,
             "restarts": 0,
             "pid": 7,
+            "waits_for": None,
+            "lost_lines": 0,
             "values": {
                 "phase": "STREAMING",
                 "condition": "CONSISTENT",
@@ -84,6 +86,8 @@ SOURCE_MAP: dict[str, Any] = {
             "age_seconds": 0.25,
             "restarts": 0,
             "pid": 7,
+            "waits_for": None,
+            "lost_lines": 0,
             "values": {
                 "is_connected": True,
                 "leases": 0,
@@ -102,6 +106,8 @@ SOURCE_MAP: dict[str, Any] = {
             "age_seconds": 0.25,
             "restarts": 0,
             "pid": 7,
+            "waits_for": None,
+            "lost_lines": 0,
             "values": {
                 "is_connected": True,
                 "trouble": None,
@@ -116,6 +122,7 @@ SOURCE_MAP: dict[str, Any] = {
     "events": {"consistent": 1},
     "hooks": {"run": 1, "failed": 2, "dropped": 3},
     "monitor_uptime_seconds": 3600.0,
+    "monitor_lost_lines": 0,
 }
 TARGET_MAP: dict[str, Any] = {
     "version": 1,
@@ -156,6 +163,8 @@ TARGET_MAP: dict[str, Any] = {
             "age_seconds": 0.25,
             "restarts": 0,
             "pid": 7,
+            "waits_for": None,
+            "lost_lines": 0,
             "values": {
                 "condition": "CONSISTENT",
                 "has_source": True,
@@ -187,4 +196,5 @@ TARGET_MAP: dict[str, Any] = {
     "events": {},
     "hooks": {"run": 0, "failed": 0, "dropped": 0},
     "monitor_uptime_seconds": 3600.0,
+    "monitor_lost_lines": 0,
 }  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bdr.common.copies import COPY_BYTES
-from bdr.common.errors import StateError
+from bdr.common.errors import StateDiskError, StateError
 from bdr.common.storage import device_identity
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.target.record import (
@@ -104,7 +104,7 @@ def test_disk_that_cannot_sync_the_record_is_an_error(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fdatasync", fail)
-    with pytest.raises(StateError, match="Input/output error"):
+    with pytest.raises(StateDiskError, match="Input/output error"):
         load(tmp_path / "state")
 
 
@@ -116,7 +116,7 @@ def test_disk_that_fails_is_an_error_of_the_state_file(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises(StateError, match="Input/output error"):
+    with pytest.raises(StateDiskError, match="Input/output error"):
         save_and_load(tmp_path / "state")
 
 
@@ -126,7 +126,7 @@ def test_record_that_is_written_in_part_is_not_saved(
     """As at a file size limit, or in the last block of a full file system."""
     write = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:100], at))
-    with pytest.raises(StateError, match="No space left"):
+    with pytest.raises(StateDiskError, match="No space left"):
         save_and_load(tmp_path / "state")
 
 

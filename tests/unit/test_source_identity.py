@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bdr.common.copies import Kept
-from bdr.common.errors import StateError
+from bdr.common.errors import StateDiskError, StateError
 from bdr.common.source import identity
 from bdr.common.source.generation import INTERVAL_S, Generation
 from bdr.common.source.identity import NO_TARGET, SourceRecord, of_kept
@@ -149,7 +149,7 @@ def test_two_files_have_two_ids(tmp_path: Path) -> None:
 
 def test_file_is_for_one_process(tmp_path: Path) -> None:
     file = SourceFile(str(tmp_path / "v.source"))
-    with pytest.raises(StateError):
+    with pytest.raises(StateDiskError):
         SourceFile(str(tmp_path / "v.source"))
     file.close()
 
