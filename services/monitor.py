@@ -57,7 +57,14 @@ PUBLISH_S = 1.0
 REOPEN_S = 2.0
 EXPECT_S = 1.0
 EXPORT_S = 15.0
-_RECOVERIES = ("connection-restored", "consistent", "rpo-restored", "stage-back", "resync-end")
+_RECOVERIES = (
+    "connection-restored",
+    "consistent",
+    "rpo-restored",
+    "stage-back",
+    "resync-end",
+    "repaired",
+)
 
 
 class Monitor:
@@ -205,6 +212,7 @@ class Monitor:
         if hook:
             to = event.facts.get("to")
             is_good = event.name in _RECOVERIES or to == HealthState.HEALTHY.value
+            is_good |= event.name == "verified" and not event.facts["unrepaired_bytes"]
             write = self._log.info if is_good else self._log.warning
             lag = self.status.lag
             write(event.name, **event.facts, seconds_behind=lag.seconds if lag else None)

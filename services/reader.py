@@ -22,12 +22,13 @@ from bdr.common.errors import WireError
 from bdr.common.facts import Facts
 from bdr.common.host.tables import Source
 from bdr.common.source import events
-from bdr.common.source.identity import SourceRecord
+from bdr.common.source.findings import size_of
+from bdr.common.source.identity import Findings, SourceRecord
 from bdr.common.source.node import SourceNode
 from bdr.common.source.order import Waits
 from bdr.common.source.rate_limit import ScanRateSettings
 from bdr.common.source.settings import SchedulerSettings, SourceSettings
-from bdr.common.status.reports import ReaderValues
+from bdr.common.status.reports import ReaderValues, VerificationValues
 from bdr.common.status.states import ConnectionState
 from bdr.common.storage.device_identity import identity_of
 from bdr.common.storage.source_file import SourceFile
@@ -156,6 +157,7 @@ class Reader:
             scan_compared_bytes=scheduler.compared_bytes,
             scan_repaired_bytes=scheduler.repaired_bytes,
             scan_unreadable_ranges=len(scheduler.regions.unreadable),
+            verification=_verification(self.node.memory.findings),
             links=self.loop.links,
         )
 
@@ -166,13 +168,20 @@ class Reader:
         order = self.node.order
         self._reporter.tick(now_at, (self.node.session.state, order.condition))
 
-    def _save(self, tasks: Tasks[events.SaveGeneration]) -> Iterator[bytes]:
-        for _ in tasks:
-            yield self._state.save_new_generation()
+    def _save(
+        self, tasks: Tasks[events.SaveGeneration | events.SaveFindings]
+    ) -> Iterator[events.Event]:
+        for task in tasks:
+            match task:
+                case events.SaveGeneration():
+                    yield events.GenerationSaved(self._state.save_new_generation())
+                case events.SaveFindings(findings):
+                    self._state.save_findings(findings)
+                    yield events.FindingsSaved()
 
     def _on_saved(self) -> None:
-        for generation in self._saver.results():
-            self._handle(events.GenerationSaved(generation))
+        for saved in self._saver.results():
+            self._handle(saved)
 
     def _on_wakeup(self) -> None:
         self._capture.drain_wakeup()
@@ -246,7 +255,7 @@ class Reader:
                 name = next(name for name in _REQUESTS if peer.startswith(name.encode()))
                 frames = [peer[len(name) :], encode_answer(answer)]
                 self._requests[name].send_multipart(frames, zmq.NOBLOCK)
-            case events.SaveGeneration():
+            case events.SaveGeneration() | events.SaveFindings():
                 self._saver.put(action)
             case events.SaveAssumption(target):
                 self._state.save_assumption(target)
@@ -266,10 +275,21 @@ class Reader:
                 assert_never(action)
 
     def _announce(self, name: str, facts: Facts) -> None:
-        # The outcome of an operator's setting: also logged with --noprint.
-        write = self._log.warning if name == "assume-clean" else self._log.info
+        # What an operator must learn of is also logged with --noprint.
+        is_warning = name == "assume-clean" or (name == "verified" and facts["unrepaired_bytes"])
+        write = self._log.warning if is_warning else self._log.info
         write(name, **facts)
         self._events.send_multipart([name.encode(), msgpack.packb(facts)])
+
+
+def _verification(findings: Findings) -> VerificationValues:
+    return VerificationValues(
+        verified_utc=findings.verified_utc,
+        verified_bytes=findings.compared_bytes,
+        ignored_bytes=findings.ignored_bytes,
+        differing_bytes=findings.differing_bytes,
+        unrepaired_bytes=size_of(findings.unrepaired),
+    )
 
 
 def _refused(refused: Refused | None) -> str | None:

@@ -13,6 +13,7 @@ from typing import Literal
 from bdr.common.capture.api import CaptureStatus
 from bdr.common.errors import BdrError
 from bdr.common.facts import Facts
+from bdr.common.source.identity import Findings
 from bdr.common.wire.batch import BatchHeader
 from bdr.common.wire.control import Message
 from bdr.common.wire.scan import Answer, Request
@@ -20,7 +21,9 @@ from bdr.common.wire.scan import Answer, Request
 Peer = bytes
 """Address of the scanner or command that sent a request."""
 
-EventName = Literal["streaming", "rewind", "pause", "overflow", "condition", "assume-clean"]
+EventName = Literal[
+    "streaming", "rewind", "pause", "overflow", "condition", "assume-clean", "verified"
+]
 """Names of the events that a source announces."""
 
 
@@ -69,6 +72,11 @@ class GenerationSaved:
 
 
 @dataclass(frozen=True, slots=True)
+class FindingsSaved:
+    """The oldest `SaveFindings` that was not answered yet is durable."""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestArrived:
     """A message arrived from a scanner or a command."""
 
@@ -106,12 +114,16 @@ Event = (
     | ScannerLost
     | MessageArrived
     | GenerationSaved
+    | FindingsSaved
     | RequestArrived
     | StatusArrived
     | RingWoken
     | SenderReady
     | RoundEnded
 )
+
+FREQUENT = (Tick, StatusArrived, RingWoken, SenderReady, RoundEnded)
+"""Events of every round, which would fill a story."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +177,13 @@ class SaveAssumption:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveFindings:
+    """Remember durably what verifications have found; the answer is `FindingsSaved`."""
+
+    findings: Findings
+
+
+@dataclass(frozen=True, slots=True)
 class Resume:
     """Leave OVERFLOW; the capture merges missed regions into `RESYNC`."""
 
@@ -212,6 +231,7 @@ Action = (
     | Release
     | SaveGeneration
     | SaveAssumption
+    | SaveFindings
     | Resume
     | MarkRegions
     | ClearRegions

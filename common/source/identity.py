@@ -13,10 +13,40 @@ from typing import Any
 
 from bdr.common.copies import Copies, Kept
 from bdr.common.errors import StateError
-from bdr.common.wire.codec import GENERATIONS, GENERATIONS_MAX, ID_BYTES
+from bdr.common.wire.codec import GENERATIONS, GENERATIONS_MAX, ID_BYTES, RANGES, U64, Range
 
 NO_TARGET = bytes(ID_BYTES)
+FINDINGS_RANGES_MAX = 64
 COPIES = Copies(b"BDRSRC01", "source state")
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What verifications have found; see `findings`."""
+
+    verified_utc: int = 0
+    """When the last one of the whole device ended: seconds since 1970; 0: there was none."""
+    compared_bytes: int = 0
+    """What it compared."""
+    ignored_bytes: int = 0
+    """Of these, what was in use, marked or unreadable: nothing is known of it."""
+    differing_bytes: int = 0
+    """What it found to differ."""
+    unrepaired: tuple[Range, ...] = ()
+    """What any has found to differ and is not repaired; at most `FINDINGS_RANGES_MAX`."""
+
+    def values(self) -> dict[str, Any]:
+        """For a `Copies`; the names are those on disk."""
+        return {
+            "verified_utc": self.verified_utc,
+            "compared_bytes": self.compared_bytes,
+            "ignored_bytes": self.ignored_bytes,
+            "differing_bytes": self.differing_bytes,
+            "unrepaired": RANGES.put(self.unrepaired),
+        }
+
+
+_FINDINGS = dict.fromkeys(Findings().values(), U64) | {"unrepaired": RANGES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +63,7 @@ class SourceRecord:
     """Its generation identifiers, newest first, at most `GENERATIONS_MAX`."""
     assumed_for: bytes = NO_TARGET
     """The target for which "both devices are equal" was used: it counts once."""
+    findings: Findings = Findings()
 
     def bound_to(
         self, *, volume: str, device_sectors: int, device: str, where: str
@@ -78,6 +109,7 @@ class SourceRecord:
             "device": self.device,
             "generations": b"".join(self.generations),
             "assumed_for": self.assumed_for,
+            "findings": self.findings.values(),
         }
 
 
@@ -91,10 +123,11 @@ def of_kept(kept: Kept | None, *, where: str) -> SourceRecord | None:
         return None
     try:
         generations = GENERATIONS.make(kept.values["generations"])
-        record = SourceRecord(**kept.values | {"generations": generations})
+        findings = _findings(kept.values["findings"])
+        record = SourceRecord(**kept.values | {"generations": generations, "findings": findings})
         is_good = len(record.source) == len(record.assumed_for) == ID_BYTES
         is_good &= GENERATIONS.accepts(kept.values["generations"])
-    except (TypeError, KeyError):
+    except (TypeError, KeyError, ValueError):
         is_good = False
     if not is_good:
         raise StateError(
@@ -102,3 +135,10 @@ def of_kept(kept: Kept | None, *, where: str) -> SourceRecord | None:
             f"wanted those of this version; move {where} away, or go back to the version before"
         )
     return record
+
+
+def _findings(values: Any) -> Findings:
+    """Raises ValueError, KeyError or TypeError where they are none."""
+    if not all(its.accepts(values[name]) for name, its in _FINDINGS.items()):
+        raise ValueError(values)
+    return Findings(**values | {"unrepaired": tuple(RANGES.make(values["unrepaired"]))})

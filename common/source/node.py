@@ -31,6 +31,7 @@ from bdr.common.machine import Story
 from bdr.common.ring.layout import WRITE_SLOTS_MAX
 from bdr.common.source import events, overflow, session_events
 from bdr.common.source.events import Action, Announce, ClearRegions, Event, QueryStatus
+from bdr.common.source.findings import Memory
 from bdr.common.source.generation import Generation
 from bdr.common.source.greeting import Greeting
 from bdr.common.source.identity import SourceRecord
@@ -44,15 +45,6 @@ from bdr.common.source.settings import SourceSettings
 from bdr.common.wire.batch import BatchKind
 from bdr.common.wire.condition import Condition
 from bdr.common.wire.control import Ack
-
-_IN_EVERY_ROUND = (
-    events.Tick,
-    events.StatusArrived,
-    events.RingWoken,
-    events.SenderReady,
-    events.RoundEnded,
-)
-"""Events that are not recorded in the story, which they would fill."""
 
 
 class SourceNode:
@@ -100,8 +92,13 @@ class SourceNode:
             settings=settings.scheduler,
             story=story,
         )
+        self.memory = Memory(record.findings, info=info)
         self._requests = Requests(
-            info=info, session=self.session, order=self.order, scheduler=self.scheduler
+            info=info,
+            session=self.session,
+            order=self.order,
+            scheduler=self.scheduler,
+            memory=self.memory,
         )
         self.last_ack: Ack | None = None
         """The target's last acknowledgement, with its record of the replica."""
@@ -135,7 +132,7 @@ class SourceNode:
         actions = self._actions = []
         if self.session.state is Phase.STOPPED:
             return actions
-        if not isinstance(event, _IN_EVERY_ROUND):
+        if not isinstance(event, events.FREQUENT):
             self._story.add(f"{self.session.state.name} <- {event}")
         if self._awaits_status and not isinstance(event, events.StatusArrived):
             raise self._story.error(f"{event} before the answer to a look")
@@ -161,6 +158,9 @@ class SourceNode:
     def _on_generation(self, saved: events.GenerationSaved) -> None:
         self._generation.saved(saved.generation)
 
+    def _on_findings(self, _: events.FindingsSaved) -> None:
+        self._actions += self.memory.saved()
+
     def _on_link(self, event: events.LinkUp | events.LinkDown) -> None:
         self._fire(event)
         self._advance()
@@ -179,8 +179,7 @@ class SourceNode:
     def _on_message(self, arrived: events.MessageArrived) -> None:
         self.session.heard()
         message = arrived.message
-        event = self._greeting.session_event(message)
-        if event is not None:
+        if (event := self._greeting.session_event(message)) is not None:
             self._fire(event)
         elif isinstance(message, Ack) and self.order.is_of_session(message):
             self.last_ack = message
@@ -251,8 +250,7 @@ class SourceNode:
     # Batches.
 
     def _on_sender_ready(self, _: events.SenderReady) -> None:
-        header = self.order.next_batch()
-        if header is None:
+        if (header := self.order.next_batch()) is None:
             return
         self._actions.append(events.Dispatch(header))
         if header.kind is BatchKind.MARKER:
@@ -275,6 +273,7 @@ class SourceNode:
             return
         if not self._awaits_status:
             self._actions += (actions := self.scheduler.step(self.order.now_at))
+            self._actions += self.memory.cleared(actions)
             self._awaits_status = any(isinstance(each, ClearRegions) for each in actions)
         if self._awaits_status:
             self._actions.append(QueryStatus())
@@ -292,6 +291,7 @@ class SourceNode:
         events.ScannerLost: _on_scanner_lost,
         events.MessageArrived: _on_message,
         events.GenerationSaved: _on_generation,
+        events.FindingsSaved: _on_findings,
         events.RequestArrived: _on_request,
         events.StatusArrived: _on_capture,
         events.RingWoken: _on_ring_woken,

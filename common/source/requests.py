@@ -12,6 +12,7 @@ from collections import deque
 from bdr.common.capture.api import CaptureInfo
 from bdr.common.ring.layout import SECTOR_BYTES
 from bdr.common.source.events import Action, Peer, Reply
+from bdr.common.source.findings import Memory
 from bdr.common.source.order import Order
 from bdr.common.source.scheduler import ResyncScheduler
 from bdr.common.source.session import Session
@@ -25,6 +26,7 @@ from bdr.common.wire.scan import (
     ResyncStatus,
     VerifyBegin,
     VerifyEnd,
+    VerifyFound,
 )
 
 UNREADABLE_SHOWN = 1024
@@ -35,12 +37,19 @@ class Requests:
     """Passes requests to the scheduler, and reports the progress of a scan."""
 
     def __init__(
-        self, *, info: CaptureInfo, session: Session, order: Order, scheduler: ResyncScheduler
+        self,
+        *,
+        info: CaptureInfo,
+        session: Session,
+        order: Order,
+        scheduler: ResyncScheduler,
+        memory: Memory,
     ) -> None:
         self._info = info
         self._session = session
         self._order = order
         self._scheduler = scheduler
+        self._memory = memory
         self._waiting: deque[tuple[Peer, VerifyBegin | VerifyEnd | Resync | Query]] = deque()
 
     @property
@@ -57,6 +66,8 @@ class Requests:
                 return self._scheduler.commit(peer, request)
             case Renew():
                 self._scheduler.renew(peer, request)
+            case VerifyFound():
+                return self._memory.found(peer, request)
             case _:
                 self._waiting.append((peer, request))
         return []

@@ -23,6 +23,7 @@ from bdr.common.status.model import (
     ResyncStatus,
     RingStatus,
     StageStatus,
+    VerificationStatus,
     VolumeStatus,
 )
 from bdr.common.status.processes import IsAlive, Processes
@@ -33,6 +34,7 @@ from bdr.common.status.reports import (
     ScannerValues,
     SenderValues,
     StageValues,
+    VerificationValues,
 )
 from bdr.common.status.ring_view import RingView
 from bdr.common.status.states import ConnectionState, StageState, VolumeRole
@@ -53,6 +55,7 @@ class _RoleParts:
     connection: ConnectionStatus
     replica: ReplicaStatus
     resync: ResyncStatus | None
+    verification: VerificationStatus | None
 
 
 class Composer:
@@ -113,6 +116,7 @@ class Composer:
             connection=side.connection,
             replica=side.replica,
             resync=side.resync,
+            verification=side.verification,
             stages=stages,
             events=dict(events),
             hooks=hooks,
@@ -133,6 +137,7 @@ class Composer:
             phase=reader.phase if reader else None,
             condition=reader.condition if reader else None,
             refused=reader.refused if reader else None,
+            unrepaired_bytes=reader.verification.unrepaired_bytes if reader else 0,
             connected_senders=sum(sender.is_connected for sender in senders),
             trouble=next((sender.trouble for sender in senders if sender.trouble), None),
             behind_s=lag.seconds or 0.0,
@@ -158,6 +163,7 @@ class Composer:
                 intake=None,
             ),
             resync=_resync(ring, reader, is_scanning=is_scanning) if ring and reader else None,
+            verification=_verification(reader.verification) if reader else None,
         )
 
     def _target(self, stages: _Stages, now_at: float) -> _RoleParts:
@@ -189,6 +195,7 @@ class Composer:
                 intake=intake,
             ),
             resync=None,
+            verification=None,
         )
 
 
@@ -236,6 +243,16 @@ def _resync(ring: RingStatus, reader: ReaderValues, *, is_scanning: bool) -> Res
         dirty_regions=ring.dirty_regions,
         compared_bytes=reader.scan_compared_bytes,
         repaired_bytes=reader.scan_repaired_bytes,
+    )
+
+
+def _verification(values: VerificationValues) -> VerificationStatus:
+    return VerificationStatus(
+        ended_utc=_time(values.verified_utc),
+        compared_bytes=values.verified_bytes,
+        ignored_bytes=values.ignored_bytes,
+        differing_bytes=values.differing_bytes,
+        unrepaired_bytes=values.unrepaired_bytes,
     )
 
 

@@ -9,7 +9,8 @@ behind     1         replicating, but behind `rpo_seconds`, or not a prefix yet
 degraded   1         replicating with fewer senders or scanners than there should be
 resyncing  1         regions are being copied by the scanner
 promoted   1         the target's device was taken for use: it is no replica now
-broken     2         not replicating: the reasons say why
+broken     2         not replicating, or a verification has found differences that are
+                     not repaired: the reasons say why
 unknown    2         a process does not report, so the state is not known
 ========== ========= ==========================================================
 
@@ -23,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bdr.common.host.programs import SCALABLE_STAGES
+from bdr.common.host.sizes import show_size
 from bdr.common.status.model import StageStatus
 from bdr.common.status.states import ConnectionState, HealthState, StageState
 from bdr.common.wire.condition import Condition
@@ -53,6 +55,8 @@ class SourceFacts:
     condition: Condition | None
     refused: str | None
     """Why the target refuses this source, in words; None if it does not."""
+    unrepaired_bytes: int
+    """What verifications have found to differ, and is not repaired."""
     connected_senders: int
     trouble: str | None
     """What a sender found in the target's place, in words; None if that is not known."""
@@ -137,6 +141,12 @@ def _judge_source(facts: SourceFacts) -> _Found:
     if facts.trouble is not None:
         judged = HealthState.DEGRADED if facts.connected_senders else HealthState.BROKEN
         found.append((judged, facts.trouble))
+    if facts.unrepaired_bytes:
+        text = (
+            f"a verification has found differences in {show_size(facts.unrepaired_bytes)} that are "
+            "not repaired: see `bdr verify --repair`"
+        )
+        found.append((HealthState.BROKEN, text))
     if facts.phase is not None and facts.phase is not ConnectionState.STREAMING:
         said = facts.refused or _NOT_STREAMING.get(facts.phase, facts.phase.value)
         found.append((HealthState.BROKEN, said))

@@ -17,6 +17,7 @@ from bdr.common.status.model import (
     ResyncStatus,
     RingStatus,
     StageStatus,
+    VerificationStatus,
     VolumeStatus,
 )
 from bdr.common.status.reports import ApplierValues, LinkCounts, SenderValues
@@ -85,6 +86,11 @@ def of_ring(name: str, text: str, value: Callable[[RingStatus], _Value]) -> Metr
 def of_resync(name: str, text: str, value: Callable[[ResyncStatus], _Value]) -> Metric:
     """A number of the resync."""
     return _of_part(name, SOURCE, text, lambda status: status.resync, value)
+
+
+def of_verification(name: str, text: str, value: Callable[[VerificationStatus], _Value]) -> Metric:
+    """A number of what verifications have found."""
+    return _of_part(name, SOURCE, text, lambda status: status.verification, value)
 
 
 def of_intake(name: str, text: str, value: Callable[[IntakeStatus], _Value]) -> Metric:

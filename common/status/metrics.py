@@ -22,6 +22,7 @@ from bdr.common.status.metric import (
     of_lag,
     of_resync,
     of_ring,
+    of_verification,
     of_volume,
 )
 from bdr.common.status.model import VolumeStatus
@@ -130,6 +131,21 @@ METRICS = (
         "bdr_scan_repaired_bytes_total",
         "bytes found different and sent since the reader's start",
         lambda it: it.repaired_bytes,
+    ),
+    of_verification(
+        "bdr_verified_timestamp_seconds",
+        "when the last verification of the whole device ended, since 1970; no sample if never",
+        lambda it: it.ended_utc.timestamp() if it.ended_utc else None,
+    ),
+    of_verification(
+        "bdr_verify_differing_bytes",
+        "what it found to differ; no sample if there was none",
+        lambda it: it.differing_bytes if it.ended_utc else None,
+    ),
+    of_verification(
+        "bdr_verify_unrepaired_bytes",
+        "size of the ranges that any verification has found to differ, and that are not repaired",
+        lambda it: it.unrepaired_bytes,
     ),
     of_volume(
         "bdr_connected",

@@ -88,6 +88,20 @@ class ResyncStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class VerificationStatus:
+    """What verifications have found."""
+
+    ended_utc: datetime | None
+    """When the last one of the whole device ended; None: there was none."""
+    compared_bytes: int
+    ignored_bytes: int
+    """Of these, what was in use, marked or unreadable."""
+    differing_bytes: int
+    unrepaired_bytes: int
+    """Size of the ranges that any has found to differ, and that are not repaired."""
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionStatus:
     """The connection between source and target."""
 
@@ -178,6 +192,8 @@ class VolumeStatus:
     connection: ConnectionStatus
     replica: ReplicaStatus
     resync: ResyncStatus | None
+    verification: VerificationStatus | None
+    """On a source; None if unknown."""
     stages: tuple[StageStatus, ...]
     events: Mapping[str, int]
     """Count of each event."""

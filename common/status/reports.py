@@ -51,6 +51,22 @@ class LinkCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class VerificationValues:
+    """What the source remembers of verifications, in its state file."""
+
+    verified_utc: int
+    """When the last one of the whole device ended: seconds since 1970; 0: there was none."""
+    verified_bytes: int
+    """What it compared."""
+    ignored_bytes: int
+    """Of these, what was in use, marked or unreadable."""
+    differing_bytes: int
+    """What it found to differ."""
+    unrepaired_bytes: int
+    """Size of the ranges that any has found to differ, and that are not repaired."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReaderValues:
     """Values of the reader's report."""
 
@@ -73,6 +89,7 @@ class ReaderValues:
     scan_compared_bytes: int
     scan_repaired_bytes: int
     scan_unreadable_ranges: int
+    verification: VerificationValues
     links: LinkCounts
 
 
@@ -166,7 +183,10 @@ class Report:
 
 _LINKS = flat(Form(LinkCounts))
 _FORMS: Mapping[str, Form[Any]] = {
-    "reader": Form(ReaderValues, types={"links": _LINKS}),
+    "reader": Form(
+        ReaderValues,
+        types={"verification": flat(Form(VerificationValues)), "links": _LINKS},
+    ),
     "sender": Form(SenderValues, types={"links": _LINKS}),
     "scanner": Form(ScannerValues, types={"links": _LINKS}),
     "applier": Form(

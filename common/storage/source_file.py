@@ -8,7 +8,7 @@ import threading
 from dataclasses import replace
 
 from bdr.common.source import identity
-from bdr.common.source.identity import SourceRecord
+from bdr.common.source.identity import Findings, SourceRecord
 from bdr.common.storage.copies_file import CopiesFile
 from bdr.common.wire.codec import GENERATION_BYTES, ID_BYTES
 
@@ -67,6 +67,15 @@ class SourceFile:
         """Remembers that "both devices are equal" was used for this target."""
         with self._saving:
             self._save(replace(self._record, assumed_for=target))
+
+    def save_findings(self, findings: Findings) -> None:
+        """Remembers what verifications have found.
+
+        Raises:
+            StateError: the disk failed or is full.
+        """
+        with self._saving:
+            self._save(replace(self._record, findings=findings))
 
     def _save(self, record: SourceRecord) -> None:
         self._file.save(record.values())

@@ -62,6 +62,25 @@ class VerifyEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifyFound:
+    """A verification has ended: what it has found is to be remembered.
+
+    `ignored` was in use, marked or unreadable. Where there are too many ranges for a message,
+    `covered` may be less than what was compared, `ignored` and `differing` more.
+    """
+
+    request: int
+    ended_utc: int
+    """Seconds since 1970."""
+    covered: list[Range]
+    """What was compared to the end; empty if it was ended before."""
+    ignored: list[Range]
+    differing: list[Range]
+    compared_bytes: int
+    differing_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Resync:
     """Mark these ranges to be repaired; empty: everything."""
 
@@ -114,6 +133,13 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True)
+class Remembered:
+    """The answer to `VerifyFound`, once it is durable."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
 class Revoked:
     """This lease is void; its chunks will be leased again."""
 
@@ -139,8 +165,8 @@ class ResyncStatus:
     unreadable: list[Range]
 
 
-Request = Acquire | Commit | Renew | VerifyBegin | VerifyEnd | Resync | Query
-Answer = Grant | Committed | Verified | Revoked | ResyncStatus
+Request = Acquire | Commit | Renew | VerifyBegin | VerifyEnd | VerifyFound | Resync | Query
+Answer = Grant | Committed | Verified | Remembered | Revoked | ResyncStatus
 
 REQUESTS: Codec[Request] = Codec(
     {
@@ -152,6 +178,18 @@ REQUESTS: Codec[Request] = Codec(
         "renew": Form(Renew, {"lease": U64}),
         "verify-begin": Form(VerifyBegin, {"request": U64, "ranges": RANGES}),
         "verify-end": Form(VerifyEnd, {"lease": U64}),
+        "verify-found": Form(
+            VerifyFound,
+            {
+                "request": U64,
+                "ended_utc": U64,
+                "covered": RANGES,
+                "ignored": RANGES,
+                "differing": RANGES,
+                "compared_bytes": U64,
+                "differing_bytes": U64,
+            },
+        ),
         "resync": Form(Resync, {"request": U64, "ranges": RANGES}),
         "query": Form(Query, {"request": U64}),
     }
@@ -167,6 +205,7 @@ ANSWERS: Codec[Answer] = Codec(
             {"lease": U64, "epoch": U64, "number": U64, "first": U64, "excluded": BLOB},
         ),
         "verified": Form(Verified, {"lease": U64, "busy": BLOB}),
+        "remembered": Form(Remembered, {"request": U64}),
         "revoked": Form(Revoked, {"lease": U64}),
         "resync-status": Form(
             ResyncStatus,

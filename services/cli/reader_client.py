@@ -12,7 +12,15 @@ from bdr.common.errors import BdrError, UsageError
 from bdr.common.host.config import Config
 from bdr.common.host.tables import Source
 from bdr.common.scan.plan import Chunk
-from bdr.common.wire.scan import Query, Resync, ResyncStatus, decode_answer, encode_request
+from bdr.common.wire.scan import (
+    Query,
+    Remembered,
+    Resync,
+    ResyncStatus,
+    VerifyFound,
+    decode_answer,
+    encode_request,
+)
 from bdr.services.cli import options as cli_options
 from bdr.services.runtime import sockets
 from bdr.services.runtime.loop import Socket
@@ -82,7 +90,9 @@ class ReaderClient:
         Raises:
             NoPeerError: no reader runs.
         """
-        return self._request(Query(self._next_number()))
+        answer = self._request(Query(self._next_number()))
+        assert isinstance(answer, ResyncStatus)
+        return answer
 
     def mark(self, ranges: list[Chunk]) -> ResyncStatus:
         """Marks these ranges to be repaired, an empty list means everything; returns the progress.
@@ -93,11 +103,33 @@ class ReaderClient:
         self._request(Resync(self._next_number(), ranges))
         return self.report()
 
+    def remember(
+        self,
+        *,
+        ended_utc: int,
+        covered: list[Chunk],
+        ignored: list[Chunk],
+        differing: list[Chunk],
+        compared_bytes: int,
+        differing_bytes: int,
+    ) -> None:
+        """Has the source remember what a verification has found; it is durable then.
+
+        Raises:
+            NoPeerError: no reader runs.
+        """
+        number = self._next_number()
+        self._request(
+            VerifyFound(
+                number, ended_utc, covered, ignored, differing, compared_bytes, differing_bytes
+            )
+        )
+
     def _next_number(self) -> int:
         self._number += 1
         return self._number
 
-    def _request(self, request: Query | Resync) -> ResyncStatus:
+    def _request(self, request: Query | Resync | VerifyFound) -> ResyncStatus | Remembered:
         deadline_at = time.monotonic() + ANSWER_S
         if not self._wait(zmq.POLLOUT, deadline_at):
             raise NoPeerError(
@@ -107,7 +139,7 @@ class ReaderClient:
         self._reader.send(encode_request(request))
         while self._wait(zmq.POLLIN, deadline_at):
             answer = decode_answer(self._reader.recv())
-            if isinstance(answer, ResyncStatus) and answer.request == request.request:
+            if isinstance(answer, ResyncStatus | Remembered) and answer.request == request.request:
                 return answer
         raise NoPeerError(
             f"volume {self._place.volume}: the reader has no answer within {ANSWER_S:g} s; see "

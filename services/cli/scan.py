@@ -29,6 +29,7 @@ from bdr.common.scan.verifier import Findings
 from bdr.common.wire.scan import ResyncStatus
 from bdr.services.cli import options as cli_options
 from bdr.services.cli.reader_client import NoPeerError, ReaderClient, SourceLocation, location_of
+from bdr.services.cli.remembered import compared
 from bdr.services.cli.verifier import Verification
 from bdr.services.runtime import options
 
@@ -163,7 +164,7 @@ def verify(volume: str | None, repair: bool, as_json: bool, **location_options: 
         try:
             began_at = time.monotonic()
             with _Bar("comparing", verifier.sectors * SECTOR_BYTES) as bar:
-                found = verifier.compare(progress=bar.advance)
+                found = compared(client, verifier, progress=bar.advance)
             took_s = time.monotonic() - began_at
             left = found.differing
             if repair and found.differing:
@@ -234,7 +235,7 @@ def _repair(
     for at in range(0, len(found.differing), _RANGES_PER_MESSAGE):
         report = client.mark(found.differing[at : at + _RANGES_PER_MESSAGE])
     _wait_repaired(client, location, report)
-    return verifier.compare(found.differing).differing
+    return compared(client, verifier, found.differing).differing
 
 
 def _facts(

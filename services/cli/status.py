@@ -27,6 +27,7 @@ from bdr.common.status.model import (
     ReplicaStatus,
     RingStatus,
     StageStatus,
+    VerificationStatus,
     VolumeStatus,
 )
 from bdr.common.status.states import HealthState
@@ -194,6 +195,8 @@ def lines(answer: Answer) -> list[str]:
         shown.append(f"  source      {_link(status.connection)}")
     shown.append(f"  replica     {replica(status.replica)}")
     shown += [f"              {line}" for line in replica_details(status.replica)]
+    if status.verification is not None and (text := verification(status.verification)):
+        shown.append(f"  verified    {text}")
     for stage in status.stages:
         shown.append(f"  {stage.name:<20}{stage_line(stage, answer.supervisor or {})}")
     return shown
@@ -262,6 +265,20 @@ def replica_details(found: ReplicaStatus) -> list[str]:
         return []
     position = f"slot {found.slot} of stream {str(found.stream)[:8]}"
     return [f"{since}; {position}, as of {moment(found.accepted_utc)}"]
+
+
+def verification(found: VerificationStatus) -> str:
+    """When the last one ended, and what is to be known of the differences; empty if nothing is."""
+    words = []
+    if found.ended_utc is not None:
+        words.append(f"{moment(found.ended_utc)}: {found.differing_bytes} bytes differed")
+        if found.ignored_bytes:
+            words.append(f"{show_size(found.ignored_bytes)} were ignored")
+    if found.unrepaired_bytes:
+        words.append(f"{show_size(found.unrepaired_bytes)} are not repaired")
+    elif found.differing_bytes:
+        words.append("repaired since")
+    return ", ".join(words)
 
 
 def moment(time: datetime) -> str:

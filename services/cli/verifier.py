@@ -34,6 +34,8 @@ class Verification:
         capture.close()
         self._is_interrupted = False
         self._progress: Callable[[int], None] = _ignore
+        self.findings = Findings()
+        """Of the last comparison, also if it was interrupted."""
 
     def close(self) -> None:
         """Closes the device."""
@@ -59,6 +61,7 @@ class Verification:
         verifier = Verifier(
             stream=self._stream, ranges=[(0, self.sectors)] if ranges is None else ranges
         )
+        self.findings = verifier.findings
         self._comparison = Comparison(
             comparer=verifier,
             source=self._source,

@@ -17,6 +17,8 @@ rpo-exceeded            further behind than `rpo_seconds`
 rpo-restored            no longer further behind
 stage-lost              a process stopped, became silent, or waits for something of its host
 stage-back              it reports again
+verified                a verification has ended, or has found differences
+repaired                none of the differences is left that verifications have found
 health                  the health has changed
 ======================  =======================================================
 """
@@ -26,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bdr.common.status.model import VolumeStatus
+from bdr.common.status.model import VerificationStatus, VolumeStatus
 from bdr.common.status.states import StageState
 from bdr.common.wire.condition import Condition
 
@@ -51,10 +53,13 @@ class Detector:
         """As last known, like `_is_connected`."""
         self._condition: Condition | None = None
         self._is_resyncing = False
+        self._verification: VerificationStatus | None = None
+        """As last known."""
 
     def update(self, now: VolumeStatus) -> list[Event]:
         """Takes the next status; returns the events since the previous one."""
         found = [*self._connection(now), *self._content(now), *self._resync(now)]
+        found += self._verified(now)
         before, self._before = self._before, now
         if before is not None:
             found += [*_overflow(before, now), *_rpo(before, now), *_stages(before, now)]
@@ -91,6 +96,21 @@ class Detector:
         }
         return [Event(name, facts)]
 
+    def _verified(self, now: VolumeStatus) -> list[Event]:
+        found = now.verification
+        if found is None or found == self._verification:
+            return []
+        before, self._verification = self._verification, found
+        if before is None:
+            # What was found before the monitor's start holds now.
+            return [Event("verified", _verified_facts(found))] if found.unrepaired_bytes else []
+        if before.unrepaired_bytes and not found.unrepaired_bytes:
+            return [Event("repaired")]
+        is_new = before.ended_utc != found.ended_utc
+        if is_new or found.unrepaired_bytes > before.unrepaired_bytes:
+            return [Event("verified", _verified_facts(found))]
+        return []
+
     def _content(self, now: VolumeStatus) -> list[Event]:
         condition = now.replica.condition
         if condition is None or condition == self._condition:
@@ -101,6 +121,14 @@ class Detector:
         if condition is Condition.INCONSISTENT and before is not None:
             return [Event("inconsistent")]
         return []
+
+
+def _verified_facts(found: VerificationStatus) -> dict[str, object]:
+    return {
+        "compared_bytes": found.compared_bytes,
+        "differing_bytes": found.differing_bytes,
+        "unrepaired_bytes": found.unrepaired_bytes,
+    }
 
 
 def _overflow(before: VolumeStatus, now: VolumeStatus) -> list[Event]:

@@ -89,6 +89,7 @@ class GoingBack:
         world.gate = then.gate
         world.history = world.histories[then.gate.stream] = then.history
         world.source_record = then.record
+        world.remembered.went_back()
         world.assume_clean = then.assume_clean
         world.boot_source_soon()
 

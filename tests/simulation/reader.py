@@ -52,6 +52,8 @@ class Reader(Process):
         )
         self._waiting: deque[events.Event] = deque()
         self._todo: deque[events.Action] = deque()
+        self._saves: deque[events.SaveGeneration | events.SaveFindings] = deque()
+        """In the order in which the thread does them."""
         self._is_blocked = False
         """Whether a RESUME waits for unlogged writes."""
         self._is_wake_planned = False
@@ -199,8 +201,10 @@ class Reader(Process):
                 self._waiting.appendleft(events.StatusArrived(self.gate.status()))
             case events.Stop(error):
                 self._stop(error)
-            case events.SaveGeneration():
-                self.after(self.world.source_disk_delay_s(), self._save)
+            case events.SaveGeneration() | events.SaveFindings():
+                self._saves.append(action)
+                if len(self._saves) == 1:
+                    self.after(self.world.source_disk_delay_s(), self._save)
             case events.SaveAssumption(target):
                 world = self.world
                 world.source_record = replace(world.source_record, assumed_for=target)
@@ -211,10 +215,25 @@ class Reader(Process):
 
     def _save(self) -> None:
         """It is durable; the reader learns of it a moment later, or is killed before."""
-        world = self.world
-        generation = world.rng.randbytes(8)
-        world.source_record = world.source_record.with_generation(generation)
-        self.after(0.0, lambda: self.on_event(events.GenerationSaved(generation)))
+        world, record = self.world, self.world.source_record
+        saved: events.Event
+        match self._saves[0]:
+            case events.SaveFindings(findings):
+                world.source_record = replace(record, findings=findings)
+                saved = events.FindingsSaved()
+                world.remembered.check("when the source has saved")
+            case _:
+                generation = world.rng.randbytes(8)
+                world.source_record = record.with_generation(generation)
+                saved = events.GenerationSaved(generation)
+
+        def done() -> None:
+            self._saves.popleft()
+            if self._saves:
+                self.after(world.source_disk_delay_s(), self._save)
+            self.on_event(saved)
+
+        self.after(0.0, done)
 
     def _change_capture(self, action: events.Action) -> None:
         gate = self.gate
@@ -229,6 +248,8 @@ class Reader(Process):
                 gate.mark_regions(first, count)
             case events.ClearRegions(first, count):
                 gate.clear_regions(first, count)
+                if gate is self.world.gate:
+                    self.world.remembered.cleared(first, count)
 
     def _stop(self, error: BdrError) -> None:
         """The process ends; supervisord, or a person, starts it again."""

@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import pytest
 
-from tests.simulation import bugs_links, bugs_source, bugs_target
+from tests.simulation import bugs_links, bugs_memory, bugs_source, bugs_target
 from tests.simulation.bugs import BUGS, Bug
 from tests.simulation.options import Options
 from tests.simulation.seeds import failure_of
 
 SEEDS_MAX = 500
 
-assert all((bugs_links, bugs_source, bugs_target))  # they fill the list
+assert all((bugs_links, bugs_memory, bugs_source, bugs_target))  # they fill the list
 
 
 def options_of(bug: Bug, seed: int) -> Options:

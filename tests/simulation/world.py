@@ -33,6 +33,7 @@ from tests.simulation.network import Channel, Weather
 from tests.simulation.options import CHUNK_SECTORS, Options, lease_slots
 from tests.simulation.oracle import SHOWN, Oracle
 from tests.simulation.reader import Reader
+from tests.simulation.remembered import Remembered
 from tests.simulation.scanner import Scanner
 from tests.simulation.sender import Sender
 from tests.simulation.source import BrokenRuleError, Gate
@@ -97,6 +98,7 @@ class World:
         self.scanners: list[Scanner | None] = [None] * options.scanners
         self.verification: Verification | None = None
         self.oracle = Oracle(self)
+        self.remembered = Remembered(self)
         self.oracle.may_be_inconsistent = not options.assume_clean
         self.assume_clean = options.assume_clean
         """Given on the command line of this host's reader; no longer after a crash of it, or a
@@ -218,6 +220,7 @@ class World:
             sectors = differing(device, self.source_disk.content)[:SHOWN]
             raise BrokenRuleError(f"P5: nothing is dirty, and sectors {sectors} differ")
         self.oracle.judge(record, device, "in the end")
+        self.remembered.check("in the end")
         for worst in (True, False):
             self.oracle.audit(worst=worst)
 

@@ -52,6 +52,13 @@ SOURCE_MAP: dict[str, Any] = {
         "compared_bytes": 8192,
         "repaired_bytes": 4096,
     },
+    "verification": {
+        "ended_utc": "2026-01-02T03:04:05+00:00",
+        "compared_bytes": 16777216,
+        "ignored_bytes": 65536,
+        "differing_bytes": 8192,
+        "unrepaired_bytes": 0,
+    },
     "stages": [
         {
             "name": "v-reader",
@@ -76,6 +83,11 @@ SOURCE_MAP: dict[str, Any] = {
                 "scan_compared_bytes": 8192,
                 "scan_repaired_bytes": 4096,
                 "scan_unreadable_ranges": 0,
+                "verified_utc": 1767323045,
+                "verified_bytes": 16777216,
+                "ignored_bytes": 65536,
+                "differing_bytes": 8192,
+                "unrepaired_bytes": 0,
                 **LINKS,
             },
         },
@@ -155,6 +167,7 @@ TARGET_MAP: dict[str, Any] = {
         "journal_size_bytes": None,
     },
     "resync": None,
+    "verification": None,
     "stages": [
         {
             "name": "v-applier",

@@ -15,6 +15,7 @@ from bdr.common.status.model import (
     ResyncStatus,
     RingStatus,
     StageStatus,
+    VerificationStatus,
     VolumeStatus,
 )
 from bdr.common.status.reports import (
@@ -25,6 +26,7 @@ from bdr.common.status.reports import (
     ScannerValues,
     SenderValues,
     StageValues,
+    VerificationValues,
 )
 from bdr.common.status.states import ConnectionState, HealthState, StageState, VolumeRole
 from bdr.common.wire.condition import Condition
@@ -47,6 +49,13 @@ READER = ReaderValues(
     scan_compared_bytes=8192,
     scan_repaired_bytes=4096,
     scan_unreadable_ranges=0,
+    verification=VerificationValues(
+        verified_utc=SINCE_UTC,
+        verified_bytes=1 << 24,
+        ignored_bytes=65536,
+        differing_bytes=8192,
+        unrepaired_bytes=0,
+    ),
     links=LinkCounts(connects=1),
 )
 SENDER = SenderValues(
@@ -132,6 +141,13 @@ RING = RingStatus(
     device_sectors=32768,
 )
 RESYNC = ResyncStatus(is_running=False, dirty_regions=0, compared_bytes=8192, repaired_bytes=4096)
+VERIFICATION = VerificationStatus(
+    ended_utc=SINCE,
+    compared_bytes=1 << 24,
+    ignored_bytes=65536,
+    differing_bytes=8192,
+    unrepaired_bytes=0,
+)
 SOURCE = VolumeStatus(
     volume="v",
     role=VolumeRole.SOURCE,
@@ -155,6 +171,7 @@ SOURCE = VolumeStatus(
         intake=None,
     ),
     resync=RESYNC,
+    verification=VERIFICATION,
     stages=(stage("v-reader"), stage("v-scanner-1"), stage("v-sender-1")),
     events={"consistent": 1},
     hooks=HookCounts(run=1, failed=2, dropped=3),
@@ -189,6 +206,7 @@ TARGET = VolumeStatus(
         ),
     ),
     resync=None,
+    verification=None,
     stages=(stage("v-applier"),),
     events={},
     hooks=HookCounts(run=0, failed=0, dropped=0),

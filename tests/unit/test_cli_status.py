@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -19,7 +20,7 @@ from bdr.common.wire.condition import Condition
 from bdr.services.cli import status as cli_status
 from bdr.services.cli.status import Answer, MonitorLocation
 from bdr.services.monitoring.client import STATUS_TOPIC
-from tests.unit.statuses import SOURCE, TARGET, stage
+from tests.unit.statuses import SOURCE, TARGET, VERIFICATION, stage
 
 DEADLINE_S = 30.0
 GOOD = Answer("v", HealthState.HEALTHY, (), SOURCE)
@@ -79,6 +80,8 @@ def test_both_sides_are_shown_with_what_they_have() -> None:
         "  replica     consistent, at slot 90",
         "              since 2026-01-02 03:04:05 UTC; slot 90 of stream 00010203, "
         "as of 2026-01-02 03:04:05 UTC",
+        "  verified    2026-01-02 03:04:05 UTC: 8192 bytes differed, 64.0 KiB were ignored, "
+        "repaired since",
         "  v-reader            reporting, last report 0.2 s ago, pid 7",
         "  v-scanner-1         reporting, last report 0.2 s ago, pid 7",
         "  v-sender-1          reporting, last report 0.2 s ago, pid 7 (supervisord: BACKOFF)",
@@ -104,6 +107,7 @@ def test_what_is_unknown_is_not_shown_as_a_number() -> None:
         ring=None,
         connection=replace(SOURCE.connection, state=None, is_up=None),
         replica=replace(SOURCE.replica, condition=None, since_utc=None),
+        verification=None,
         stages=(replace(stage("v-reader", StageState.STARTING), pid=None, values=None),),
     )
     assert cli_status.lines(Answer("v", HealthState.UNKNOWN, (), unknown)) == [
@@ -113,6 +117,28 @@ def test_what_is_unknown_is_not_shown_as_a_number() -> None:
         "  replica     not known",
         "  v-reader            starting",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"ended_utc": None, "differing_bytes": 0}, ""),
+        (
+            {"differing_bytes": 0, "ignored_bytes": 0},
+            "2026-01-02 03:04:05 UTC: 0 bytes differed",
+        ),
+        (
+            {"ignored_bytes": 0, "unrepaired_bytes": 8192},
+            "2026-01-02 03:04:05 UTC: 8192 bytes differed, 8.0 KiB are not repaired",
+        ),
+        (
+            {"ended_utc": None, "differing_bytes": 0, "unrepaired_bytes": 4096},
+            "4.0 KiB are not repaired",
+        ),
+    ],
+)
+def test_verifications_are_shown_with_what_they_found(changes: dict[str, Any], text: str) -> None:
+    assert cli_status.verification(replace(VERIFICATION, **changes)) == text
 
 
 def test_replica_that_needs_a_scan_is_shown_with_what_is_left() -> None:

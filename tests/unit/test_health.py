@@ -43,6 +43,7 @@ GOOD = SourceFacts(
     phase=STREAMING,
     condition=Condition.CONSISTENT,
     refused=None,
+    unrepaired_bytes=0,
     connected_senders=2,
     trouble=None,
     behind_s=0.0,
@@ -78,6 +79,7 @@ STOPPED, STARTING = StageState.STOPPED, StageState.STARTING
         ),
         ({"dirty_regions": 3}, HealthState.BROKEN, "3 regions await a resync"),
         ({"dirty_regions": 3, "is_scanning": True}, HealthState.RESYNCING, "3 regions"),
+        ({"unrepaired_bytes": 8192}, HealthState.BROKEN, "8.0 KiB that are not repaired"),
         ({"is_overflowing": True}, HealthState.BROKEN, "the ring has overflowed"),
         ({"phase": ConnectionState.OFFLINE}, HealthState.BROKEN, "no connection to the target"),
         (

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 LINKS = LinkCounts(connects=4, disconnects=3, handshakes_failed=2, authentications_failed=1)
 assert SOURCE.ring
 assert SOURCE.resync
+assert SOURCE.verification
 assert TARGET.replica.intake
 LATE_SOURCE = replace(
     SOURCE,
@@ -32,6 +33,7 @@ LATE_SOURCE = replace(
     is_rpo_exceeded=True,
     ring=replace(SOURCE.ring, mode=Mode.OVERFLOW, dirty_regions=7),
     resync=replace(SOURCE.resync, is_running=True, dirty_regions=7),
+    verification=replace(SOURCE.verification, unrepaired_bytes=4096),
     connection=replace(SOURCE.connection, state=ConnectionState.OFFLINE, is_up=False),
     stages=(
         stage("v-sender-1"),
@@ -87,6 +89,9 @@ SAMPLES_OF_SOURCE = {
     "bdr_resync_running": 1,
     "bdr_scan_compared_bytes_total": 8192,
     "bdr_scan_repaired_bytes_total": 4096,
+    "bdr_verified_timestamp_seconds": 1767323045,
+    "bdr_verify_differing_bytes": 8192,
+    "bdr_verify_unrepaired_bytes": 4096,
     "bdr_connected": 0,
     'bdr_connects_total{stage="sender",process="v-sender-1"}': 2,
     'bdr_disconnects_total{stage="sender",process="v-sender-1"}': 0,
@@ -190,6 +195,7 @@ def test_what_is_unknown_has_no_sample() -> None:
         lag=replace(SOURCE.lag, seconds=None, slots=None, catch_up_s=None),
         ring=None,
         resync=None,
+        verification=None,
         connection=replace(SOURCE.connection, state=None, is_up=None),
         replica=replace(SOURCE.replica, condition=None),
         stages=(replace(stage("v-reader", StageState.STARTING), values=None),),

@@ -23,7 +23,7 @@ from bdr.services.monitoring.events import Detector, Event
 from bdr.services.monitoring.hooks import QUEUE_MAX, Hooks, environment
 from bdr.services.runtime import log
 from bdr.services.runtime.log import Logger, RateLimit
-from tests.unit.statuses import LAG, RESYNC, RING, SOURCE, stage
+from tests.unit.statuses import LAG, RESYNC, RING, SOURCE, VERIFICATION, stage
 
 
 def topics(*statuses: VolumeStatus) -> list[list[str]]:
@@ -87,6 +87,23 @@ def test_what_came_and_went_between_two_looks_is_named() -> None:
     unknown = replace(SOURCE, connection=UNKNOWN_LINK)
     down = replace(SOURCE, connection=DOWN)
     assert topics(SOURCE, unknown, down)[1:] == [[], ["connection-lost"]]
+
+
+def verified(**changes: Any) -> VolumeStatus:
+    return replace(SOURCE, verification=replace(VERIFICATION, **changes))
+
+
+def test_what_verifications_find_is_named_until_it_is_repaired() -> None:
+    later = VERIFICATION.ended_utc + timedelta(hours=1) if VERIFICATION.ended_utc else None
+    bad = verified(ended_utc=later, unrepaired_bytes=4096)
+    more = verified(ended_utc=later, unrepaired_bytes=8192)
+    unknown = replace(SOURCE, verification=None)
+    good = verified(ended_utc=later, unrepaired_bytes=0)
+    named = topics(SOURCE, bad, unknown, bad, more, bad, good, good)
+    assert named[1:] == [["verified"], [], [], ["verified"], [], ["repaired"], []]
+    # What holds when the monitor begins.
+    assert topics(unknown, bad)[1] == ["verified"]
+    assert topics(unknown, good)[1] == []
 
 
 def test_reader_that_reports_again_has_lost_no_connection() -> None:

@@ -14,7 +14,13 @@ from bdr.common.copies import Kept
 from bdr.common.errors import StateDiskError, StateError
 from bdr.common.source import identity
 from bdr.common.source.generation import INTERVAL_S, Generation
-from bdr.common.source.identity import NO_TARGET, SourceRecord, of_kept
+from bdr.common.source.identity import (
+    FINDINGS_RANGES_MAX,
+    NO_TARGET,
+    Findings,
+    SourceRecord,
+    of_kept,
+)
 from bdr.common.storage.copies_file import CopiesFile
 from bdr.common.storage.source_file import SourceFile
 from bdr.common.wire.codec import GENERATIONS_MAX
@@ -22,6 +28,7 @@ from bdr.common.wire.codec import GENERATIONS_MAX
 RECORD = SourceRecord(
     b"source-of-tests!", "v", 1024, "wwid 7", (b"gener-02", b"gener-01"), NO_TARGET
 )
+FOUND = Findings(9, 4096, 512, 1024, ((8, 1), (16, 1)))
 NOW: dict[str, Any] = {"volume": "v", "device_sectors": 1024, "device": "wwid 7"}
 
 
@@ -55,6 +62,13 @@ def test_record_has_its_frozen_names_on_disk() -> None:
         "device": "wwid 7",
         "generations": b"gener-02gener-01",
         "assumed_for": bytes(16),
+        "findings": {
+            "verified_utc": 0,
+            "compared_bytes": 0,
+            "ignored_bytes": 0,
+            "differing_bytes": 0,
+            "unrepaired": b"",
+        },
     }
     assert RECORD.values() == values
     assert of_kept(Kept(9, values), where="here") == RECORD
@@ -70,6 +84,11 @@ def test_record_has_its_frozen_names_on_disk() -> None:
         {"generations": b""},
         {"generations": b"gener-0"},
         {"generations": 5},
+        {"findings": 5},
+        {"findings": {}},
+        {"findings": Findings().values() | {"future": 1}},
+        {"findings": Findings().values() | {"verified_utc": -1}},
+        {"findings": Findings().values() | {"unrepaired": b"123"}},
     ],
 )
 def test_record_of_another_form_is_an_error(change: dict[str, Any]) -> None:
@@ -96,11 +115,14 @@ def test_file_keeps_the_id_and_every_generation_that_it_made(tmp_path: Path) -> 
         assert list(record.generations) == made
         made.insert(0, file.save_new_generation())
         file.save_assumption(b"target-of-tests!")
+        file.save_findings(replace(FOUND, verified_utc=start))
         file.close()
     assert len(ids) == 1
     assert len(set(made)) == 4
     file = SourceFile(path)
-    assert file.begin(**NOW).assumed_for == b"target-of-tests!"
+    record = file.begin(**NOW)
+    assert record.assumed_for == b"target-of-tests!"
+    assert record.findings == replace(FOUND, verified_utc=2)
     file.close()
 
 
@@ -112,7 +134,13 @@ def test_as_many_generations_are_kept_as_a_hello_may_have() -> None:
     assert record.generations[0] == (GENERATIONS_MAX + 4).to_bytes(8, "little")
     kept = Kept(9, record.values())
     assert of_kept(kept, where="here") == record
-    assert identity.COPIES.encode(replace(record, device="d" * 200).values(), 1)
+    # And as many findings.
+    many = ((1 << 48, 1 << 40),) * FINDINGS_RANGES_MAX
+    most = (1 << 64) - 1
+    findings = Findings(most, most, most, most, many)
+    full = replace(record, device="d" * 200, findings=findings)
+    assert of_kept(Kept(9, full.values()), where="here") == full
+    assert identity.COPIES.encode(full.values(), 1)
 
 
 def test_two_threads_that_save_lose_nothing_of_each_other(

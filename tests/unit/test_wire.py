@@ -42,6 +42,7 @@ from bdr.common.wire.scan import (
     Committed,
     Grant,
     Query,
+    Remembered,
     Renew,
     Resync,
     ResyncStatus,
@@ -49,6 +50,7 @@ from bdr.common.wire.scan import (
     Verified,
     VerifyBegin,
     VerifyEnd,
+    VerifyFound,
     decode_answer,
     decode_request,
     encode_answer,
@@ -166,6 +168,13 @@ FROZEN: dict[str, list[tuple[Any, str]]] = {
             "080000000000004000000000000000",
         ),
         (VerifyEnd(6), "82a474797065aa7665726966792d656e64a56c6561736506"),
+        (
+            VerifyFound(5, 9, [(0, 64)], [], [(8, 8)], 32768, 4096),
+            "88a474797065ac7665726966792d666f756e64a77265717565737405a9656e6465645f757463"
+            "09a7636f7665726564c41000000000000000004000000000000000a769676e6f726564c400a9"
+            "646966666572696e67c41008000000000000000800000000000000ae636f6d70617265645f62"
+            "79746573cd8000af646966666572696e675f6279746573cd1000",
+        ),
         (Resync(5, []), "83a474797065a6726573796e63a77265717565737405a672616e676573c400"),
         (Query(5), "82a474797065a57175657279a77265717565737405"),
     ],
@@ -185,6 +194,7 @@ FROZEN: dict[str, list[tuple[Any, str]]] = {
             Verified(6, b"\x81"),
             "83a474797065a87665726966696564a56c6561736506a462757379c40181",
         ),
+        (Remembered(6), "82a474797065aa72656d656d6265726564a77265717565737406"),
         (Revoked(6), "82a474797065a77265766f6b6564a56c6561736506"),
         (
             ResyncStatus(

@@ -243,6 +243,22 @@ def test_value_that_a_field_may_not_hold_is_an_error(name: str, field: str, valu
         ("commit", {"lease": 1, "batches": 0, "blocks": 0, "again": b"123", "unreadable": b""}),
         ("commit", {"lease": 1, "batches": 0, "blocks": 0, "again": b"", "unreadable": b"123"}),
         ("verify-begin", {"request": 1, "ranges": b"123"}),
+        *[
+            (
+                "verify-found",
+                {
+                    "request": 1,
+                    "ended_utc": 1,
+                    "covered": b"",
+                    "ignored": b"",
+                    "differing": b"",
+                    "compared_bytes": 1,
+                    "differing_bytes": 1,
+                }
+                | {bad: b"123"},
+            )
+            for bad in ("covered", "ignored", "differing")
+        ],
         ("resync", {"request": 1, "ranges": b"123"}),
     ],
 )
