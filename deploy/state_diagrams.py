@@ -13,6 +13,7 @@ from bdr.common.source.consistency import Consistency
 from bdr.common.source.lease import Lease
 from bdr.common.source.overflow import OverflowPacing
 from bdr.common.source.session import Session as SourceSession
+from bdr.common.target.before_resync import BeforeResync
 from bdr.common.target.session import Session as TargetSession
 
 MACHINES: Mapping[str, type[Machine[Any]]] = {
@@ -22,6 +23,7 @@ MACHINES: Mapping[str, type[Machine[Any]]] = {
     "lease": Lease,
     "scan-job": Job,
     "target-session": TargetSession,
+    "before-resync": BeforeResync,
 }
 
 

@@ -24,8 +24,10 @@ from bdr.common.storage.blank import is_blank
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target import events
+from bdr.common.target.hook import HookOutcome, HookSettings
 from bdr.common.target.node import TargetNode
 from bdr.common.target.record import NO_SOURCE
+from bdr.common.target.settings import TargetSettings
 from bdr.common.wire.batch import decode_batch
 from bdr.common.wire.codec import Buffer
 from bdr.common.wire.control import (
@@ -39,6 +41,7 @@ from bdr.services.runtime.loop import Loop, nothing
 from bdr.services.runtime.reports import Reporter
 from bdr.services.runtime.sockets import RunDirectory
 from bdr.services.target.checksummer import Checksummer
+from bdr.services.target.hook import Hook
 from bdr.services.target.journal_store import JournalStore
 from bdr.services.target.opening import open_store
 from bdr.services.target.store import StoreWorker
@@ -48,6 +51,7 @@ KEPT_BYTES = 48 << 20
 """Freed receive buffers that are kept for the next batches."""
 ROUND_BATCHES = 16
 """Most batches per round, so that control messages are not delayed."""
+_HOOK_FAILURES = (HookOutcome.FAILED.value, HookOutcome.TIMED_OUT.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +62,13 @@ class Disk:
         worker: does the jobs.
         checksummer: makes digests of what the device holds.
         journal: whose fill is reported, if there is one.
+        hook: runs before a usable replica is changed to something else, if there is one.
     """
 
     worker: StoreWorker
     checksummer: Checksummer
     journal: JournalStore | None
+    hook: Hook | None = None
 
 
 class Applier:
@@ -102,6 +108,8 @@ class Applier:
         if disk is not None:
             self.loop.register(disk.worker.fileno(), self._on_durable)
             self.loop.register(disk.checksummer.fileno(), self._on_digests)
+            if disk.hook is not None:
+                self.loop.register(disk.hook.fileno(), self._on_hook_ended)
         self.loop.register(self._control, self._on_control)
         for bound in (self._data, self._control):
             self.loop.watch_link(bound, up=nothing, down=nothing)
@@ -127,6 +135,8 @@ class Applier:
         finally:
             self._reporter.close()
             if self._disk is not None:
+                if self._disk.hook is not None:
+                    self._disk.hook.close()
                 self._disk.checksummer.close()
                 self._disk.worker.close()
             self.loop.close()
@@ -157,6 +167,8 @@ class Applier:
             checksummed_bytes=disk.checksummer.hashed_bytes if disk else 0,
             journal_bytes=used,
             journal_size_bytes=size,
+            held_s=node.held_s,
+            hook_failures=node.hook_failures,
             acked_at=node.acked_at,
             bad_messages=self._bad_messages,
             dropped=node.dropped,
@@ -186,6 +198,12 @@ class Applier:
         for peer, digests in self._disk.checksummer.answers():
             self._handle(events.DigestsMade(peer, digests))
 
+    def _on_hook_ended(self) -> None:
+        assert self._disk is not None
+        assert self._disk.hook is not None
+        for ended in self._disk.hook.ended():
+            self._handle(ended)
+
     def _on_control(self) -> None:
         while sockets.is_readable(self._control):
             peer, *frames = self._control.recv_multipart()
@@ -200,7 +218,7 @@ class Applier:
 
     def _on_data(self) -> None:
         for _ in range(ROUND_BATCHES):
-            if not sockets.is_readable(self._data):
+            if not self._node.accepts_batches or not sockets.is_readable(self._data):
                 break
             try:
                 batch = decode_batch(self._receive_frames())
@@ -249,8 +267,13 @@ class Applier:
             case events.MakeDigests(peer, request):
                 assert self._disk is not None
                 self._disk.checksummer.put(peer, request)
+            case events.RunHook():
+                assert self._disk is not None
+                assert self._disk.hook is not None
+                self._disk.hook.put(action)
             case events.LogEvent(name, facts):
-                self._log.info(name, **facts)
+                is_failure = facts.get("outcome") in _HOOK_FAILURES
+                (self._log.warning if is_failure else self._log.info)(name, **facts)
             case _:
                 assert_never(action)
 
@@ -276,6 +299,9 @@ def main(
     state: str,
     journal: str | None,
     journal_size: int | None,
+    before_resync: list[str] | None,
+    before_resync_seconds: float,
+    before_resync_failure: str,
     address: str,
     port: int,
     run_dir: str | None,
@@ -297,17 +323,25 @@ def main(
             )
             is_free = record.source == NO_SOURCE and is_blank(device)
             worker = StoreWorker(store)
+            hook = None
+            if before_resync is not None:
+                hook = Hook(
+                    before_resync, timeout_s=before_resync_seconds, device=device, worker=worker
+                )
             disk = Disk(
                 worker=worker,
                 checksummer=Checksummer(device, worker),
                 journal=store if isinstance(store, JournalStore) else None,
+                hook=hook,
             )
+        hooks = HookSettings(is_required=before_resync_failure == "hold")
         return Applier(
             node=TargetNode(
                 record=record,
                 is_blank=is_free,
                 nonce=1 + secrets.randbits(48),
                 stride=secrets.randbits(40),
+                settings=TargetSettings(before_resync=hooks if before_resync else None),
             ),
             disk=disk,
             address=address,

@@ -236,6 +236,26 @@ class Target:
         fallback="STATE_DIR/NAME.state",
         accepted_by=("applier", "server"),
     )
+    before_resync: list[str] | None = key(
+        command(),
+        "Command run, without a shell, before a usable replica is made inconsistent or compared "
+        "as a whole, such as a snapshot of its device.",
+        default=None,
+        accepted_by=("applier", "server"),
+    )
+    before_resync_seconds: float = key(
+        seconds(),
+        "`before_resync` is killed after this time, and has failed.",
+        default=60.0,
+        accepted_by=("applier", "server"),
+    )
+    before_resync_failure: Literal["hold", "proceed"] = key(
+        choice("hold", "proceed"),
+        'When `before_resync` fails: "hold" keeps the replica as it is, and runs it again; '
+        '"proceed" goes on without.',
+        default="hold",
+        accepted_by=("applier", "server"),
+    )
     rpo_seconds: float = _RPO_SECONDS
     metrics_address: str = _METRICS_ADDRESS
     metrics_port: int | None = _METRICS_PORT

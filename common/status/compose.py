@@ -177,6 +177,8 @@ class Composer:
             condition=applier.condition if applier else None,
             promoted_at=_day(applier.promoted_utc) if applier else None,
             rival=applier.rival if applier else None,
+            held_s=intake.held_age_s,
+            hook_failures=applier.hook_failures if applier else 0,
             queued_s=intake.queued_age_s or 0.0,
             rpo_s=self._rpo_s,
         )
@@ -258,7 +260,7 @@ def _verification(values: VerificationValues) -> VerificationStatus:
 
 def _intake(applier: ApplierValues | None, now_at: float) -> IntakeStatus:
     if applier is None:
-        return IntakeStatus(None, None, None, None, None)
+        return IntakeStatus(None, None, None, None, None, None)
     acked_at = applier.acked_at
     return IntakeStatus(
         last_ack_age_s=round(now_at - acked_at, 3) if acked_at is not None else None,
@@ -266,6 +268,7 @@ def _intake(applier: ApplierValues | None, now_at: float) -> IntakeStatus:
         queued_age_s=round(applier.queued_s, 1),
         journal_bytes=applier.journal_bytes,
         journal_size_bytes=applier.journal_size_bytes,
+        held_age_s=None if applier.held_s is None else round(applier.held_s, 1),
     )
 
 

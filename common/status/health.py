@@ -79,6 +79,10 @@ class TargetFacts:
     """When the device was taken for use; None: it is a replica."""
     rival: str | None
     """What a source says of itself whose history is another; None: there is none."""
+    held_s: float | None
+    """For how long `before_resync` has been due; None: it is not."""
+    hook_failures: int
+    """How often that has failed since."""
     queued_s: float
     """Age of the oldest received batch that is not durable."""
     rpo_s: float
@@ -203,8 +207,17 @@ def _judge_session(facts: TargetFacts) -> _Found:
         return [(HealthState.PROMOTED, text)]
     if facts.rival is not None:
         return [(HealthState.BROKEN, facts.rival)]
+    if facts.hook_failures:
+        text = (
+            f"before_resync has failed {facts.hook_failures} times: until it succeeds the replica "
+            "is kept as it was"
+        )
+        return [(HealthState.BROKEN, text)]
     if not facts.has_source:
         return [(HealthState.BROKEN, "no source is connected")]
+    if facts.held_s is not None:
+        text = f"before_resync runs, since {facts.held_s:.0f} s: batches wait for it"
+        return [(HealthState.RESYNCING, text)]
     if facts.condition is Condition.UNVERIFIED:
         return [(HealthState.RESYNCING, "the replica is compared; nothing is known to be wrong")]
     if _needs_scan(facts.condition):

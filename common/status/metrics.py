@@ -178,6 +178,11 @@ METRICS = (
         lambda it: it.queued_age_s,
     ),
     of_intake(
+        "bdr_held_age_seconds",
+        "for how long before_resync has been due, and batches wait for it; no sample if it is not",
+        lambda it: it.held_age_s,
+    ),
+    of_intake(
         "bdr_last_ack_age_seconds",
         "time since the last acknowledgement; sources request one every second",
         lambda it: it.last_ack_age_s,

@@ -124,6 +124,8 @@ class IntakeStatus:
     """Of the oldest of these."""
     journal_bytes: int | None
     journal_size_bytes: int | None
+    held_age_s: float | None
+    """For how long `before_resync` has been due; None: it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +244,11 @@ _LAG = Form(
 )
 _INTAKE = Form(
     IntakeStatus,
-    keys={"last_ack_age_s": "last_ack_age_seconds", "queued_age_s": "queued_age_seconds"},
+    keys={
+        "last_ack_age_s": "last_ack_age_seconds",
+        "queued_age_s": "queued_age_seconds",
+        "held_age_s": "held_age_seconds",
+    },
 )
 _REPLICA = Form(
     ReplicaStatus,

@@ -152,6 +152,10 @@ class ApplierValues:
     journal_bytes: int | None
     """In use; None without a journal."""
     journal_size_bytes: int | None
+    held_s: float | None
+    """For how long `before_resync` has been due; None: it is not."""
+    hook_failures: int
+    """How often that has failed since."""
     acked_at: float | None
     """When the last acknowledgement was sent, on the monotonic clock."""
     bad_messages: int

@@ -10,14 +10,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bdr.common.facts import Facts
+from bdr.common.target.hook import Cause, HookOutcome
 from bdr.common.target.job import Job
+from bdr.common.target.record import ReplicaRecord
 from bdr.common.wire.batch import Batch
 from bdr.common.wire.control import Checksums, Digests, Message
 
 Peer = bytes
 """Sender of a control message: the routing id of the ROUTER socket."""
 
-LogName = Literal["unknown-position", "welcome", "refused", "rewind", "condition"]
+LogName = Literal[
+    "unknown-position",
+    "welcome",
+    "refused",
+    "rewind",
+    "condition",
+    "before-resync",
+    "before-resync-ended",
+]
 """Names of the log events of a target."""
 
 
@@ -82,6 +92,15 @@ class DigestsMade:
 
 
 @dataclass(frozen=True, slots=True)
+class HookEnded:
+    """A `RunHook` was completed."""
+
+    outcome: HookOutcome
+    text: str
+    """For the log: of a failure."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping:
     """The process is shutting down cleanly."""
 
@@ -95,6 +114,7 @@ Event = (
     | BytesArrived
     | Durable
     | DigestsMade
+    | HookEnded
     | Stopping
 )
 
@@ -123,6 +143,16 @@ class MakeDigests:
 
 
 @dataclass(frozen=True, slots=True)
+class RunHook:
+    """Run the hook once every durable job is applied to the device, and synced; answered by
+    `HookEnded`, within its time limit."""
+
+    cause: Cause
+    record: ReplicaRecord
+    """The replica as it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogEvent:
     """Write a line to the log."""
 
@@ -130,4 +160,4 @@ class LogEvent:
     facts: Facts
 
 
-Action = Send | Apply | MakeDigests | LogEvent
+Action = Send | Apply | MakeDigests | RunHook | LogEvent

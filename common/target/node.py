@@ -5,6 +5,7 @@
 `reception`   whether a HELLO is taken, and where its source goes on
 `session`     the session of the source that was admitted last
 `intake`      batches, put into order and checked
+`hook`        whether a batch must wait until a hook has run
 `replica`     the record, and the jobs that lead to it
 `checksums`   queue of requests for checksums
 ============  =================================================================
@@ -31,6 +32,7 @@ from bdr.common.machine import Story, brief
 from bdr.common.target import events, session
 from bdr.common.target.admission import Refusal
 from bdr.common.target.answers import acknowledgement, welcome
+from bdr.common.target.before_resync import BeforeResync
 from bdr.common.target.checksums import REFUSED_TEXTS, ChecksumQueue
 from bdr.common.target.events import Action, Apply, Event, LogEvent, Peer, Send
 from bdr.common.target.intake import Intake
@@ -74,9 +76,11 @@ class TargetNode:
         self._story = Story()
         self._replica = Replica(record, stride=stride)
         self._session = Session(self._story)
+        self._hook = BeforeResync(self.settings.before_resync, self._replica, self._story)
         self._intake = Intake(
             session=self._session,
             replica=self._replica,
+            hook=self._hook,
             dropped=self.dropped,
             settings=self.settings.intake,
         )
@@ -121,7 +125,7 @@ class TargetNode:
     @property
     def accepts_batches(self) -> bool:
         """Whether batches should be read; those beyond a source's window stay in the socket."""
-        return not self.jobs.is_full
+        return not (self.jobs.is_full or self._intake.is_holding)
 
     @property
     def has_source(self) -> bool:
@@ -132,6 +136,17 @@ class TargetNode:
     def queued_s(self) -> float:
         """Age of the oldest job that is not durable."""
         return self.jobs.oldest_s(self._replica.now_at)
+
+    @property
+    def held_s(self) -> float | None:
+        """For how long the hook has been due; None: it is not."""
+        at = self._hook.due_since_at
+        return None if at is None else self._replica.now_at - at
+
+    @property
+    def hook_failures(self) -> int:
+        """How often the hook has failed since it became due."""
+        return 0 if self._hook.due_since_at is None else self._hook.failures
 
     # Entry point.
 
@@ -165,6 +180,11 @@ class TargetNode:
         self._silence.tick(tick.now_at)
         self._arrivals.tick(tick.now_at)
         self._replica.now_at, self._replica.now_utc = tick.now_at, tick.now_utc
+        self._actions += self._intake.tick(tick.now_at)
+
+    def _on_hook_ended(self, ended: events.HookEnded) -> None:
+        self._hook.fire(ended)
+        self._actions += self._intake.go_on()
 
     # Control.
 
@@ -254,6 +274,8 @@ class TargetNode:
         jobs.done(durable.job)
         was_opening, before = at.state is SessionState.OPENING, at.durable
         at.fire(durable)
+        self._hook.fire(durable)
+        self._actions += self._intake.go_on()
         if at.is_open and was_opening:
             self._welcome()
         elif at.is_open and at.durable > before:
@@ -281,5 +303,6 @@ class TargetNode:
         events.BytesArrived: _on_bytes,
         events.Durable: _on_durable,
         events.DigestsMade: _on_digests,
+        events.HookEnded: _on_hook_ended,
         events.Stopping: _on_stopping,
     }

@@ -11,14 +11,23 @@ from dataclasses import replace
 
 from bdr.common.target.admission import Start
 from bdr.common.target.extents import NO_EXTENTS, Extents
+from bdr.common.target.hook import Cause
 from bdr.common.target.job import Job
 from bdr.common.target.job_queue import JOBS_MAX, JobQueue
 from bdr.common.target.record import ANY_SOURCE, NO_SOURCE, ReplicaRecord
-from bdr.common.wire.batch import RECENT_BATCHES_MAX, AcceptedBatch, Batch, BatchKind, Marker
+from bdr.common.wire.batch import (
+    RECENT_BATCHES_MAX,
+    AcceptedBatch,
+    Batch,
+    BatchHeader,
+    BatchKind,
+    Marker,
+)
 from bdr.common.wire.codec import Buffer
 from bdr.common.wire.condition import Condition
 from bdr.common.wire.control import Hello, Ping
 
+_USABLE = (Condition.CONSISTENT, Condition.CATCHING_UP, Condition.UNVERIFIED)
 _DECLARED = {
     Marker.CONSISTENT: Condition.CONSISTENT,
     Marker.INCONSISTENT: Condition.INCONSISTENT,
@@ -90,6 +99,15 @@ class Replica:
             # There may be many sessions before the first batch; the source keeps 256.
             record = replace(record, generation=hello.generations[0])
         return self._advance(record)
+
+    def departure(self, header: BatchHeader) -> Cause | None:
+        """Why a usable replica would be no longer what it is with this batch; else None."""
+        if self.record.condition not in _USABLE:
+            return None
+        if self._start is not None:
+            return Cause.COMPARE
+        is_gap = header.marker is Marker.INCONSISTENT
+        return Cause.INCONSISTENT if is_gap or header.kind is BatchKind.RESYNC else None
 
     def accept(self, batch: Batch, extents: Extents) -> Job:
         """The next batch in order was accepted; it consists of these extents."""

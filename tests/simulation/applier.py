@@ -24,6 +24,7 @@ from bdr.common.wire.reasons import DigestsRefused
 from tests.simulation.clock import Process
 from tests.simulation.comparison import place
 from tests.simulation.disk import DiskFailedError, PowerLostError
+from tests.simulation.hook import Hook
 from tests.simulation.network import Duplex
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Applier(Process):
         self.links: dict[bytes, Duplex] = {}
         self.bad_messages = 0
         self._jobs: deque[Job] = deque()
+        self._hook = Hook(self, self.node.record)
         self._group = 0
         self._last: Job | None = None
         self._is_working = False
@@ -140,6 +142,7 @@ class Applier(Process):
         for action in actions:
             match action:
                 case events.Apply(job):
+                    self._hook.check(job.record)
                     self.world.oracle.on_accepted(job)
                     self._jobs.append(job)
                     self._work()
@@ -151,8 +154,15 @@ class Applier(Process):
                         self.after(0.0, partial(self._handle, events.PeerLost(peer)))
                 case events.MakeDigests():
                     self._digest(_Digesting(action, self.store.durable_position))
+                case events.RunHook():
+                    self._hook.run(action)
                 case events.LogEvent():
                     pass
+
+    def on_hook_ended(self, ended: events.HookEnded) -> None:
+        """The hook has ended; batches that it held back are read."""
+        self._handle(ended)
+        self._read_batches()
 
     # The store's worker, and what a journal does behind it.
 

@@ -14,6 +14,7 @@ from bdr.common.source.rate_limit import ScanRateSettings
 from bdr.common.source.session import SessionSettings
 from bdr.common.source.settings import SchedulerSettings, SourceSettings
 from bdr.common.source.window import WindowSettings
+from bdr.common.target.hook import HookSettings
 from bdr.common.target.intake import IntakeSettings
 from bdr.common.target.settings import TargetSettings
 from bdr.common.wire.connection import LifeSettings
@@ -94,6 +95,9 @@ class Options:
     read_s: float = 0.0005
     """For a chunk that a scanner or a target reads."""
     group_jobs: int = 8
+    hook_s: float = 0.1
+    """For a run of the target's hook, if it has one."""
+    hook_failures: float = 0.0
     duplicates: float = 0.0
     drops: float = 0.0
     flips: float = 0.0
@@ -150,6 +154,8 @@ class Options:
             source_disk_s=rng.choice((0.0005, 0.002, 0.02)),
             read_s=rng.choice((0.0002, 0.002, 0.02)),
             group_jobs=rng.choice((1, 4, 16)),
+            hook_s=rng.choice((0.001, 0.1, 3.0)),
+            hook_failures=rng.choice((0.0, 0.5)),
             duplicates=rng.choice((0.0, 0.0, 0.02, 0.1)),
             drops=rng.choice((0.0, 0.0, 0.0, 0.01)),
             flips=rng.choice((0.0, 0.0, 0.02)),
@@ -160,6 +166,13 @@ class Options:
                 intake=IntakeSettings(
                     reorder_batches=rng.choice((4, 256)),
                     reorder_bytes=rng.choice((64 << 10, 64 << 20)),
+                ),
+                before_resync=rng.choice(
+                    (
+                        None,
+                        HookSettings(is_required=True, retry_s=0.5),
+                        HookSettings(is_required=False),
+                    )
                 ),
                 source_silence_s=1e6 if "stranger" in faults else 4.0,
             ),

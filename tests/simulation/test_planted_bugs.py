@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from tests.simulation import bugs_links, bugs_memory, bugs_source, bugs_target
 from tests.simulation.bugs import BUGS, Bug
 from tests.simulation.options import Options
 from tests.simulation.seeds import failure_of
 
 SEEDS_MAX = 500
 
-assert all((bugs_links, bugs_memory, bugs_source, bugs_target))  # they fill the list
+for _file in sorted(Path(__file__).parent.glob("bugs_*.py")):
+    import_module(f"tests.simulation.{_file.stem}")  # it fills the list
 
 
 def options_of(bug: Bug, seed: int) -> Options:

@@ -142,6 +142,8 @@ GOOD_TARGET = TargetFacts(
     condition=Condition.CONSISTENT,
     promoted_at=None,
     rival=None,
+    held_s=None,
+    hook_failures=0,
     queued_s=0.0,
     rpo_s=10.0,
 )
@@ -161,6 +163,9 @@ RIVAL = {"rival": "two histories: generation 7"}
         ({"condition": Condition.UNVERIFIED}, HealthState.RESYNCING),
         ({"condition": Condition.UNKNOWN}, HealthState.RESYNCING),
         ({"has_source": False}, HealthState.BROKEN),
+        ({"held_s": 3.0}, HealthState.RESYNCING),
+        ({"held_s": 3.0, "hook_failures": 1}, HealthState.BROKEN),
+        ({"held_s": 3.0, "has_source": False}, HealthState.BROKEN),
         (PROMOTED, HealthState.PROMOTED),
         # A rival is shown, whether the right source is there or not; one that greets a promoted
         # device is refused as any other.
@@ -205,7 +210,10 @@ def test_a_volume_whose_process_was_never_seen_is_unknown() -> None:
     unseen = replace(GOOD, stages=(), phase=None, condition=None, connected_senders=0)
     assert judge(unseen).state is HealthState.UNKNOWN
     assert judge(replace(unseen, stages=stages(UP, UP)[1:])).state is HealthState.UNKNOWN
-    assert judge(TargetFacts((), None, None, None, None, 0.0, 10.0)).state is HealthState.UNKNOWN
+    assert (
+        judge(TargetFacts((), None, None, None, None, None, 0, 0.0, 10.0)).state
+        is HealthState.UNKNOWN
+    )
 
 
 def test_nothing_but_the_good_case_is_ever_healthy() -> None:

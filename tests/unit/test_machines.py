@@ -25,13 +25,17 @@ from bdr.common.ring.layout import Mode
 from bdr.common.scan import job
 from bdr.common.scan.events import DigestsArrived
 from bdr.common.source import consistency, events, lease, overflow, session, session_events
+from bdr.common.target import before_resync
 from bdr.common.target import events as target_events
 from bdr.common.target import session as target_session
+from bdr.common.target.hook import HookSettings
+from bdr.common.target.replica import Replica
 from bdr.common.wire.condition import Condition
 from bdr.common.wire.control import Digests, Refused, Rewind, Welcome
 from bdr.common.wire.reasons import DigestsRefused
 from bdr.common.wire.scan import Acquire, Commit, Grant, VerifyBegin
 from tests.support.source_rig import STATUS
+from tests.support.target_rig import RECORD
 
 # The kit.
 
@@ -117,6 +121,7 @@ def test_long_values_of_an_event_are_not_written_out() -> None:
 
 S, C, L, J = session.Phase, Condition, lease.LeaseState, job.JobState
 T = target_session.SessionState
+H = before_resync.HookState
 
 SESSION_EVENTS: set[type] = {
     events.Tick,
@@ -209,6 +214,27 @@ MACHINES: dict[type[Machine[Any]], tuple[set[type], set[Any], dict[Any, set[type
             T.BROKEN: {target_session.Repeated, target_session.Accepted, target_session.Broken},
         },
     ),
+    before_resync.BeforeResync: (
+        {
+            before_resync.Offered,
+            before_resync.RetryDue,
+            target_events.Durable,
+            target_events.HookEnded,
+        },
+        {H.IDLE},
+        {
+            H.IDLE: {before_resync.RetryDue, target_events.HookEnded},
+            # A new session is welcomed when everything is durable: the hook runs then.
+            H.WAITING: {
+                before_resync.Offered,
+                before_resync.RetryDue,
+                target_events.HookEnded,
+            },
+            H.RUNNING: {before_resync.RetryDue},
+            H.FAILED: {target_events.HookEnded},
+            H.DONE: {before_resync.RetryDue, target_events.HookEnded},
+        },
+    ),
 }
 """Machine to its events, the states where one may begin, and what is impossible in each."""
 
@@ -231,6 +257,8 @@ def make(kind: type[Machine[Any]]) -> Machine[Any]:
         )
     if kind is job.Job:
         return job.Job(number=1, request=Acquire(1), buffer=0, requested_at=0.0, story=story)
+    if kind is before_resync.BeforeResync:
+        return before_resync.BeforeResync(HookSettings(), Replica(RECORD), story)
     return target_session.Session(story)
 
 

@@ -188,6 +188,7 @@ def test_every_key_reaches_its_process() -> None:
             "web": {
                 "role": "target", "target": "/dev/t", "journal": "/dev/j",
                 "journal_size": "1GiB", "state": "/s", "on_event": ["/own"],
+                "before_resync": ["/b", "a b"], "before_resync_failure": "proceed",
             },
         },
     }  # fmt: skip
@@ -213,7 +214,9 @@ def test_every_key_reaches_its_process() -> None:
     )
     assert commands["web-applier"] == (
         f"{start.format('applier', 'web', 'web')} --address * --port 8437 "
-        "--target /dev/t --journal /dev/j --journal-size 1073741824 --state /s --debug"
+        "--target /dev/t --journal /dev/j --journal-size 1073741824 --state /s "
+        "--before-resync /b 'a b' --before-resync-seconds 60 --before-resync-failure proceed "
+        "--debug"
     )
     assert "--on-event /own" in commands["web-monitor"]
     expected = {"BDR_LOG_FORMAT": "json", "BDR_RETRY": "always"}

@@ -115,7 +115,7 @@ def test_target_with_everything_reported_is_healthy_and_known() -> None:
     assert (found.health, found.reasons) == (HealthState.HEALTHY, ())
     assert (found.lag, found.ring, found.resync) == (None, None, None)
     assert (found.connection.state, found.connection.is_up) == (ConnectionState.CONNECTED, True)
-    assert found.replica.intake == IntakeStatus(0.25, 0, 0.0, None, None)
+    assert found.replica.intake == IntakeStatus(0.25, 0, 0.0, None, None, None)
     waiting = target(replace(APPLIER, has_source=False)).status()
     assert (waiting.connection.state, waiting.connection.is_up) == (ConnectionState.WAITING, False)
     assert waiting.health is HealthState.BROKEN
@@ -138,7 +138,7 @@ def test_of_a_silent_process_nothing_is_concluded_and_its_values_are_shown(
     assert found.resync is None
     assert all(stage.values and stage.pid for stage in found.stages)
     if found.role is VolumeRole.TARGET:
-        assert replica.intake == IntakeStatus(None, None, None, None, None)
+        assert replica.intake == IntakeStatus(None, None, None, None, None, None)
         assert (replica.slot, replica.stream, replica.left_bytes) == (None, None, None)
 
 
