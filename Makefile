@@ -40,13 +40,14 @@ $(BUILD)/.test-packages: deploy/test-packages.sh | $(BUILD)/.setup
 TEST_PATH = $(abspath $(BUILD)/tools/usr/bin):$$PATH
 
 .PHONY: test-native
-test-native: plugin $(BUILD)/.test-packages ## every test but the kernel module's
+test-native: plugin $(BUILD)/.test-packages ## every test but the kernel module's and the long ones
 	@# The quick ones first, and in processes that no device or signal has touched.
 	@PATH=$(TEST_PATH) $(PYTHON) -m pytest --numprocesses auto --cov --cov-report term tests/unit
 	@$(PYTHON) -m pytest --numprocesses auto tests/simulation
 	@$(PYTHON) -m tests.simulation.seeds --seeds 2000 --every-transition
+	@# Of the databases the short ones; `make test-databases` runs all.
 	@PATH=$(TEST_PATH) $(PYTHON) -m pytest --numprocesses auto --dist worksteal \
-		tests/nbdkit tests/pipeline
+		-m "not long" tests/nbdkit tests/pipeline tests/databases
 
 .PHONY: lint
 lint: $(BUILD)/.setup ## ruff and mypy

@@ -24,7 +24,8 @@ class Namespaces:
     def __init__(self) -> None:
         self.address = _TARGET_ADDRESS
         self._names = [f"bdr-{side}-{os.getpid()}" for side in ("source", "target")]
-        self.source, self.target = (["ip", "netns", "exec", name] for name in self._names)
+        # `ip netns exec` would copy every mount: a device mounted in such a copy is busy.
+        self.source, self.target = (["nsenter", f"--net=/run/netns/{name}"] for name in self._names)
 
     def __enter__(self) -> Self:
         try:
@@ -43,6 +44,10 @@ class Namespaces:
             self.__exit__(None, None, None)
             raise
         return self
+
+    def disconnect(self) -> None:
+        """Takes the link between the hosts down, and leaves it down."""
+        run("ip", "-n", self._names[0], "link", "set", "cable", "down")
 
     def __exit__(self, *_: object) -> None:
         for name in self._names:

@@ -8,7 +8,19 @@ set -eu
 tools=${1:?directory}
 cd "$(dirname "$0")/.."
 
-deploy/packages.sh clang libclang-rt-dev tmux logrotate procps systemd
+deploy/packages.sh clang libclang-rt-dev tmux logrotate procps systemd \
+	xfsprogs btrfs-progs stress-ng postgresql-common
+
+# Debian's package of the server would make and start a cluster of its own.
+clusters=/etc/postgresql-common/createcluster.conf
+dpkg-query -W -f '${Status}' postgresql 2>/dev/null | grep -q 'ok installed' || {
+	cp "$clusters" "$clusters.bdr"
+	echo 'create_main_cluster = false' >>"$clusters"
+	installed=0
+	deploy/packages.sh postgresql || installed=$?
+	mv "$clusters.bdr" "$clusters"
+	[ "$installed" = 0 ] || exit "$installed"
+}
 
 [ -x "$tools/usr/bin/promtool" ] || {
 	work=$(mktemp -d)

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,10 +43,12 @@ def tool(name: str) -> str:
     return path
 
 
-def bdr(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def bdr(
+    *words: str, within: Sequence[str] = (), **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Runs the command to its end."""
     return subprocess.run(
-        [str(BIN / "bdr"), *words],
+        [*within, str(BIN / "bdr"), *words],
         check=False,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -56,10 +58,28 @@ def bdr(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+def descendants(pid: int) -> list[int]:
+    """Process ids of a process's children, and of theirs."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                children.setdefault(int(parent), []).append(int(entry.name))
+    found, left = [], [pid]
+    while left:
+        new = children.get(left.pop(), [])
+        found += new
+        left += new
+    return found
+
+
 class Host:
     """One host: its bdr.toml and, once started, its supervisord."""
 
     def __init__(self, directory: Path) -> None:
+        self.within: Sequence[str] = ()
+        """Words that run a command on this host, if it is not the one that the tests run on."""
         self.directory = directory
         directory.mkdir()
         self.config = directory / "bdr.toml"
@@ -94,7 +114,7 @@ class Host:
         """`bdr run`, until its supervisord answers."""
         self.write_config()
         self._process = subprocess.Popen(
-            [str(BIN / "bdr"), "run", "--config", str(self.config)],
+            [*self.within, str(BIN / "bdr"), "run", "--config", str(self.config)],
             stdin=subprocess.DEVNULL,
             stdout=self.output,
             stderr=subprocess.PIPE,
@@ -136,6 +156,15 @@ class Host:
         self._process.stderr.close()
         self._process = None
 
+    def kill_all(self) -> None:
+        """SIGKILL to supervisord and all that it runs, as when the host is lost."""
+        assert self._process is not None
+        # Suspended, it neither starts a process meanwhile nor releases the id of one.
+        self._process.send_signal(signal.SIGSTOP)
+        for pid in descendants(self._process.pid):
+            os.kill(pid, signal.SIGKILL)
+        self.kill()
+
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """Stops supervisord, and nothing else."""
@@ -148,7 +177,12 @@ class Host:
 
     def bdr(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`bdr` with this host's configuration."""
-        return bdr(*words, env=os.environ | {"BDR_CONFIG": str(self.config)})
+        return bdr(*words, within=self.within, env=self.environment)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """In which `bdr` uses this host's configuration."""
+        return os.environ | {"BDR_CONFIG": str(self.config)}
 
     def supervisorctl(self, *words: str) -> str:
         """supervisorctl, as a user calls it."""
@@ -194,27 +228,35 @@ class Volume:
         self.directory = directory / f"volume-{name}"
         self.source = self.directory / "source"
         self.target = self.directory / "target"
-        self._writes = writes
+        self.writes = writes
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Self]:
         """Serves the source, and connects to it."""
         self.directory.mkdir()
-        for path in (self.source, self.target):
-            with path.open("wb") as file:
-                file.truncate(self.size)
+        self.make_images()
         with contextlib.ExitStack() as self._captured:
             self._capture()
             yield self
 
+    def make_images(self) -> None:
+        """Makes what the source and the target hold at first: two blank files."""
+        for path in (self.source, self.target):
+            with path.open("wb") as file:
+                file.truncate(self.size)
+
     def _capture(self) -> None:
-        stack = self._captured
-        self.server, self.nbd, self.ring = stack.enter_context(
-            nbd_server(str(self.source), self.directory, writes=self._writes)
-        )
+        self.ring = self.serve(self._captured)
         self.capture: Capture = open_capture(self.ring, Role.OBSERVER)
-        stack.callback(self.capture.close)
+        self._captured.callback(self.capture.close)
+
+    def serve(self, stack: contextlib.ExitStack) -> str:
+        """Makes the captured device, until `stack` is closed; returns the ring's path."""
+        self.server, self.nbd, ring = stack.enter_context(
+            nbd_server(str(self.source), self.directory, writes=self.writes)
+        )
         self.client = stack.enter_context(NbdClient(self.nbd))
+        return ring
 
     def capture_anew(self) -> None:
         """Takes the capture away, and makes it anew in the same place; the stages stay."""
@@ -250,6 +292,7 @@ class Hosts:
     ) -> None:
         self.source = Host(directory / "s")
         self.target = Host(directory / "t")
+        self.address = "127.0.0.1"
         self.volumes = [
             Volume(directory, f"v{at + 1}", size=size, writes=writes) for at in range(volumes)
         ]
@@ -276,7 +319,7 @@ class Hosts:
                 stack.enter_context(volume.open())
                 self.source.volumes[volume.name] = {
                     "role": "source",
-                    "address": "127.0.0.1",
+                    "address": self.address,
                     "port": volume.port,
                     "chardev": volume.ring,
                     "assume_clean": True,
@@ -285,7 +328,7 @@ class Hosts:
                 }
                 self.target.volumes[volume.name] = {
                     "role": "target",
-                    "address": "127.0.0.1",
+                    "address": self.address,
                     "port": volume.port,
                     "target": str(volume.target),
                     **self._settings[1],

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A source host that is going to be lost, and a target host, in network namespaces."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from bdr.common.ring.layout import Mode
+from bdr.common.wire.condition import Condition
+from deploy.command import run, wait_for
+from deploy.namespaces import Namespaces
+from deploy.nbd_source import nbd_source
+from tests.databases.ledger import Cut
+from tests.pipeline.hosts import DEADLINE_S, MIB, Hosts, Volume
+
+VOLUME = "db"
+RING_WRITES = 16384
+
+
+class BlockVolume(Volume):
+    """A source that is a block device.
+
+    Attributes:
+        device: the captured device.
+    """
+
+    device: str
+
+    def __init__(
+        self, directory: Path, name: str, *, size: int, writes: int, content: Path | None
+    ) -> None:
+        super().__init__(directory, name, size=size, writes=writes)
+        self._content = content
+
+    def make_images(self) -> None:
+        """Two copies of the content that it was made with, or two blank files."""
+        if self._content is None:
+            super().make_images()
+        else:
+            for path in (self.source, self.target):
+                run("cp", "--sparse=always", "--reflink=auto", str(self._content), str(path))
+
+    def serve(self, stack: contextlib.ExitStack) -> str:
+        """nbdkit, nbdfuse and a loop device."""
+        found = stack.enter_context(
+            nbd_source(str(self.source), self.directory, writes=self.writes)
+        )
+        self.device, self.server = found.device, found.nbdkit
+        return found.ring
+
+
+class Site(Hosts):
+    """Both hosts; up while it is open.
+
+    Args:
+        directory: for all that it makes; a short path.
+        size: of the device, in bytes.
+        content: an image that both sides begin with; blank by default.
+        writes: capacity of the ring.
+        source: settings of the source's volume, besides the necessary ones.
+        target: settings of the target's.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        size: int,
+        content: Path | None = None,
+        writes: int = RING_WRITES,
+        source: Mapping[str, Any] | None = None,
+        target: Mapping[str, Any] | None = None,
+    ) -> None:
+        journal = {"journal_size": "64MiB"}
+        super().__init__(directory, volumes=0, source=source, target=journal | dict(target or {}))
+        self.directory = directory
+        self.captured = BlockVolume(directory, VOLUME, size=size, writes=writes, content=content)
+        self.volumes = [self.captured]
+        self.network = Namespaces()
+        self.address = self.network.address
+        self.source.within, self.target.within = self.network.source, self.network.target
+        self._network = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.network)
+            super().__enter__()
+            self._network = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._network:
+            super().__exit__()
+
+    # Faults.
+
+    def lose_source(self, rng: random.Random) -> Cut:
+        """Cuts the link and kills every stage of the source, in either order."""
+        steps: list[Callable[[], None]] = [self.network.disconnect, self.source.kill_all]
+        rng.shuffle(steps)
+        began_at = time.monotonic()
+        for step in steps:
+            step()
+        return Cut(began_at, time.monotonic())
+
+    # What is asked.
+
+    def is_condition(self, condition: Condition) -> bool:
+        """Whether this is the replica's, by its monitor."""
+        return bool(self.target.status(VOLUME)["replica"]["condition"] == condition.name)
+
+    def wait_condition(self, condition: Condition) -> None:
+        """Waits until this is the replica's."""
+        wait_for(
+            lambda: self.is_condition(condition),
+            what=f"a replica that is {condition.words}",
+            timeout_s=DEADLINE_S,
+        )
+
+    def wait_repaired(self) -> None:
+        """Waits until an overflow is over, and all that it missed is repaired."""
+
+        def is_repaired() -> bool:
+            ring = self.captured.capture.status()
+            return (
+                ring.mode is Mode.STREAM
+                and ring.gap is None
+                and not ring.dirty_regions
+                and self.is_condition(Condition.CONSISTENT)
+            )
+
+        wait_for(is_repaired, what="the repair", timeout_s=DEADLINE_S)
+
+    # Promotion.
+
+    def promote(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`bdr promote` on the target."""
+        return self.target.bdr("promote", *words, VOLUME)
+
+
+SIZE = 384 * MIB
+"""Of the devices: three such files, sparse, and a journal are all that a test makes."""
