@@ -58,7 +58,7 @@ class BeforeResync(Machine[HookState]):
 
     def __init__(self, settings: HookSettings | None, replica: Replica, story: Story) -> None:
         super().__init__(HookState.IDLE, story)
-        self.failures = 0
+        self._failures = 0
         """Since it was last due."""
         self._since_at = 0.0
         self._settings = settings or HookSettings()
@@ -88,9 +88,15 @@ class BeforeResync(Machine[HookState]):
         return self.state is HookState.DONE
 
     @property
-    def due_since_at(self) -> float | None:
-        """Since when it has been due and has not ended well; None: it is not due."""
-        return None if self.state in (HookState.IDLE, HookState.DONE) else self._since_at
+    def held_s(self) -> float | None:
+        """For how long it has been due and has not ended well; None: it is not due."""
+        is_due = self.state not in (HookState.IDLE, HookState.DONE)
+        return self._replica.now_at - self._since_at if is_due else None
+
+    @property
+    def failures(self) -> int:
+        """How often it has failed since it became due."""
+        return 0 if self.held_s is None else self._failures
 
     def tick(self, now_at: float) -> None:
         """Time passes, while a batch is held."""
@@ -102,7 +108,7 @@ class BeforeResync(Machine[HookState]):
     def _on_offered(self, offered: Offered) -> None:
         if offered.cause is None:
             return
-        self._cause, self.failures = offered.cause, 0
+        self._cause, self._failures = offered.cause, 0
         self._since_at = self._replica.now_at
         jobs = self._replica.jobs
         if jobs.waiting:
@@ -130,7 +136,7 @@ class BeforeResync(Machine[HookState]):
             self.state = HookState.FAILED
             self._retry_at = self._replica.now_at + self._settings.retry_s
         if not is_good:
-            self.failures += 1
+            self._failures += 1
         facts: Facts = {"outcome": ended.outcome.value, "text": ended.text}
         self._actions.append(LogEvent("before-resync-ended", facts))
 

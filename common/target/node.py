@@ -76,11 +76,11 @@ class TargetNode:
         self._story = Story()
         self._replica = Replica(record, stride=stride)
         self._session = Session(self._story)
-        self._hook = BeforeResync(self.settings.before_resync, self._replica, self._story)
+        self.hook = BeforeResync(self.settings.before_resync, self._replica, self._story)
         self._intake = Intake(
             session=self._session,
             replica=self._replica,
-            hook=self._hook,
+            hook=self.hook,
             dropped=self.dropped,
             settings=self.settings.intake,
         )
@@ -137,17 +137,6 @@ class TargetNode:
         """Age of the oldest job that is not durable."""
         return self.jobs.oldest_s(self._replica.now_at)
 
-    @property
-    def held_s(self) -> float | None:
-        """For how long the hook has been due; None: it is not."""
-        at = self._hook.due_since_at
-        return None if at is None else self._replica.now_at - at
-
-    @property
-    def hook_failures(self) -> int:
-        """How often the hook has failed since it became due."""
-        return 0 if self._hook.due_since_at is None else self._hook.failures
-
     # Entry point.
 
     def handle(self, event: Event) -> list[Action]:
@@ -183,7 +172,7 @@ class TargetNode:
         self._actions += self._intake.tick(tick.now_at)
 
     def _on_hook_ended(self, ended: events.HookEnded) -> None:
-        self._hook.fire(ended)
+        self.hook.fire(ended)
         self._actions += self._intake.go_on()
 
     # Control.
@@ -274,7 +263,7 @@ class TargetNode:
         jobs.done(durable.job)
         was_opening, before = at.state is SessionState.OPENING, at.durable
         at.fire(durable)
-        self._hook.fire(durable)
+        self.hook.fire(durable)
         self._actions += self._intake.go_on()
         if at.is_open and was_opening:
             self._welcome()

@@ -124,10 +124,10 @@ def test_hook_that_fails_is_repeated_while_the_replica_is_held(ended: HookEnded)
     rig = held()
     assert not jobs(rig.handle(ended))
     rig.tick(109.0)
-    assert (rig.node.held_s, rig.node.hook_failures) == (9.0, 1)
+    assert (rig.node.hook.held_s, rig.node.hook.failures) == (9.0, 1)
     assert len(hooks(rig.handle(events.Tick(110.0)))) == 1
     assert len(jobs(rig.handle(GOOD))) == 1
-    assert (rig.node.held_s, rig.node.hook_failures) == (None, 0)
+    assert (rig.node.hook.held_s, rig.node.hook.failures) == (None, 0)
 
 
 @pytest.mark.parametrize("ended", [FAILED, TIMED_OUT])
@@ -141,7 +141,7 @@ def test_hook_that_failed_is_not_repeated_without_a_batch_that_waits() -> None:
     rig.handle(FAILED)
     epoch = welcome(rig).epoch
     rig.tick(130.0)
-    assert (rig.node.held_s, rig.node.hook_failures) == (30.0, 1)
+    assert (rig.node.hook.held_s, rig.node.hook.failures) == (30.0, 1)
     assert not hooks(rig.bring(make_marker(1, 50, Marker.INCONSISTENT, epoch=epoch)))
     assert len(hooks(rig.handle(events.Tick(130.25)))) == 1
 
