@@ -121,7 +121,7 @@ class Source:
     role: Literal["source"] = _ROLE
     address: str = key(
         _address("a host name or address"),
-        "The target host's name or address.",
+        "The target host's name or address; each address of a name is tried.",
         accepted_by=("reader", "sender", "scanner", "client"),
     )
     port: int = _PORT
