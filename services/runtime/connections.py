@@ -97,7 +97,9 @@ def _cookie(borrowed: socket.socket) -> int:
 
 def _info(borrowed: socket.socket) -> TcpInfo:
     raw = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-    unacked, data_ms, ack_ms, acked, received, unsent = _TCP_INFO.unpack(raw)
+    # Older kernels have less of it.
+    whole = raw.ljust(_TCP_INFO.size, b"\0")
+    unacked, data_ms, ack_ms, acked, received, unsent = _TCP_INFO.unpack(whole)
     return TcpInfo(
         is_waiting=bool(unacked or unsent),
         heard_s=min(data_ms, ack_ms) / 1000,

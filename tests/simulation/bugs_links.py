@@ -6,12 +6,17 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf
 from typing import Any
+from unittest import mock
 
+from bdr.common.scan.settings import ComparerSettings
+from bdr.common.source.scheduler import ResyncScheduler
+from bdr.common.source.settings import SchedulerSettings, SourceSettings
 from bdr.common.source.window import Window
 from bdr.common.target import events
 from bdr.common.target.node import TargetNode
 from bdr.common.wire.connection import Life, TcpInfo
 from tests.simulation.bugs import Patch, bug, handled, nothing, wrapped
+from tests.simulation.options import CHUNK_SECTORS
 
 _SLOW = {"rate": 40e3, "capacity": 64, "big_writes": 0.3, "writes": 160, "think_s": 0.0005}
 
@@ -43,3 +48,18 @@ def batches_have_a_limit_of_time_to_arrive() -> Patch:
 @bug(**_SLOW)
 def part_of_a_batch_counts_as_nothing() -> Patch:
     return handled(TargetNode, events.BytesArrived, lambda _: nothing)
+
+
+@bug(
+    read_s=1.5,
+    is_equal=False,
+    assume_clean=False,
+    faults={},
+    source=SourceSettings(
+        scheduler=SchedulerSettings(lease_chunks=3, lease_sectors=3 * CHUNK_SECTORS, lease_s=1.0)
+    ),
+    comparer=ComparerSettings(buffers=2, repeat_s=0.2, job_s=60.0),
+)
+def lease_has_a_limit_of_time_though_it_is_renewed() -> Patch:
+    """A scan whose comparisons take longer makes no progress."""
+    return mock.patch.object(ResyncScheduler, "renew", nothing)
