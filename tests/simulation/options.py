@@ -54,6 +54,10 @@ FAULTS = {
 """Fault, to the mean seconds between two of them that a seed may draw."""
 
 
+RATES = (*(None,) * 9, 2e6, 100e3, 40e3)
+"""Bytes a second of the line; most seeds have none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """Tests name the fields that matter to them."""
@@ -149,7 +153,7 @@ class Options:
             kept_bytes=rng.choice((0, 64 << 10, 32 << 20)),
             delay_s=(0.0001, 0.001 * slow),
             wire_s=rng.choice((0.0002, 0.002, 0.01)),
-            rate=rng.choice((None, None, None, 2e6, 100e3, 40e3)),
+            rate=Random(f"rate-{seed}").choice(RATES),
             disk_s=rng.choice((0.0002, 0.002, 0.01)),
             source_disk_s=rng.choice((0.0005, 0.002, 0.02)),
             read_s=rng.choice((0.0002, 0.002, 0.02)),
