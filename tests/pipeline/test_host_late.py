@@ -14,6 +14,8 @@ import pytest
 
 from bdr.common.errors import DeviceError
 from deploy.command import end, wait_for
+from deploy.nbd_source import nbd_server
+from tests.nbdkit.client import NbdClient
 from tests.pipeline.hosts import (
     BIN,
     DEADLINE_S,
@@ -93,6 +95,23 @@ def test_a_capture_that_comes_late(make_hosts: MakeHosts) -> None:
         wait_waiting(hosts.source, name)
     away.rename(ring)
     replicates(hosts)
+
+
+def test_a_capture_that_goes_and_comes_back(make_hosts: MakeHosts) -> None:
+    """As its nbdkit does, when it is restarted."""
+    hosts = make_hosts()
+    hosts.start()
+    volume = hosts.volume
+    volume.server.kill()
+    volume.server.wait(DEADLINE_S)
+    wait_waiting(hosts.source, "v1-reader")  # the others notice when it begins anew
+    with (
+        nbd_server(str(volume.source), volume.directory, writes=8192) as (_, nbd, _ring),
+        NbdClient(nbd) as client,
+    ):
+        client.write(4096, os.urandom(4096))
+        hosts.source.wait_health("v1", "healthy")
+        wait_for(volume.is_identical, what="the write", timeout_s=DEADLINE_S)
 
 
 def test_a_process_that_waits_can_be_stopped(make_hosts: MakeHosts) -> None:

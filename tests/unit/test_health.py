@@ -61,6 +61,7 @@ def test_a_volume_without_a_fault_is_healthy() -> None:
 
 
 STOPPED, STARTING = StageState.STOPPED, StageState.STARTING
+WAITING = StageState.WAITING
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,8 @@ STOPPED, STARTING = StageState.STOPPED, StageState.STARTING
             "v-reader has not",
         ),
         ({"stages": stages(UP, UP, SILENT)}, HealthState.UNKNOWN, "not reported for 7 s"),
+        ({"stages": stages(UP, UP, WAITING)}, HealthState.DEGRADED, "v-sender-2 waits"),
+        ({"stages": stages(WAITING, UP, UP), "phase": None}, HealthState.BROKEN, "v-reader waits"),
         (
             {"stages": stages(STARTING, UP, UP), "phase": None},
             HealthState.UNKNOWN,

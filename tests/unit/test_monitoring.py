@@ -69,6 +69,11 @@ def test_the_first_status_says_what_holds() -> None:
             ["stage-lost"],
             ["stage-back"],
         ),
+        (
+            replace(SOURCE, stages=(stage("v-reader", StageState.WAITING),)),
+            ["stage-lost"],
+            ["stage-back"],
+        ),
         (replace(SOURCE, health=HealthState.BROKEN), ["health"], ["health"]),
     ],
 )

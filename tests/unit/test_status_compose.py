@@ -258,6 +258,22 @@ def test_process_is_starting_then_reporting_then_silent_then_stopped() -> None:
     assert (stage.state, stage.pid, stage.age_s) == (StageState.STOPPED, None, 0.0)
 
 
+def test_process_that_waits_is_shown_with_what_it_lacks() -> None:
+    found = Processes()
+    found.take(report("v-reader"))
+    waiting = replace(report("v-reader"), values=None, waits_for="capture /x: gone", lost_lines=3)
+    found.take(waiting)
+    (stage,) = found.stages(10.0, lambda pid: True)
+    assert (stage.state, stage.waits_for) == (StageState.WAITING, "capture /x: gone")
+    assert (stage.values, stage.lost_lines, stage.pid, stage.restarts) == (None, 3, 7, 0)
+    # It is not known to wait any more, once it is silent or has ended.
+    for now_at, is_alive in ((10.1 + SILENT_AFTER_S, True), (10.0, False)):
+        (stage,) = found.stages(now_at, lambda pid: is_alive)  # noqa: B023
+        assert (stage.state is StageState.WAITING, stage.waits_for) == (False, None)
+    found.take(report("v-reader", sent_at=11.0))
+    assert states(found, 11.0) == {"v-reader": StageState.REPORTING}
+
+
 def test_restarts_are_counted_and_an_older_report_is_ignored() -> None:
     found = Processes()
     for pid in (7, 8, 9):
