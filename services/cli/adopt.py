@@ -16,19 +16,19 @@ from bdr.services.cli import options as cli_options
 from bdr.services.cli.replica import complete, opened, target_of, without_applier
 
 
-@click.command(params=[cli_options.config_path(), cli_options.volume()])
+@click.command(params=cli_options.location(is_required=True))
 @click.option(
     "--source",
     metavar="ID",
     help="The source that may, as its refusal names it; without it, the next that connects.",
 )
-def main(config_path: str, source: str | None, volume: str) -> None:
+def main(config_path: str, run_dir: str | None, source: str | None, volume: str) -> None:
     """Lets a source that VOLUME does not know overwrite what its target holds, once.
 
     For a target that is not blank when its first source connects, or is the replica of another
     source. Everything is compared, and what differs is made as the source has it.
     """
-    found, target = target_of(config_path, volume)
+    found, target = target_of(config_path, run_dir, volume)
     adopted = source_id(source)
     with without_applier(found, volume):
         adopt(volume, target, state=found.state_of(volume, target), source=adopted)

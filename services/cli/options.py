@@ -36,8 +36,12 @@ def volume(*, is_required: bool = True) -> click.Argument:
     return click.Argument(["volume"], required=is_required, shell_complete=complete_volume)
 
 
-def location() -> list[click.Parameter]:
-    """--config, --run-dir and VOLUME: which volumes to use, by default all."""
+def location(*, is_required: bool = False) -> list[click.Parameter]:
+    """--config, --run-dir and VOLUME: which volumes to use, by default all.
+
+    Args:
+        is_required: one volume.
+    """
     return [
         config_path(),
         click.Option(
@@ -45,7 +49,7 @@ def location() -> list[click.Parameter]:
             type=click.Path(file_okay=False),
             help="Instead of bdr.toml: the run directory of a `bdr client` or `bdr server`.",
         ),
-        volume(is_required=False),
+        volume(is_required=is_required),
     ]
 
 

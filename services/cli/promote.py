@@ -26,15 +26,15 @@ from bdr.services.cli.replica import complete, opened, target_of, without_applie
 from bdr.services.target.opening import journal_path
 
 
-@click.command(params=[cli_options.config_path(), cli_options.volume()])
+@click.command(params=cli_options.location(is_required=True))
 @click.option("--force", is_flag=True, help="Even if the replica is not consistent.")
-def promote(config_path: str, force: bool, volume: str) -> None:
+def promote(config_path: str, run_dir: str | None, force: bool, volume: str) -> None:
     """Makes the replica of VOLUME a usable device, on the target.
 
     Stops its applier, and brings everything that was acknowledged to the device. From then
     on an applier only refuses the source, and leaves the device alone. Then fsck and mount it.
     """
-    found, target = target_of(config_path, volume)
+    found, target = target_of(config_path, run_dir, volume)
     state = found.state_of(volume, target)
     with without_applier(found, volume):
         record = complete(volume, target, state=state)
@@ -52,20 +52,20 @@ def promote(config_path: str, force: bool, volume: str) -> None:
     )
 
 
-@click.command(params=[cli_options.config_path(), cli_options.volume()])
+@click.command(params=cli_options.location(is_required=True))
 @click.option(
     "--give-up",
     is_flag=True,
     help="Also a replica that was not promoted: what only it has is given up.",
 )
-def demote(config_path: str, give_up: bool, volume: str) -> None:
+def demote(config_path: str, run_dir: str | None, give_up: bool, volume: str) -> None:
     """Makes the device of VOLUME a replica again, on the target.
 
     Writes to the device since its promotion, and the content of its journal, are discarded: when
     its applier runs again, everything is compared, and differences are repaired from the source.
     Also for a disk that was replaced, or restored from a backup.
     """
-    found, target = target_of(config_path, volume)
+    found, target = target_of(config_path, run_dir, volume)
     state = found.state_of(volume, target)
     with (
         without_applier(found, volume) as ran,

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bdr.common.errors import UsageError
-from bdr.common.host import config
 from bdr.common.host.config import Config
 from bdr.common.host.tables import Target
 from bdr.common.storage.record_file import RecordFile
@@ -18,13 +17,16 @@ from bdr.services.supervise.supervisord import Supervision
 from bdr.services.target.opening import open_store
 
 
-def target_of(config_path: str, volume: str) -> tuple[Config, Target]:
+def target_of(config_path: str, run_dir: str | None, volume: str) -> tuple[Config, Target]:
     """The configuration, and the target of this name in it.
+
+    Args:
+        run_dir: of a `bdr server` that runs, whose options count instead.
 
     Raises:
         UsageError: there is none.
     """
-    found = config.load(config_path)
+    found = cli_options.foreground_config(run_dir) if run_dir else cli_options.load(config_path)
     target = found.volume[cli_options.chosen(found, volume)]
     if not isinstance(target, Target):
         raise UsageError(f"volume {volume}: found a source; wanted a target, which has a replica")

@@ -41,6 +41,9 @@ class Side:
         done = bdr("status", "--json", "--run-dir", str(self.run_dir))
         return str(json.loads(done.stdout)["health"]) if done.stdout else "unknown"
 
+    def wait_health(self, wanted: str) -> None:
+        wait_for(lambda: self.health() == wanted, what=wanted, timeout_s=DEADLINE_S)
+
     def close(self) -> None:
         end(self.process, timeout_s=DEADLINE_S)
         self._output.close()
@@ -188,3 +191,20 @@ def test_a_run_directory_that_exists_is_refused(volume: Volume, directory: Path)
     assert done.returncode == 64
     assert "does not exist yet" in done.stderr
     assert volume.source.exists()
+
+
+def test_replica_of_a_server_is_promoted_demoted_and_adopted(
+    sides: tuple[Side, Side], volume: Volume
+) -> None:
+    client, server = sides
+    volume.client.write(4096, b"written".ljust(4096))
+    volume.settle()
+    for command, health in (("promote", "promoted"), ("demote", "healthy"), ("adopt", "healthy")):
+        done = bdr(command, "--run-dir", str(server.run_dir), "bdr")
+        assert done.returncode == 0, (command, done)
+        server.wait_health(health)
+    client.wait_health("healthy")
+    assert server.process.poll() is None
+    assert server.said.count("event=unknown-position") == 2
+    volume.settle()
+    assert volume.is_identical()
