@@ -16,10 +16,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """When the source was lost: at some instant between these."""
+    """When the source was lost: at some instant from `began_at` to `ended_at`.
+
+    What was written by `durable_at` is known to be durable on the target.
+    """
 
     began_at: float
     ended_at: float
+    durable_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class Judgement:
     Attributes:
         acknowledged: transactions before the cut began.
         lost: how many of these are lost.
+        durable: how many were acknowledged by what was durable on the target.
+        lost_durable: how many of these are lost.
         lost_tail_s: time from the first acknowledgement of a lost one to the cut.
         out_of_order: (client, number) of survivors that were submitted after a lost one was
             acknowledged.
@@ -38,6 +44,8 @@ class Judgement:
 
     acknowledged: int
     lost: int
+    durable: int
+    lost_durable: int
     lost_tail_s: float
     out_of_order: tuple[tuple[int, int], ...]
     later_than_cut: tuple[tuple[int, int], ...]
@@ -45,8 +53,9 @@ class Judgement:
 
     @property
     def is_prefix(self) -> bool:
-        """Whether what survived is what the source held at some moment before the cut."""
-        return not (self.out_of_order or self.later_than_cut or self.unknown)
+        """Whether what survived is what the source held at a moment before the cut, and after
+        all that was known to be durable."""
+        return not (self.lost_durable or self.out_of_order or self.later_than_cut or self.unknown)
 
 
 class Ledger:
@@ -75,9 +84,8 @@ class Ledger:
             newest: of each client, its last transaction that survived; those before it did.
             cut: when the source was lost.
         """
-        acknowledged = [
-            sum(at <= cut.began_at for at in instants) for instants in self.acknowledged_at
-        ]
+        acknowledged = self._acknowledged_by(cut.began_at)
+        durable = self._acknowledged_by(cut.durable_at)
         left = [newest.get(client, 0) for client in range(len(acknowledged))]
         first_lost_at = [
             instants[last]
@@ -88,9 +96,9 @@ class Ledger:
         lost_before_cut = min((at for at in first_lost_at if at <= cut.began_at), default=None)
         return Judgement(
             acknowledged=sum(acknowledged),
-            lost=sum(
-                max(0, wanted - last) for wanted, last in zip(acknowledged, left, strict=True)
-            ),
+            lost=_missing(acknowledged, left),
+            durable=sum(durable),
+            lost_durable=_missing(durable, left),
             lost_tail_s=0.0 if lost_before_cut is None else cut.began_at - lost_before_cut,
             out_of_order=self._submitted_after(order_at, left),
             later_than_cut=self._submitted_after(cut.ended_at, left),
@@ -101,6 +109,9 @@ class Ledger:
             ),
         )
 
+    def _acknowledged_by(self, instant: float) -> list[int]:
+        return [sum(at <= instant for at in instants) for instants in self.acknowledged_at]
+
     def _submitted_after(self, instant: float, left: list[int]) -> tuple[tuple[int, int], ...]:
         return tuple(
             (client, number + 1)
@@ -108,3 +119,7 @@ class Ledger:
             for number, at in enumerate(self.submitted_at[client][:last])
             if at > instant
         )
+
+
+def _missing(wanted: list[int], left: list[int]) -> int:
+    return sum(max(0, most - last) for most, last in zip(wanted, left, strict=True))

@@ -29,6 +29,7 @@ class Scenario:
         after: what happens on the target between the loss and the promotion.
         writes: capacity of the ring.
         source: settings of the source's volume.
+        is_copied: whether both devices begin as copies; else a scan fills the target.
         loses: whether the newest transactions must be lost: else the scenario did not happen.
         is_prefix: whether the replica is one, and promotes without `--force`.
     """
@@ -38,6 +39,7 @@ class Scenario:
     after: Callable[[Site, random.Random], None] = lambda site, rng: None
     writes: int = RING_WRITES
     source: Mapping[str, object] = field(default_factory=dict)
+    is_copied: bool = True
     loses: bool = False
     is_prefix: bool = True
 
@@ -135,8 +137,8 @@ def target_killed(site: Site, rng: random.Random) -> None:
 
 
 def promote_killed(site: Site, rng: random.Random) -> None:
-    """Promotions that are killed, each somewhat later than the one before."""
-    for number in range(3):
+    """Promotions that are killed after they, or one before, stopped the applier."""
+    for _ in range(3):
         promotion = subprocess.Popen(
             [*site.target.within, str(BIN / "bdr"), "promote", VOLUME],
             stdin=subprocess.DEVNULL,
@@ -144,15 +146,30 @@ def promote_killed(site: Site, rng: random.Random) -> None:
             stderr=subprocess.DEVNULL,
             env=site.target.environment,
         )
+        _wait_for_its_stop(site, promotion)
         try:
             # The moment of the fault; the promotion may have ended by then.
-            promotion.wait(rng.uniform(0.3, 0.6) * (number + 1))
+            promotion.wait(rng.uniform(0.0, 0.8))
         except subprocess.TimeoutExpired:
             promotion.kill()
             promotion.wait()
 
 
+def _wait_for_its_stop(site: Site, promotion: subprocess.Popen[bytes]) -> None:
+    wait_for(
+        lambda: not applier(site) or promotion.poll() is not None,
+        what="the applier's end",
+        timeout_s=DEADLINE_S,
+    )
+
+
+def applier(site: Site) -> int:
+    """Its process id; 0 if it does not run."""
+    return site.target.pids()[f"{VOLUME}-applier"]
+
+
 PLAIN = Scenario("plain")
+SCANNED = Scenario("scanned", is_copied=False)
 BEHIND = Scenario("behind", behind, loses=True)
 SENDERS_KILLED = Scenario("senders-killed", senders_killed)
 APPLIER_KILLED = Scenario("applier-killed", applier_killed, applier_killed_again)

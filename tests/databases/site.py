@@ -16,6 +16,7 @@ from bdr.common.wire.condition import Condition
 from deploy.command import run, wait_for
 from deploy.namespaces import Namespaces
 from deploy.nbd_source import nbd_source
+from tests.databases.durable import watching
 from tests.databases.ledger import Cut
 from tests.pipeline.hosts import DEADLINE_S, MIB, Hosts, Volume
 
@@ -33,17 +34,24 @@ class BlockVolume(Volume):
     device: str
 
     def __init__(
-        self, directory: Path, name: str, *, size: int, writes: int, content: Path | None
+        self,
+        directory: Path,
+        name: str,
+        *,
+        size: int,
+        writes: int,
+        content: Path | None,
+        is_copied: bool,
     ) -> None:
         super().__init__(directory, name, size=size, writes=writes)
         self._content = content
+        self._is_copied = is_copied
 
     def make_images(self) -> None:
-        """Two copies of the content that it was made with, or two blank files."""
-        if self._content is None:
-            super().make_images()
-        else:
-            for path in (self.source, self.target):
+        """Both sides blank, or one or both with the content that it was made with."""
+        super().make_images()
+        if self._content is not None:
+            for path in (self.source, self.target) if self._is_copied else (self.source,):
                 run("cp", "--sparse=always", "--reflink=auto", str(self._content), str(path))
 
     def serve(self, stack: contextlib.ExitStack) -> str:
@@ -61,7 +69,8 @@ class Site(Hosts):
     Args:
         directory: for all that it makes; a short path.
         size: of the device, in bytes.
-        content: an image that both sides begin with; blank by default.
+        content: an image that the source begins with; blank by default.
+        is_copied: whether the target begins with it too, and this is asserted (`assume_clean`).
         writes: capacity of the ring.
         source: settings of the source's volume, besides the necessary ones.
         target: settings of the target's.
@@ -73,41 +82,54 @@ class Site(Hosts):
         *,
         size: int,
         content: Path | None = None,
+        is_copied: bool = False,
         writes: int = RING_WRITES,
         source: Mapping[str, Any] | None = None,
         target: Mapping[str, Any] | None = None,
     ) -> None:
         journal = {"journal_size": "64MiB"}
-        super().__init__(directory, volumes=0, source=source, target=journal | dict(target or {}))
+        super().__init__(
+            directory,
+            volumes=0,
+            source={"assume_clean": is_copied} | dict(source or {}),
+            target=journal | dict(target or {}),
+        )
         self.directory = directory
-        self.captured = BlockVolume(directory, VOLUME, size=size, writes=writes, content=content)
+        self.captured = BlockVolume(
+            directory, VOLUME, size=size, writes=writes, content=content, is_copied=is_copied
+        )
         self.volumes = [self.captured]
         self.network = Namespaces()
         self.address = self.network.address
         self.source.within, self.target.within = self.network.source, self.network.target
-        self._network = contextlib.ExitStack()
+        self._all = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.network)
             super().__enter__()
-            self._network = stack.pop_all()
+            stack.callback(super().__exit__)
+            self._durable = stack.enter_context(watching(self.captured.ring))
+            self._all = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._network:
-            super().__exit__()
+        self._all.close()
 
     # Faults.
 
     def lose_source(self, rng: random.Random) -> Cut:
         """Cuts the link and kills every stage of the source, in either order."""
-        steps: list[Callable[[], None]] = [self.network.disconnect, self.source.kill_all]
+        steps = [self.network.disconnect, self.source.kill_all]
         rng.shuffle(steps)
+        return self.cut(*steps)
+
+    def cut(self, *steps: Callable[[], object]) -> Cut:
+        """Does what nothing more of the source comes to the replica after."""
         began_at = time.monotonic()
         for step in steps:
             step()
-        return Cut(began_at, time.monotonic())
+        return Cut(began_at, time.monotonic(), self._durable.until_at)
 
     # What is asked.
 
@@ -121,6 +143,13 @@ class Site(Hosts):
             lambda: self.is_condition(condition),
             what=f"a replica that is {condition.words}",
             timeout_s=DEADLINE_S,
+        )
+
+    def wait_durable(self) -> None:
+        """Waits until all that is written so far is durable on the target."""
+        at = time.monotonic()
+        wait_for(
+            lambda: self._durable.until_at >= at, what="a durable replica", timeout_s=DEADLINE_S
         )
 
     def wait_repaired(self) -> None:

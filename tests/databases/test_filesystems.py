@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from tests.databases.site import SIZE, VOLUME, Site
 from tests.pipeline.hosts import Host
 
 CLIENTS = 2
-MOMENTS = 4
+MOMENTS = 6
 LOAD = """
     --hdd 1 --hdd-bytes 16M --hdd-write-size 16K --rename 1 --dentry 1 --dentries 64
     --symlink 1 --dir 1 --chmod 1 --fpunch 1 --timeout 3600 --quiet
@@ -45,19 +44,16 @@ def copy(source: Path, to: Path) -> None:
 
 def copy_of_stopped(site: Site, to: Path) -> Cut:
     """The device alone: an applier that was stopped has brought its journal to it."""
-    began_at = time.monotonic()
-    site.target.supervision.stop(f"{VOLUME}-applier")
-    cut = Cut(began_at, time.monotonic())
+    applier = f"{VOLUME}-applier"
+    cut = site.cut(lambda: site.target.supervision.stop(applier))
     copy(site.captured.target, to)
-    site.target.supervision.start(f"{VOLUME}-applier")
+    site.target.supervision.start(applier)
     return cut
 
 
 def copy_of_killed(site: Site, to: Path) -> Cut:
     """Device, state and journal as everything on the target was killed; and their promotion."""
-    began_at = time.monotonic()
-    site.target.kill_all()
-    cut = Cut(began_at, time.monotonic())
+    cut = site.cut(site.target.kill_all)
     copy(site.captured.target, to)
     other = Host(to.with_name("other"))
     copy(site.target.directory / "state", other.directory / "state")
@@ -118,6 +114,7 @@ def moment(
 ) -> tuple[Cut, dict[int, int]]:
     """Copies a consistent replica under load, and checks the copy."""
     site.wait_repaired()
+    site.wait_durable()
     clients.wait_for_more(rng.randrange(5, 50))
     image = site.directory / "copy"
     cut = (copy_of_killed if number % 2 == 0 else copy_of_stopped)(site, image)

@@ -51,6 +51,13 @@ def test_one_that_was_submitted_behind_the_cut_cannot_be_there() -> None:
     assert late.judge({0: 3}, CUT).later_than_cut == ((0, 3),)
 
 
+def test_one_that_was_durable_on_the_target_must_be_left() -> None:
+    cut = Cut(began_at=100.0, ended_at=101.0, durable_at=6.5)
+    assert TWO.judge({0: 2, 1: 1}, cut).is_prefix
+    found = TWO.judge({0: 1, 1: 1}, cut)
+    assert (found.is_prefix, found.durable, found.lost_durable) == (False, 3, 1)
+
+
 @pytest.mark.parametrize("newest", [{0: 4, 1: 3}, {2: 1}])
 def test_one_that_was_never_submitted_is_unknown(newest: dict[int, int]) -> None:
     assert TWO.judge(newest, CUT).unknown

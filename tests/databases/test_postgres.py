@@ -28,6 +28,7 @@ from tests.databases.scenarios import (
     OVERFLOW_REPAIRED,
     PLAIN,
     PROMOTE_KILLED,
+    SCANNED,
     SENDERS_KILLED,
     TARGET_KILLED,
     Scenario,
@@ -69,6 +70,7 @@ def content() -> Iterator[Path]:
             pytest.param(scenario, marks=pytest.mark.long)
             for scenario in (
                 PLAIN,
+                SCANNED,
                 BEHIND,
                 SENDERS_KILLED,
                 TARGET_KILLED,
@@ -85,13 +87,22 @@ def test_promoted_replica_is_a_prefix(
     make_site: MakeSite, content: Path, directory: Path, scenario: Scenario
 ) -> None:
     rng = random.Random(scenario.name)
-    source = {"assume_clean": True, **scenario.source}
-    site = make_site(size=SIZE, content=content, writes=scenario.writes, source=source)
+    site = make_site(
+        size=SIZE,
+        content=content,
+        is_copied=scenario.is_copied,
+        writes=scenario.writes,
+        source=scenario.source,
+    )
     site.start()
     with mounted(site.captured.device, directory / "source") as top:
         server = Server(top / "data", directory / "source-sockets")
         with server.running(), server.bench(), running(server.connect, CLIENTS) as clients:
             clients.wait_for_more(100)
+            # Recovery begins there: what is before it must be in the tables themselves.
+            server.tool("psql", "-d", postgres.USER, "-c", "checkpoint")
+            site.wait_durable()
+            clients.wait_for_more(20)
             scenario.before(site, clients, rng)
             cut = site.lose_source(rng)
             # The source lives on: none of that may be on the replica.

@@ -40,6 +40,8 @@ def test_promoted_replica_is_a_prefix(
         database = top / "database"
         with running(lambda _: SqliteClient(database, journal_mode), 1) as clients:
             clients.wait_for_more(200)
+            site.wait_durable()
+            clients.wait_for_more(20)
             scenario.before(site, clients, rng)
             cut = site.lose_source(rng)
             clients.wait_for_more(5)
