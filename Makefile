@@ -31,7 +31,7 @@ demo-resync: plugin ## initial sync of a blank target, and repair after an overf
 	@$(PYTHON) -m deploy.demo_resync
 
 .PHONY: test
-test: test-native test-kernel ## every test
+test: test-native test-kernel ## every test but the long ones
 
 $(BUILD)/.test-packages: deploy/test-packages.sh | $(BUILD)/.setup
 	@deploy/test-packages.sh $(BUILD)/tools
