@@ -88,6 +88,10 @@ class StateDiskError(HostError):
     exit_code = 72
 
 
+class WrongDeviceError(StateError):
+    """The target's device is not the one that has the replica."""
+
+
 class InternalError(PermanentError):
     """An invariant of a state machine was violated: a bug, with the recent story."""
 

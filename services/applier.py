@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The applier: receives batches, and applies them to the target device.
 
-Of a device that was promoted it opens nothing: it listens, so that a source learns why it
-is refused.
+Of a device that was promoted it opens nothing, and of one that is not the replica's it keeps
+nothing open: it listens, so that a source, and the status, learn why it is refused.
 
 Poll, handle, perform around `common.target.node`; disk work runs in the thread of a
 `StoreWorker`, checksums in those of a `Checksummer`.
@@ -17,7 +17,7 @@ from typing import assert_never
 
 import zmq
 
-from bdr.common.errors import WireError
+from bdr.common.errors import WireError, WrongDeviceError
 from bdr.common.host.tables import Target
 from bdr.common.status.reports import ApplierValues
 from bdr.common.storage.blank import is_blank
@@ -76,7 +76,7 @@ class Applier:
 
     Args:
         node: from the target's record.
-        disk: None for a device that was promoted.
+        disk: None for a device that was promoted, or is not the replica's.
         address: to listen on.
         port: for batches; `port` + 1 is for control.
         run_directory: where the monitor's socket is, if there is one.
@@ -158,6 +158,7 @@ class Applier:
             accepted_utc=record.accepted_utc,
             promoted_utc=record.promoted_utc,
             rival=_rival(node.rival),
+            wrong_device=node.wrong_device,
             left_bytes=record.left_bytes,
             device_sectors=record.device_sectors,
             jobs=jobs.durable,
@@ -311,34 +312,43 @@ def main(
     def build() -> Applier:
         malloc.keep_big_buffers(KEPT_BYTES)
         record_file = RecordFile(state)
-        record, disk, is_free = record_file.peek(volume=volume), None, False
+        record, disk, is_free, wrong = record_file.peek(volume=volume), None, False, None
         if record is None or not record.promoted_utc:
             device = TargetDevice(target)
-            store, record = open_store(
-                journal=journal,
-                journal_size=journal_size,
-                device=device,
-                record_file=record_file,
-                volume=volume,
-            )
-            is_free = record.source == NO_SOURCE and is_blank(device)
-            worker = StoreWorker(store)
-            hook = None
-            if before_resync is not None:
-                hook = Hook(
-                    before_resync, timeout_s=before_resync_seconds, device=device, worker=worker
+            try:
+                store, record = open_store(
+                    journal=journal,
+                    journal_size=journal_size,
+                    device=device,
+                    record_file=record_file,
+                    volume=volume,
                 )
-            disk = Disk(
-                worker=worker,
-                checksummer=Checksummer(device, worker),
-                journal=store if isinstance(store, JournalStore) else None,
-                hook=hook,
-            )
+            except WrongDeviceError as error:
+                device.close()
+                if record is None:
+                    raise
+                wrong = str(error)
+                log.logger().error("wrong-device", reason=wrong)
+            else:
+                is_free = record.source == NO_SOURCE and is_blank(device)
+                worker = StoreWorker(store)
+                hook = None
+                if before_resync is not None:
+                    hook = Hook(
+                        before_resync, timeout_s=before_resync_seconds, device=device, worker=worker
+                    )
+                disk = Disk(
+                    worker=worker,
+                    checksummer=Checksummer(device, worker),
+                    journal=store if isinstance(store, JournalStore) else None,
+                    hook=hook,
+                )
         hooks = HookSettings(is_required=before_resync_failure == "hold")
         return Applier(
             node=TargetNode(
                 record=record,
                 is_blank=is_free,
+                wrong_device=wrong,
                 nonce=1 + secrets.randbits(48),
                 stride=secrets.randbits(40),
                 settings=TargetSettings(before_resync=hooks if before_resync else None),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from bdr.common.target.extents import Extents
+from bdr.common.target import witness
 from bdr.common.wire.codec import Buffer
 
 Read = Callable[[int, int], bytes]
@@ -34,12 +34,8 @@ class Disk(Protocol):
         ...
 
 
-class Device(Protocol):
+class Device(witness.Device, Protocol):
     """What the journal's jobs are applied to."""
-
-    def apply(self, extents: Extents, payload: Buffer) -> None:
-        """Not durable before `sync`."""
-        ...
 
     def sync(self) -> None:
         """Makes everything applied durable."""

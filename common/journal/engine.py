@@ -37,6 +37,7 @@ from bdr.common.journal.superblock import Superblock, encode_superblock
 from bdr.common.ring.layout import HEADER_BYTES
 from bdr.common.target.job import Job
 from bdr.common.target.record import ReplicaRecord
+from bdr.common.target.witness import Witness, apply_job
 from bdr.common.wire.codec import Buffer
 
 KEPT_BYTES_MAX = 32 << 20
@@ -72,6 +73,7 @@ class JournalEngine:
         """Checkpoint of the older copy of the superblock: the log is free below it."""
         self._applied = start
         self._record = superblock.record
+        self._witness = Witness.decode(superblock.witness) or Witness()
         self._kept_bytes_out = 0
 
     @property
@@ -185,7 +187,7 @@ class JournalEngine:
         at = self._applied
         if self._kept and self._kept[0][0] == at:
             _, end, job = self._kept.popleft()
-            self._device.apply(job.extents, job.payload)
+            apply_job(self._device, self._witness, job.extents, job.payload, job.record)
             self._kept_bytes_out += end.position - at.position
             self._record = job.record
             self._applied = end
@@ -200,8 +202,9 @@ class JournalEngine:
                 "the entry that was written there",
             )
         if step.entry is not None:
-            self._device.apply(step.entry.extents, step.entry.payload)
-            self._record = step.entry.record
+            entry = step.entry
+            apply_job(self._device, self._witness, entry.extents, entry.payload, entry.record)
+            self._record = entry.record
         self._applied = step.end
 
     def checkpoint(self, *, is_closed: bool = False) -> None:
@@ -217,6 +220,7 @@ class JournalEngine:
             checkpoint=applied,
             durable=self._durable.sequence,
             record=replace(record, clean=True),
+            witness=self._witness.encode(),
             is_closed=is_closed,
         )
         self._checkpoint_disk.write(after.offset, [encode_superblock(after)])

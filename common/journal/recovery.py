@@ -24,6 +24,8 @@ from bdr.common.journal.superblock import Copy, Superblock
 from bdr.common.journal.superblock_choice import choose
 from bdr.common.journal.torn_tail import is_hole
 from bdr.common.target.record import ReplicaRecord
+from bdr.common.target.witness import Witness
+from bdr.common.target.witness_check import Versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Recovery:
     """After the last entry that counts."""
     jobs: int
     slots: int
+    versions: Versions
+    """What the kept sectors of the device may hold."""
 
     @property
     def log_bytes_used(self) -> int:
@@ -103,6 +107,7 @@ def _scan(
 ) -> Recovery:
     at = superblock.checkpoint
     jobs = slots = 0
+    versions = Versions(Witness.decode(superblock.witness) or Witness())
     while True:
         if at.position - superblock.checkpoint.position >= superblock.log_bytes:
             step = Step(Found.LOG_FULL, None, None)
@@ -114,6 +119,7 @@ def _scan(
             record = step.entry.record
             jobs += 1
             slots += step.entry.slots
+            versions.add(step.entry.extents, step.entry.payload)
         at = step.end
     place = f"{step.found.value} at sequence {at.sequence}, position {at.position}"
     if VERDICTS[step.found] is Verdict.REFUSE:
@@ -132,4 +138,5 @@ def _scan(
         record=record,
         jobs=jobs,
         slots=slots,
+        versions=versions,
     )

@@ -17,9 +17,12 @@ from bdr.common.journal.recovery import Recovery
 from bdr.common.journal.replay import replay
 from bdr.common.journal.superblock import Superblock, encode_superblock
 from bdr.common.target.record import ReplicaRecord
+from bdr.common.target.witness import Witness, apply_job
 
 
-def create(disk: Disk, *, journal_id: bytes, log_bytes: int, record: ReplicaRecord) -> Superblock:
+def create(
+    disk: Disk, *, journal_id: bytes, log_bytes: int, record: ReplicaRecord, witness: bytes = b""
+) -> Superblock:
     """Writes a new journal, closed and empty; returns its superblock."""
     start = Cursor(0, 1)
     blank = Superblock(
@@ -32,7 +35,7 @@ def create(disk: Disk, *, journal_id: bytes, log_bytes: int, record: ReplicaReco
         is_closed=True,
         record=record,
     )
-    return begin_run(disk, blank, at=start, record=record, is_closed=True)
+    return begin_run(disk, blank, at=start, record=record, witness=witness, is_closed=True)
 
 
 def open_run(
@@ -51,11 +54,17 @@ def open_run(
     Raises:
         JournalRefusedError: the disk gives other bytes than recovery saw.
     """
+    witness = Witness.decode(recovery.superblock.witness) or Witness()
     for entry in replay(disk.read, recovery):
-        device.apply(entry.extents, entry.payload)
+        apply_job(device, witness, entry.extents, entry.payload, entry.record)
     device.sync()
     return begin_run(
-        disk, recovery.superblock, at=recovery.end, record=recovery.record, log_bytes=log_bytes
+        disk,
+        recovery.superblock,
+        at=recovery.end,
+        record=recovery.record,
+        witness=witness.encode(),
+        log_bytes=log_bytes,
     )
 
 
@@ -65,10 +74,14 @@ def begin_run(
     *,
     at: Cursor,
     record: ReplicaRecord,
+    witness: bytes = b"",
     log_bytes: int | None = None,
     is_closed: bool = False,
 ) -> Superblock:
     """Begins a run at `at` with `record`, which the device holds durably.
+
+    Args:
+        witness: encoded, of the same moment; empty where none is kept.
 
     A closed run takes no entries; it only says what the record is.
     """
@@ -82,6 +95,7 @@ def begin_run(
             durable=at.sequence,
             is_closed=is_closed,
             record=replace(record, clean=True),
+            witness=witness,
         ),
     )
 

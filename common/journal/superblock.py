@@ -2,7 +2,7 @@
 """The superblock's bytes, version 2: where the log that still counts begins. No I/O here.
 
 It holds the **checkpoint**, below which everything is durable on the device, and the
-replica's record there. Its two copies are written in turn; log space is free only below
+replica's record and witness there. Its two copies are written in turn; log space is free only below
 the checkpoint of the *older* copy, so each copy alone suffices to recover.
 
 A **run** is the life of one writer. Each opening begins a new one, and so an entry
@@ -34,11 +34,16 @@ from bdr.common.target.record import (
     decode_record,
     encode_record,
 )
+from bdr.common.target.witness import WITNESS_BYTES_MAX, Witness
 
 VERSION = 2
 SUPERBLOCK_MAGIC = b"BDRJRNL\0"
 
-_SUPERBLOCK = struct.Struct("<8sI4x16sQ16sQQQQQII")
+_SUPERBLOCK = struct.Struct("<8sI4x16sQ16sQQQQQIII4x")
+_WITNESS_OFFSET = 2048
+"""Behind the record."""
+assert _SUPERBLOCK.size + RECORD_BYTES_MAX <= _WITNESS_OFFSET
+assert _WITNESS_OFFSET + WITNESS_BYTES_MAX <= BLOCK_BYTES
 _CHECKSUM = slice(16, 32)
 _POSITION_MAX = 1 << 62
 
@@ -61,6 +66,8 @@ class Superblock:
     """A clean stop: the log holds nothing, and the state file has the record."""
     record: ReplicaRecord
     """The replica's record at the checkpoint."""
+    witness: bytes = b""
+    """Encoded: of the device at the checkpoint."""
 
     def next(
         self,
@@ -68,6 +75,7 @@ class Superblock:
         checkpoint: Cursor,
         durable: int,
         record: ReplicaRecord,
+        witness: bytes,
         is_closed: bool = False,
     ) -> Superblock:
         """The superblock to be written after this one, in the other copy."""
@@ -77,6 +85,7 @@ class Superblock:
             checkpoint=checkpoint,
             durable=durable,
             record=record,
+            witness=witness,
             is_closed=is_closed,
         )
 
@@ -117,8 +126,11 @@ def encode_superblock(superblock: Superblock) -> bytes:
         superblock.durable,
         int(superblock.is_closed),
         len(record),
+        len(superblock.witness),
     )
     block[_SUPERBLOCK.size : _SUPERBLOCK.size + len(record)] = record
+    witness = superblock.witness
+    block[_WITNESS_OFFSET : _WITNESS_OFFSET + len(witness)] = witness
     block[_CHECKSUM] = checksum(block)
     return bytes(block)
 
@@ -159,11 +171,15 @@ def _unpack_superblock(block: bytes) -> Superblock | None:
         durable,
         is_closed,
         record_bytes,
+        witness_bytes,
     ) = _SUPERBLOCK.unpack_from(block)
+    witness = block[_WITNESS_OFFSET : _WITNESS_OFFSET + witness_bytes]
     record = decode_record(block[_SUPERBLOCK.size : _SUPERBLOCK.size + record_bytes])
     if (
         record is None
         or record_bytes > RECORD_BYTES_MAX
+        or witness_bytes > WITNESS_BYTES_MAX
+        or Witness.decode(witness) is None
         or log_bytes < LOG_BYTES_MIN
         or log_bytes % BLOCK_BYTES
         or position % BLOCK_BYTES
@@ -181,4 +197,5 @@ def _unpack_superblock(block: bytes) -> Superblock | None:
         durable=durable,
         is_closed=bool(is_closed),
         record=record,
+        witness=witness,
     )

@@ -179,6 +179,7 @@ class Composer:
             rival=applier.rival if applier else None,
             held_s=intake.held_age_s,
             hook_failures=applier.hook_failures if applier else 0,
+            wrong_device=applier.wrong_device if applier else None,
             queued_s=intake.queued_age_s or 0.0,
             rpo_s=self._rpo_s,
         )

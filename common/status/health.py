@@ -83,6 +83,8 @@ class TargetFacts:
     """For how long `before_resync` has been due; None: it is not."""
     hook_failures: int
     """How often that has failed since."""
+    wrong_device: str | None
+    """Why the device is not opened; None: it is the one that has the replica."""
     queued_s: float
     """Age of the oldest received batch that is not durable."""
     rpo_s: float
@@ -205,6 +207,8 @@ def _judge_session(facts: TargetFacts) -> _Found:
     if facts.promoted_at is not None:
         text = f"promoted on {facts.promoted_at}: its device is in use, and takes no batches"
         return [(HealthState.PROMOTED, text)]
+    if facts.wrong_device is not None:
+        return [(HealthState.BROKEN, facts.wrong_device)]
     if facts.rival is not None:
         return [(HealthState.BROKEN, facts.rival)]
     if facts.hook_failures:

@@ -137,6 +137,8 @@ class ApplierValues:
     """When its device was taken for use, in the same way; 0: it is a replica."""
     rival: str | None
     """What a source says of itself whose history is another than the replica's."""
+    wrong_device: str | None
+    """Why its device is not opened: it is not the one that has the replica."""
     left_bytes: int
     """Bytes that its source has not compared yet."""
     device_sectors: int

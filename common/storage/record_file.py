@@ -8,15 +8,22 @@ import time
 from dataclasses import replace
 
 from bdr.common.copies import Kept
-from bdr.common.errors import StateError
+from bdr.common.errors import StateError, WrongDeviceError
 from bdr.common.storage.copies_file import CopiesFile
 from bdr.common.target import record as format_
 from bdr.common.target.record import ReplicaRecord
+from bdr.common.target.witness import Witness
 from bdr.common.wire.codec import ID_BYTES
+
+_WITNESS = "witness"
+"""Beside the record's names: the encoded witness of the same moment."""
 
 
 class RecordFile:
     """Opens or creates the file, exclusively.
+
+    Attributes:
+        witness: encoded, as loaded with the record.
 
     Raises:
         StateDiskError: it cannot be opened, or is locked by another applier.
@@ -24,6 +31,7 @@ class RecordFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.witness = b""
         self._file = CopiesFile(path, format_.COPIES)
         self._device = ""
 
@@ -48,8 +56,8 @@ class RecordFile:
             allow_foreign: also load the record of a promoted or another device.
 
         Raises:
-            StateError: damaged, of another volume, or of a bigger device; or of one that was
-                promoted, or is another one.
+            WrongDeviceError: of another device, by its identity or size.
+            StateError: damaged, of another volume, or of a device that was promoted.
         """
         record = self._decode(self._file.load())
         self._device = device
@@ -60,13 +68,13 @@ class RecordFile:
                 device=device,
                 target=secrets.token_bytes(ID_BYTES),
             )
-        self._device = device or record.device
         self._check_volume(record, volume)
-        if record.device not in ("", self._device) and not allow_foreign:
-            raise StateError(
-                f"replica state {self.path}: found the target to be {device!r}, wanted "
+        if record.device not in ("", device) and not allow_foreign:
+            raise WrongDeviceError(
+                f"replica state {self.path}: found the target to be "
+                f"{repr(device) if device else 'a file, or a disk without a number'}, wanted "
                 f"{record.device!r}, which has the replica; name that as target, or, if the disk "
-                f"was replaced, `bdr demote {volume} --give-up` has everything compared"
+                f"was replaced, `bdr adopt {volume}` has everything compared"
             )
         if record.promoted_utc and not allow_foreign:
             raise StateError(
@@ -74,11 +82,11 @@ class RecordFile:
                 f"{utc(record.promoted_utc)}; wanted a replica: `bdr demote {volume}` makes "
                 "it one again, and discards what was written to it"
             )
-        if record.device_sectors > device_sectors:
-            raise StateError(
+        if record.device_sectors > device_sectors and not allow_foreign:
+            raise WrongDeviceError(
                 f"replica state {self.path}: found a replica of {record.device_sectors} sectors, "
-                f"but the target has {device_sectors}; is it the right device? If so, delete "
-                "the state file and let the source scan: `bdr adopt` allows it"
+                f"but the target has {device_sectors}; name the device that has it as target, or, "
+                f"if it was replaced or shrunk, `bdr adopt {volume}` has everything compared"
             )
         return replace(record, device_sectors=device_sectors, device=self._device)
 
@@ -92,22 +100,29 @@ class RecordFile:
     def _decode(self, kept: Kept | None) -> ReplicaRecord | None:
         if kept is None:
             return None
-        record = format_.of_values(kept.values)
-        if record is None:
+        values = dict(kept.values)
+        witness = values.pop(_WITNESS, b"")
+        record = format_.of_values(values)
+        if record is None or not isinstance(witness, bytes) or Witness.decode(witness) is None:
             raise StateError(
                 f"replica state {self.path}: found values {', '.join(map(str, kept.values))}, "
                 "wanted those of this version; go back to the version before, or move the file "
                 "away: everything is compared once `bdr adopt` allows it"
             )
+        self.witness = witness
         return record
 
-    def save(self, record: ReplicaRecord) -> None:
+    def save(self, record: ReplicaRecord, witness: bytes = b"") -> None:
         """Overwrites the older copy and syncs it.
+
+        Args:
+            witness: encoded; without it, the device is not compared with it any more.
 
         Raises:
             StateDiskError: the disk failed or is full; the other copy is intact.
         """
-        self._file.save(format_.values_of(replace(record, device=self._device)))
+        values = format_.values_of(replace(record, device=self._device))
+        self._file.save({**values, _WITNESS: witness})
 
     def close(self) -> None:
         """Releases the file."""

@@ -2,8 +2,8 @@
 """Admission of a source's HELLO, and the position from which it continues.
 
 In this order, without effect before the last: protocol, volume, size; whether the device
-was promoted; what the source and the replica are to each other (`verdict`); whether the
-disk keeps up, and whether another source's session lives.
+was promoted, or is not the replica's; what the source and the replica are to each other
+(`verdict`); whether the disk keeps up, and whether another source's session lives.
 
 The user's word that both devices are equal (`assume_clean`) spares the scan once, at first
 contact: this target has had no source yet, and no target has acknowledged a slot of
@@ -56,13 +56,20 @@ class Start:
 
 
 def refusal(
-    hello: Hello, record: ReplicaRecord, verdict: Verdict, *, jobs_waiting: int, jobs_max: int
+    hello: Hello,
+    record: ReplicaRecord,
+    verdict: Verdict,
+    *,
+    jobs_waiting: int,
+    jobs_max: int,
+    wrong_device: str | None = None,
 ) -> Refusal | None:
     """Why a HELLO is refused, or None if it is admitted.
 
     Args:
         record: the replica's, as of the last job.
         jobs_waiting: jobs that wait for the target's disk, of which there may be `jobs_max`.
+        wrong_device: why the target's device is not opened, if so.
     """
     if hello.volume != record.volume:
         return Refusal(
@@ -81,6 +88,8 @@ def refusal(
             "found the target's device promoted, wanted a replica: `bdr demote` on the target's "
             "host makes it one again, and gives up what was written to it",
         )
+    if wrong_device is not None:
+        return Refusal(RefusedReason.WRONG_DEVICE, wrong_device)
     if verdict is Verdict.UNRELATED:
         return Refusal(RefusedReason.UNRELATED, _unrelated(hello, record))
     if verdict is Verdict.TWO_HISTORIES:

@@ -57,6 +57,8 @@ class TargetNode:
             source only.
         nonce: random, from 1 to 2**48; other for each process.
         stride: random, too; see `Replica`.
+        wrong_device: why the device is not opened, and every source refused: it is not the
+            one of the record. None: it is.
     """
 
     def __init__(
@@ -67,7 +69,9 @@ class TargetNode:
         nonce: int = 1,
         stride: int = 0,
         settings: TargetSettings | None = None,
+        wrong_device: str | None = None,
     ) -> None:
+        self.wrong_device = wrong_device
         self.settings = settings or TargetSettings()
         self.dropped: Counter[str] = Counter()
         """Counts of dropped messages and batches, by reason."""
@@ -97,6 +101,7 @@ class TargetNode:
             is_blank=is_blank,
             nonce=nonce,
             session_s=self.settings.session_s,
+            wrong_device=wrong_device,
         )
         self._actions: list[Action] = []
 
@@ -280,7 +285,7 @@ class TargetNode:
 
     def _on_stopping(self, _: events.Stopping) -> None:
         self._session.fire(session.Closed())
-        if not self.record.promoted_utc:
+        if not self.record.promoted_utc and self.wrong_device is None:
             self._actions.append(Apply(self._replica.close()))
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {

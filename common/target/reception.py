@@ -39,6 +39,7 @@ class Reception:
             source only.
         nonce: random, and not 0; other for each process.
         session_s: a session silent for so long keeps no other source out.
+        wrong_device: why the target's device is not opened, if so.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Reception:
         is_blank: bool,
         nonce: int,
         session_s: float,
+        wrong_device: str | None = None,
     ) -> None:
         self.rival: Hello | None = None
         """The last HELLO of a source whose history is another than the replica's."""
@@ -65,6 +67,7 @@ class Reception:
         self._is_blank = is_blank
         self._nonce = nonce
         self._session_s = session_s
+        self._wrong_device = wrong_device
         self._admitted: Hello | None = None
         self._is_peer_lost = False
 
@@ -142,7 +145,12 @@ class Reception:
         record, jobs = self._replica.record, self._replica.jobs
         verdict = kinship(hello, record, is_blank=self._is_blank).verdict
         refusal = admission.refusal(
-            hello, record, verdict, jobs_waiting=jobs.waiting, jobs_max=JOBS_MAX
+            hello,
+            record,
+            verdict,
+            jobs_waiting=jobs.waiting,
+            jobs_max=JOBS_MAX,
+            wrong_device=self._wrong_device,
         )
         if refusal is not None:
             return self._declared(hello, refusal)

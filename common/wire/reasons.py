@@ -20,6 +20,8 @@ class RefusedReason(IntEnum):
     """Each side has something that the other never had."""
     PROMOTED = 8
     """The target's device was taken for use."""
+    WRONG_DEVICE = 9
+    """The target's device is not the one that has the replica."""
 
     @property
     def is_permanent(self) -> bool:

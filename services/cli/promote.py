@@ -14,15 +14,18 @@ from dataclasses import replace
 import click
 
 from bdr.common.errors import StateError
-from bdr.common.journal.errors import JournalRefusedError
-from bdr.common.journal.recovery import recover
-from bdr.common.journal.superblock_choice import BLANK_BYTES, choose
-from bdr.common.storage.journal_file import JournalFile
 from bdr.common.storage.record_file import utc
-from bdr.common.target.record import NO_JOURNAL, NO_STREAM, ReplicaRecord, demoted
+from bdr.common.target.record import NO_JOURNAL, NO_STREAM, demoted
 from bdr.common.wire.condition import Condition
 from bdr.services.cli import options as cli_options
-from bdr.services.cli.replica import complete, opened, target_of, without_applier
+from bdr.services.cli.replica import (
+    complete,
+    give_up_journal,
+    newest,
+    opened,
+    target_of,
+    without_applier,
+)
 from bdr.services.target.opening import journal_path
 
 
@@ -73,7 +76,7 @@ def demote(config_path: str, run_dir: str | None, give_up: bool, volume: str) ->
     ):
         path = journal_path(target.journal, state=file.path)
         # The state file has what was known when the journal was opened, which may be nothing.
-        known = was if was.journal == NO_JOURNAL else _newest(path, was)
+        known = was if was.journal == NO_JOURNAL else newest(path, was)
         if not (give_up or was.promoted_utc or (known and known.stream == NO_STREAM)):
             place = f"{known.condition.words}, at slot {known.slot}" if known else "place unknown"
             raise StateError(
@@ -81,43 +84,7 @@ def demote(config_path: str, run_dir: str | None, give_up: bool, volume: str) ->
                 "has would be given up, acknowledged writes too: --give-up does so"
             )
         if was.journal != NO_JOURNAL:
-            _give_up(path, was.journal)
+            give_up_journal(path, was.journal)
         file.save(demoted(known or was, now_utc=int(time.time())))
     started = "" if ran else f"; now: bdr ctl start {volume}-applier"
     click.echo(f"{volume}: a replica again{started}")
-
-
-def _newest(path: str, was: ReplicaRecord) -> ReplicaRecord | None:
-    """The record that this journal has, which is in use; None where it is lost or damaged."""
-    file = JournalFile(path)
-    try:
-        found = recover(
-            file.read,
-            where=path,
-            size_bytes=file.size_bytes,
-            volume=was.volume,
-            device_sectors=was.device_sectors,
-        )
-    except JournalRefusedError:
-        return None
-    finally:
-        file.close()
-    return found.record if found and found.superblock.journal == was.journal else None
-
-
-def _give_up(path: str, journal_id: bytes) -> None:
-    """Blanks this journal. If this process is killed afterwards, the state file still names the
-    journal: repeat the command."""
-    file = JournalFile(path)
-    try:
-        found, _ = choose(file.read, where=path)
-        if found is not None:
-            if found.journal != journal_id:
-                raise StateError(
-                    f"journal {path}: found journal {found.journal.hex()}, wanted "
-                    f"{journal_id.hex()}, which the state file names"
-                )
-            file.write(0, [bytes(BLANK_BYTES)])
-            file.sync()
-    finally:
-        file.close()

@@ -6,9 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bdr.common.errors import UsageError
+from bdr.common.errors import StateError, UsageError
 from bdr.common.host.config import Config
 from bdr.common.host.tables import Target
+from bdr.common.journal.errors import JournalRefusedError
+from bdr.common.journal.recovery import recover
+from bdr.common.journal.superblock_choice import BLANK_BYTES, choose
+from bdr.common.storage.journal_file import JournalFile
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target.record import ReplicaRecord
@@ -82,6 +86,9 @@ def complete(volume: str, target: Target, *, state: str) -> ReplicaRecord:
     """Applies everything that was acknowledged to the device, as an applier does.
 
     The state file has the record afterwards, and no journal is in use.
+
+    Raises:
+        WrongDeviceError: the device is not the one that has the replica.
     """
     device = TargetDevice(target.target)
     record_file = RecordFile(state)
@@ -99,3 +106,39 @@ def complete(volume: str, target: Target, *, state: str) -> ReplicaRecord:
         raise
     store.close()
     return record.at_start()
+
+
+def newest(path: str, was: ReplicaRecord) -> ReplicaRecord | None:
+    """The record that this journal has, which is in use; None where it is lost or damaged."""
+    file = JournalFile(path)
+    try:
+        found = recover(
+            file.read,
+            where=path,
+            size_bytes=file.size_bytes,
+            volume=was.volume,
+            device_sectors=was.device_sectors,
+        )
+    except JournalRefusedError:
+        return None
+    finally:
+        file.close()
+    return found.record if found and found.superblock.journal == was.journal else None
+
+
+def give_up_journal(path: str, journal_id: bytes) -> None:
+    """Blanks this journal. If this process is killed afterwards, the state file still names the
+    journal: repeat the command."""
+    file = JournalFile(path)
+    try:
+        found, _ = choose(file.read, where=path)
+        if found is not None:
+            if found.journal != journal_id:
+                raise StateError(
+                    f"journal {path}: found journal {found.journal.hex()}, wanted "
+                    f"{journal_id.hex()}, which the state file names"
+                )
+            file.write(0, [bytes(BLANK_BYTES)])
+            file.sync()
+    finally:
+        file.close()

@@ -33,7 +33,9 @@ from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target.job import Job
 from bdr.common.target.record import JOURNAL_ID_BYTES, NO_JOURNAL, ReplicaRecord
+from bdr.common.target.witness_check import Outcome, of_another_moment
 from bdr.services.runtime import log
+from bdr.services.target.recognition import check, recognised
 
 SIZE_BYTES_DEFAULT = 1 << 30
 CHECKPOINTS_A_LAP = 8
@@ -127,7 +129,9 @@ class JournalStore:
         try:
             if self._error is None:
                 record = self._engine.close()
-                self._record_file.save(replace(record, clean=True, journal=NO_JOURNAL))
+                self._record_file.save(
+                    replace(record, clean=True, journal=NO_JOURNAL), self._engine.superblock.witness
+                )
         finally:
             for file in self._files:
                 file.close()
@@ -263,28 +267,39 @@ def _open(
     _check_truth(file.path, found, remembered)
     log_bytes = _allocate(file, found, size_bytes)
     if remembered.journal == NO_JOURNAL:
-        record = replace(remembered.at_start(), clean=True)
+        was, kept = recognised(device, remembered, record_file.witness)
+        record, witness = replace(was.at_start(), clean=True), kept.encode()
         # Three steps, so that after a crash both files have this record: a closed journal with the
         # record, the state file with the journal's id, a run of the journal.
         if found is None:
             journal_id = secrets.token_bytes(JOURNAL_ID_BYTES)
-            closed = create(file, journal_id=journal_id, log_bytes=log_bytes, record=record)
+            closed = create(
+                file, journal_id=journal_id, log_bytes=log_bytes, record=record, witness=witness
+            )
         else:
             closed = begin_run(
                 file,
                 found.superblock,
                 at=found.end,
                 record=record,
+                witness=witness,
                 log_bytes=log_bytes,
                 is_closed=True,
             )
         record = replace(record, journal=closed.journal)
-        record_file.save(replace(record, clean=False))
-        superblock = begin_run(file, closed, at=closed.checkpoint, record=record)
+        record_file.save(replace(record, clean=False), witness)
+        superblock = begin_run(file, closed, at=closed.checkpoint, record=record, witness=witness)
     else:
         assert found is not None
         record = replace(found.record, clean=True, journal=found.superblock.journal)
-        superblock = _replay(file, device, found, log_bytes)
+        if check(device, found.versions, record) is Outcome.SAME:
+            superblock = _replay(file, device, found, log_bytes)
+        else:
+            # Not replayed: what the device holds may be newer.
+            record = of_another_moment(record)
+            superblock = begin_run(
+                file, found.superblock, at=found.end, record=record, log_bytes=log_bytes
+            )
     return superblock, record
 
 

@@ -8,6 +8,7 @@ from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target.record import ReplicaRecord
 from bdr.services.target.journal_store import check_no_journal, open_journal
+from bdr.services.target.recognition import recognised
 from bdr.services.target.store import DirectStore, Store
 
 
@@ -27,6 +28,7 @@ def open_store(
     """The store, and the replica's record at start.
 
     Raises:
+        WrongDeviceError: the device is another one than the record's; nothing was written to it.
         StateError: state file and journal do not match, or one of them is damaged.
     """
     if journal == WITHOUT_JOURNAL:
@@ -34,7 +36,8 @@ def open_store(
             volume=volume, device_sectors=device.sectors, device=device.identity
         )
         check_no_journal(record, state=record_file.path)
-        return DirectStore(device, record_file), record
+        record, witness = recognised(device, record, record_file.witness)
+        return DirectStore(device, record_file, witness), record
     return open_journal(
         path=journal_path(journal, state=record_file.path),
         size_bytes=journal_size,

@@ -20,6 +20,7 @@ from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target.job import Job
 from bdr.common.target.record import ReplicaRecord
+from bdr.common.target.witness import Witness, apply_job
 from bdr.common.wire.condition import Condition
 from bdr.services.runtime.workers import Tasks, Workers
 
@@ -61,18 +62,24 @@ class DirectStore:
 
     After a crash the device may hold any subset of the unsynced writes beyond the record's slot;
     the replica is then CATCHING_UP until its source has sent them again.
+
+    Args:
+        witness: of the device as it is.
     """
 
-    def __init__(self, device: TargetDevice, record_file: RecordFile) -> None:
+    def __init__(
+        self, device: TargetDevice, record_file: RecordFile, witness: Witness | None = None
+    ) -> None:
         self._device = device
         self._record_file = record_file
+        self._witness = witness or Witness()
         self._saved: ReplicaRecord | None = None
 
     def attach(self, on_failure: Callable[[BdrError], None]) -> None:
         pass  # nothing is deferred
 
     def write(self, job: Job) -> None:
-        self._device.apply(job.extents, job.payload)
+        apply_job(self._device, self._witness, job.extents, job.payload, job.record)
         # Writes after a marker may be newer than the slots before it: after a crash the device must
         # not have them while the record has the previous condition, or is of another source.
         if self._saved is None or _what_it_is(job.record) != _what_it_is(self._saved):
@@ -80,7 +87,7 @@ class DirectStore:
 
     def sync(self, record: ReplicaRecord) -> None:
         self._device.sync()
-        self._record_file.save(record)
+        self._record_file.save(record, self._witness.encode())
         self._saved = record
 
     def wait_applied(self) -> None:

@@ -16,16 +16,19 @@ from unittest import mock
 from bdr.common.copies import FILE_BYTES, place_of
 from bdr.common.journal.engine import JournalEngine
 from bdr.common.journal.layout import LOG_OFFSET
-from bdr.common.journal.recovery import recover
+from bdr.common.journal.recovery import Recovery, recover
+from bdr.common.journal.replay import replay
 from bdr.common.journal.run import open_run
 from bdr.common.journal.superblock_choice import BLANK_BYTES
-from bdr.common.ring.layout import HEADER_BYTES, Op
+from bdr.common.ring.layout import HEADER_BYTES, SECTOR_BYTES, Op
 from bdr.common.target import record as format_
 from bdr.common.target.extents import Extents
 from bdr.common.target.job import Job
-from bdr.common.target.record import NO_JOURNAL, ReplicaRecord, demoted
+from bdr.common.target.record import NO_JOURNAL, NO_SOURCE, ReplicaRecord, demoted
+from bdr.common.target.witness import Witness
 from bdr.common.wire.codec import Buffer
 from bdr.services.target import journal_store, store
+from bdr.services.target.recognition import recognised
 from tests.simulation.disk import Disk
 
 VOLUME = "volume"
@@ -85,6 +88,15 @@ class Store(Protocol):
         """All disks by name, for faults."""
         ...
 
+    def put(self, name: str, disk: Disk) -> None:
+        """Another disk is in the place of this one, while no applier runs."""
+        ...
+
+    def kept(self) -> tuple[Witness, set[int]] | None:
+        """By what the device is recognised when an applier starts now, and the sectors that
+        the journal writes then; None: by nothing."""
+        ...
+
     def recover(self) -> ReplicaRecord:
         """What a starting applier does first."""
         ...
@@ -113,8 +125,8 @@ class Store(Protocol):
         """The same store on what a power cut leaves of its disks."""
         ...
 
-    def demote(self) -> None:
-        """As `bdr demote`, while no applier runs."""
+    def demote(self, adopts: bytes = NO_SOURCE) -> None:
+        """As `bdr demote`, while no applier runs; or as `bdr adopt` of another device."""
         ...
 
 
@@ -135,6 +147,9 @@ class Device:
             else:
                 self._disk.write(offset, bytes(length))
 
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        buffer[:] = self._disk.read(offset, len(buffer))
+
     def sync(self) -> None:
         self._disk.sync()
 
@@ -146,15 +161,19 @@ class RecordFile:
         self._disk = disk
         self._watcher = watcher
         self._generation = 0
+        self.witness = b""
 
     def load(self, device_sectors: int) -> ReplicaRecord:
         self._drop_page_cache()
         self._generation = 0  # this is another process
         kept = format_.COPIES.choose(self._disk.read(0, FILE_BYTES), where="simulated")
+        self.witness = b""
         if kept is None:
             return ReplicaRecord(VOLUME, device_sectors, target=TARGET)
         self._generation = kept.generation
-        record = format_.of_values(kept.values)
+        values = dict(kept.values)
+        self.witness = values.pop("witness")
+        record = format_.of_values(values)
         assert record is not None
         return record
 
@@ -162,9 +181,10 @@ class RecordFile:
         self._disk.sync()
         self._disk.drop_cache()
 
-    def save(self, record: ReplicaRecord) -> None:
+    def save(self, record: ReplicaRecord, witness: bytes = b"") -> None:
         self._generation += 1
-        copy = format_.COPIES.encode(format_.values_of(record), self._generation)
+        values = {**format_.values_of(record), "witness": witness}
+        copy = format_.COPIES.encode(values, self._generation)
         self._disk.write(place_of(self._generation), copy)
         self._watcher.on_record_written()
         self._disk.sync()
@@ -178,9 +198,7 @@ class DirectStore:
         self.watcher = watcher
         self._record_disk = record_disk
         self._record_file = RecordFile(record_disk, watcher)
-        its_device: Any = Device(device, watcher)
-        its_file: Any = self._record_file
-        self._store = store.DirectStore(its_device, its_file)
+        self._store: store.DirectStore
 
     @classmethod
     def blank(cls, *, device_sectors: int, log_bytes: int, watcher: Watcher) -> DirectStore:
@@ -197,9 +215,24 @@ class DirectStore:
     def disks(self) -> dict[str, Disk]:
         return {"device": self.device, "record": self._record_disk}
 
+    def put(self, name: str, disk: Disk) -> None:
+        if name == "device":
+            self.device = disk
+        else:
+            self._record_disk = disk
+            self._record_file = RecordFile(disk, self.watcher)
+
+    def kept(self) -> tuple[Witness, set[int]] | None:
+        return _kept_by(self._record_file, len(self.device.content) // SECTOR_BYTES)
+
     def recover(self) -> ReplicaRecord:
         self.device.settle()
-        return self._record_file.load(len(self.device.content) // 512)
+        device: Any = Device(self.device, self.watcher)
+        record_file: Any = self._record_file
+        record = self._record_file.load(len(self.device.content) // 512)
+        record, witness = recognised(device, record, self._record_file.witness)
+        self._store = store.DirectStore(device, record_file, witness)
+        return record
 
     def fits(self, job: Job) -> bool:
         del job
@@ -218,11 +251,11 @@ class DirectStore:
     def close(self) -> None:
         pass
 
-    def demote(self) -> None:
+    def demote(self, adopts: bytes = NO_SOURCE) -> None:
         self.device.settle()
         file = RecordFile(self._record_disk)
         record = file.load(len(self.device.content) // 512)
-        file.save(demoted(record, now_utc=1))
+        file.save(replace(demoted(record, now_utc=1), adopts=adopts))
 
     def after_power_cut(self, rng: Random | None, watcher: Watcher = NOBODY) -> DirectStore:
         return DirectStore(
@@ -230,6 +263,13 @@ class DirectStore:
             record_disk=self._record_disk.after_power_cut(rng),
             watcher=watcher,
         )
+
+
+def _kept_by(file: RecordFile, device_sectors: int) -> tuple[Witness, set[int]] | None:
+    record = file.load(device_sectors)
+    witness = Witness.decode(file.witness)
+    assert witness is not None
+    return (witness, set()) if record.clean else None
 
 
 class JournalFile:
@@ -296,6 +336,38 @@ class JournalStore:
     def disks(self) -> dict[str, Disk]:
         return {"device": self.device, "record": self._record_disk, "log": self._log_disk}
 
+    def put(self, name: str, disk: Disk) -> None:
+        if name == "device":
+            self.device = disk
+        elif name == "log":
+            self._log_disk = disk
+        else:
+            self._record_disk = disk
+            self._record_file = RecordFile(disk)
+
+    def kept(self) -> tuple[Witness, set[int]] | None:
+        sectors = len(self.device.content) // SECTOR_BYTES
+        if self._record_file.load(sectors).journal == NO_JOURNAL:
+            return _kept_by(self._record_file, sectors)
+        file = JournalFile(self._log_disk)
+        found = self._found(file)
+        assert found is not None
+        return found.versions.witness, {
+            sector
+            for entry in replay(file.read, found)
+            for offset, length in zip(entry.extents.offset, entry.extents.length, strict=True)
+            for sector in range(offset // SECTOR_BYTES, (offset + length) // SECTOR_BYTES)
+        }
+
+    def _found(self, file: JournalFile) -> Recovery | None:
+        return recover(
+            file.read,
+            where="simulated",
+            size_bytes=file.size_bytes,
+            volume=VOLUME,
+            device_sectors=len(self.device.content) // SECTOR_BYTES,
+        )
+
     def recover(self) -> ReplicaRecord:
         """As `services.target.journal_store.open_journal`."""
         self.device.settle()
@@ -305,13 +377,7 @@ class JournalStore:
         sectors = len(self.device.content) // 512
         remembered = self._record_file.load(sectors)
         file.settle()
-        found = recover(
-            file.read,
-            where="simulated",
-            size_bytes=file.size_bytes,
-            volume=VOLUME,
-            device_sectors=sectors,
-        )
+        found = self._found(file)
 
         def replay(_file: Any, _device: Any, recovery: Any, log_bytes: int) -> Any:
             return open_run(file, device, recovery, log_bytes=log_bytes)
@@ -357,15 +423,16 @@ class JournalStore:
         while self.step():
             pass
         record = self._engine.close()
-        self._record_file.save(replace(record, clean=True, journal=NO_JOURNAL))
+        witness = self._engine.superblock.witness
+        self._record_file.save(replace(record, clean=True, journal=NO_JOURNAL), witness)
 
-    def demote(self) -> None:
+    def demote(self, adopts: bytes = NO_SOURCE) -> None:
         self.device.settle()
         self._log_disk.settle()
         record = self._record_file.load(len(self.device.content) // 512)
         self._log_disk.write(0, bytes(BLANK_BYTES))
         self._log_disk.sync()
-        self._record_file.save(demoted(record, now_utc=1))
+        self._record_file.save(replace(demoted(record, now_utc=1), adopts=adopts))
 
     def after_power_cut(self, rng: Random | None, watcher: Watcher = NOBODY) -> JournalStore:
         return JournalStore(

@@ -119,6 +119,7 @@ class TargetRig:
         is_blank: bool = True,
         nonce: int = 1,
         stride: int = 0,
+        wrong_device: str | None = None,
     ) -> None:
         self.node = TargetNode(
             record=record,
@@ -126,6 +127,7 @@ class TargetRig:
             nonce=nonce,
             stride=stride,
             settings=settings,
+            wrong_device=wrong_device,
         )
 
     @property

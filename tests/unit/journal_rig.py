@@ -83,6 +83,9 @@ class MemoryDevice:
         except DiskFailedError as error:
             raise DeviceError(str(error)) from error
 
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        buffer[:] = self.disk.read(offset, len(buffer))
+
     def sync(self) -> None:
         try:
             self.disk.sync()

@@ -189,6 +189,7 @@ TARGET_MAP: dict[str, Any] = {
                 "accepted_utc": 1767323105,
                 "promoted_utc": 0,
                 "rival": None,
+                "wrong_device": None,
                 "left_bytes": 0,
                 "device_sectors": 32768,
                 "jobs": 7,

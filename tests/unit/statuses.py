@@ -85,6 +85,7 @@ APPLIER = ApplierValues(
     accepted_utc=SINCE_UTC + 60,
     promoted_utc=0,
     rival=None,
+    wrong_device=None,
     left_bytes=0,
     device_sectors=32768,
     jobs=7,

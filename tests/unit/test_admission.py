@@ -33,12 +33,15 @@ SLOT = RECORD.slot
 Row = tuple[bool, RefusedReason, tuple[str, ...]]
 
 
-def table(hello: Hello, record: ReplicaRecord, verdict: Verdict, jobs: int) -> list[Row]:
+def table(
+    hello: Hello, record: ReplicaRecord, verdict: Verdict, jobs: int, wrong_device: str | None
+) -> list[Row]:
     """Whether a rule applies, the reason, and facts of its text; the first that applies counts."""
     return [
         (hello.volume != "v", RefusedReason.VOLUME, ("'w'", "'v'")),
         (hello.device_sectors == 1025, RefusedReason.SIZE, ("1025", "1024")),
         (record.promoted_utc > 0, RefusedReason.PROMOTED, ("bdr demote",)),
+        (wrong_device is not None, RefusedReason.WRONG_DEVICE, (str(wrong_device),)),
         (
             verdict is Verdict.UNRELATED,
             RefusedReason.UNRELATED,
@@ -54,20 +57,34 @@ def table(hello: Hello, record: ReplicaRecord, verdict: Verdict, jobs: int) -> l
 
 
 EVERY = list(
-    itertools.product(("v", "w"), (1023, 1024, 1025), (0, 1), Verdict, (0, JOBS_MAX - 1, JOBS_MAX))
+    itertools.product(
+        ("v", "w"),
+        (1023, 1024, 1025),
+        (0, 1),
+        (None, "another disk"),
+        Verdict,
+        (0, JOBS_MAX - 1, JOBS_MAX),
+    )
 )
 
 
 def test_first_rule_of_the_table_that_applies_refuses() -> None:
-    for volume, sectors, promoted_utc, verdict, jobs in EVERY:
+    for volume, sectors, promoted_utc, wrong_device, verdict, jobs in EVERY:
         hello = replace(HELLO, volume=volume, device_sectors=sectors)
         is_other = verdict is Verdict.UNRELATED
         record = replace(
             RECORD, promoted_utc=promoted_utc, source=OTHER_SOURCE if is_other else SOURCE
         )
-        rows = table(hello, record, verdict, jobs)
+        rows = table(hello, record, verdict, jobs, wrong_device)
         wanted = next((row[1:] for row in rows if row[0]), None)
-        found = refusal(hello, record, verdict, jobs_waiting=jobs, jobs_max=JOBS_MAX)
+        found = refusal(
+            hello,
+            record,
+            verdict,
+            jobs_waiting=jobs,
+            jobs_max=JOBS_MAX,
+            wrong_device=wrong_device,
+        )
         if wanted is None:
             assert found is None
         else:

@@ -147,6 +147,7 @@ GOOD_TARGET = TargetFacts(
     rival=None,
     held_s=None,
     hook_failures=0,
+    wrong_device=None,
     queued_s=0.0,
     rpo_s=10.0,
 )
@@ -175,6 +176,7 @@ RIVAL = {"rival": "two histories: generation 7"}
         (RIVAL, HealthState.BROKEN),
         (RIVAL | {"has_source": False}, HealthState.BROKEN),
         (RIVAL | PROMOTED, HealthState.PROMOTED),
+        ({"wrong_device": "another disk", "has_source": False}, HealthState.BROKEN),
         (
             {
                 "stages": [replace(APPLIER[0], state=SILENT)],
@@ -201,6 +203,11 @@ def test_rival_is_shown_as_it_is_described() -> None:
     assert judge(replace(GOOD_TARGET, rival="seen")).reasons == ("seen",)
 
 
+def test_wrong_device_is_shown_instead_of_the_missing_source() -> None:
+    facts = replace(GOOD_TARGET, wrong_device="another disk", has_source=False)
+    assert judge(facts).reasons == ("another disk",)
+
+
 @pytest.mark.parametrize(
     "phase", [each for each in ConnectionState if each is not ConnectionState.STREAMING]
 )
@@ -214,7 +221,7 @@ def test_a_volume_whose_process_was_never_seen_is_unknown() -> None:
     assert judge(unseen).state is HealthState.UNKNOWN
     assert judge(replace(unseen, stages=stages(UP, UP)[1:])).state is HealthState.UNKNOWN
     assert (
-        judge(TargetFacts((), None, None, None, None, None, 0, 0.0, 10.0)).state
+        judge(TargetFacts((), None, None, None, None, None, 0, None, 0.0, 10.0)).state
         is HealthState.UNKNOWN
     )
 

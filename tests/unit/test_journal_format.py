@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bdr.common.copies import COPY_BYTES
 from bdr.common.journal.entry import (
     HEADER_ENTRY_BYTES,
     Kind,
@@ -36,7 +37,8 @@ from bdr.common.journal.superblock import (
     found_version,
     inspect_superblock,
 )
-from bdr.common.target.record import RECORD_BYTES_MAX, ReplicaRecord
+from bdr.common.target.record import COPIES, RECORD_BYTES_MAX, ReplicaRecord
+from bdr.common.target.witness import FIXED_MAX, RECENT_MAX, WITNESS_BYTES_MAX, Witness
 from bdr.common.wire.batch import AcceptedBatch
 from bdr.common.wire.condition import Condition
 
@@ -72,19 +74,19 @@ SUPERBLOCK = Superblock(
     ),
 )
 FROZEN_SUPERBLOCK = (
-    "4244524a524e4c000200000000000000bdc89ac32cf5a31dce433fb6d0c34a890807060504030201"
+    "4244524a524e4c00020000000000000078a35d58faec2abc9bf02be95503ee230807060504030201"
     "000102030405060708090a0b0c0d0e0f000000400000000009000000000000000070563412000000"
-    "45230000000000005023000000000000000000007c010000de0014a6766f6c756d65a5766f6c2d31"
-    "ae6465766963655f736563746f7273ce80000000a673747265616dc410101112131415161718191a"
-    "1b1c1d1e1fa4736c6f74ce00abcdefa565706f63680ca9636f6e646974696f6e01a5636c65616ec3"
-    "a76a6f75726e616cc410000102030405060708090a0b0c0d0e0fa973696e63655f757463ce6ab13b"
-    "80ac61636365707465645f757463ce6ab13bbcaa6c6566745f6279746573cf0000000140000000ac"
-    "70726f6d6f7465645f75746300a6646576696365a6777769642037a6746172676574c41020212223"
-    "2425262728292a2b2c2d2e2fa6736f75726365c410303132333435363738393a3b3c3d3e3faa6765"
-    "6e65726174696f6ec4085051525354555657a76368616e67657306a6726563656e7492950c21ce00"
-    "abcdd010c410606162636465666768696a6b6c6d6e6f950c22ce00abcde00fc41040414243444546"
-    "4748494a4b4c4d4e4fa661646f707473c41000000000000000000000000000000000a8676976656e"
-    "5f7570c2"
+    "45230000000000005023000000000000000000007c0100000000000000000000de0014a6766f6c75"
+    "6d65a5766f6c2d31ae6465766963655f736563746f7273ce80000000a673747265616dc410101112"
+    "131415161718191a1b1c1d1e1fa4736c6f74ce00abcdefa565706f63680ca9636f6e646974696f6e"
+    "01a5636c65616ec3a76a6f75726e616cc410000102030405060708090a0b0c0d0e0fa973696e6365"
+    "5f757463ce6ab13b80ac61636365707465645f757463ce6ab13bbcaa6c6566745f6279746573cf00"
+    "00000140000000ac70726f6d6f7465645f75746300a6646576696365a6777769642037a674617267"
+    "6574c410202122232425262728292a2b2c2d2e2fa6736f75726365c410303132333435363738393a"
+    "3b3c3d3e3faa67656e65726174696f6ec4085051525354555657a76368616e67657306a672656365"
+    "6e7492950c21ce00abcdd010c410606162636465666768696a6b6c6d6e6f950c22ce00abcde00fc4"
+    "10404142434445464748494a4b4c4d4e4fa661646f707473c4100000000000000000000000000000"
+    "0000a8676976656e5f7570c2"
 )
 FROZEN_ENTRY = (
     "424452454e545259196362480d3dd4108aeeb957b9315370000102030405060708090a0b0c0d0e0f"
@@ -100,6 +102,12 @@ FROZEN_ENTRY = (
     "abcdd010c410606162636465666768696a6b6c6d6e6f950c22ce00abcde00fc41040414243444546"
     "4748494a4b4c4d4e4fa661646f707473c41000000000000000000000000000000000a8676976656e"
     "5f7570c2"
+)
+FROZEN_WITNESS = (
+    "0100010002000000"
+    "02010000000000001817161514131211"
+    "04030000000000002827262524232221"
+    "06050000000000003837363534333231"
 )
 FROZEN_SLOTS = "0000000000000f000800000000000f"
 FROZEN_SKIP = (
@@ -143,6 +151,22 @@ def test_superblock_of_version_2_has_its_frozen_bytes() -> None:
     assert block.rstrip(b"\0").hex() == FROZEN_SUPERBLOCK
     frozen = bytes.fromhex(FROZEN_SUPERBLOCK).ljust(BLOCK_BYTES, b"\0")
     assert inspect_superblock(frozen) == (Copy.INTACT, SUPERBLOCK)
+
+
+def test_witness_is_behind_the_record_and_has_its_frozen_bytes() -> None:
+    witness = Witness()
+    witness.is_taken = True
+    witness.fixed = {0x0102: 0x1112131415161718}
+    witness.recent = {0x0304: 0x2122232425262728, 0x0506: 0x3132333435363738}
+    block = encode_superblock(replace(SUPERBLOCK, witness=witness.encode()))
+    assert block[104:108] == (56).to_bytes(4, "little")
+    assert block[2048:].rstrip(b"\0").hex() == FROZEN_WITNESS
+    assert inspect_superblock(block)[0] is Copy.INTACT
+
+
+def test_biggest_record_and_witness_fit_into_a_copy_of_the_state_file() -> None:
+    kept = {"record": bytes(RECORD_BYTES_MAX), "witness": bytes(WITNESS_BYTES_MAX)}
+    assert len(COPIES.encode(kept, 1)) == COPY_BYTES
 
 
 def test_entry_of_version_2_has_its_frozen_bytes() -> None:
@@ -190,6 +214,21 @@ OF_THE_RECORD: dict[str, st.SearchStrategy[object]] = {
 RECORDS = st.builds(ReplicaRecord, **OF_THE_RECORD)
 
 
+@st.composite
+def witnesses(draw: st.DrawFn) -> bytes:
+    """Encoded, of any that is kept."""
+    made = Witness()
+    kept = draw(st.dictionaries(U64, U64, max_size=FIXED_MAX + RECENT_MAX))
+    for sector, digest in kept.items():
+        is_fixed = len(made.fixed) < FIXED_MAX and draw(st.booleans())
+        (made.fixed if is_fixed else made.recent)[sector] = digest
+    made.is_taken = draw(st.booleans())
+    return made.encode()
+
+
+WITNESSES = witnesses()
+
+
 def test_record_has_no_field_that_the_journal_forgets() -> None:
     assert {field.name for field in fields(ReplicaRecord)} == set(OF_THE_RECORD)
 
@@ -207,6 +246,7 @@ def test_record_has_no_field_that_the_journal_forgets() -> None:
         durable=U64,
         is_closed=st.booleans(),
         record=RECORDS,
+        witness=WITNESSES,
     )
 )
 def test_superblock_round_trip(superblock: Superblock) -> None:
@@ -300,7 +340,9 @@ def test_superblock_with_fitting_checksum_but_impossible_content_is_damaged() ->
         pytest.param(96, 2, id="is_closed"),
         pytest.param(100, 0, id="no record"),
         pytest.param(100, RECORD_BYTES_MAX + 1, id="record_bytes"),
-        pytest.param(104, 0xFF, id="record"),
+        pytest.param(104, WITNESS_BYTES_MAX + 1, id="witness_bytes"),
+        pytest.param(104, 8, id="a witness of zeros that keeps nothing"),
+        pytest.param(112, 0xFF, id="record"),
     ],
 )
 def test_superblock_with_fitting_checksum_but_unknown_field_is_damaged(
@@ -338,7 +380,9 @@ def test_superblock_of_version_1_is_of_another_version() -> None:
 
 
 def test_copies_are_written_in_turn() -> None:
-    after = SUPERBLOCK.next(checkpoint=Cursor(0, 1), durable=1, record=SUPERBLOCK.record)
+    after = SUPERBLOCK.next(
+        checkpoint=Cursor(0, 1), durable=1, record=SUPERBLOCK.record, witness=b""
+    )
     assert after.generation == SUPERBLOCK.generation + 1
     assert {SUPERBLOCK.offset, after.offset} == {0, BLOCK_BYTES}
 

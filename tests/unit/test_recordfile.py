@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bdr.common.copies import COPY_BYTES
-from bdr.common.errors import StateDiskError, StateError
+from bdr.common.errors import StateDiskError, StateError, WrongDeviceError
 from bdr.common.storage import device_identity
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.target.record import (
@@ -21,6 +21,7 @@ from bdr.common.target.record import (
     encode_record,
     values_of,
 )
+from bdr.common.target.witness import Witness
 from tests.unit.test_record import LARGEST
 
 TARGET = b"target-of-tests!"
@@ -140,7 +141,7 @@ def save_and_load(path: Path) -> None:
         file.close()
 
 
-def test_device_that_is_another_one_is_refused_and_one_that_does_not_say_is_not(
+def test_device_that_is_another_one_or_has_no_identity_any_more_is_refused(
     tmp_path: Path,
 ) -> None:
     def load_for(device: str, *, allow_foreign: bool = False) -> ReplicaRecord:
@@ -155,13 +156,49 @@ def test_device_that_is_another_one_is_refused_and_one_that_does_not_say_is_not(
         finally:
             file.close()
 
+    assert load_for("").device == ""
     assert load_for("serial 1").device == "serial 1"
-    assert load_for("").device == "serial 1"
     assert load_for("serial 1").device == "serial 1"
-    with pytest.raises(StateError, match="found the target to be 'serial 2', wanted 'serial 1'"):
-        load_for("serial 2")
+    for other in ("serial 2", ""):
+        with pytest.raises(WrongDeviceError):
+            load_for(other)
     assert load_for("serial 2", allow_foreign=True).device == "serial 2"
     assert load_for("serial 2").device == "serial 2"
+    assert load_for("", allow_foreign=True).device == ""
+    assert load_for("").device == ""
+    assert load_for("serial 1").device == "serial 1"
+
+
+def test_smaller_device_is_another_one_unless_it_is_allowed(tmp_path: Path) -> None:
+    file = RecordFile(str(tmp_path / "state"))
+    file.save(file.load(volume="v", device_sectors=64))
+    with pytest.raises(WrongDeviceError):
+        file.load(volume="v", device_sectors=63)
+    assert file.load(volume="v", device_sectors=63, allow_foreign=True).device_sectors == 63
+    file.close()
+
+
+def test_witness_is_kept_with_the_record_and_dropped_by_default(tmp_path: Path) -> None:
+    witness = Witness()
+    witness.recent[7] = 9
+    path = str(tmp_path / "state")
+
+    def loaded() -> bytes:
+        file = RecordFile(path)
+        file.load(volume="v", device_sectors=64)
+        file.close()
+        return file.witness
+
+    file = RecordFile(path)
+    record = file.load(volume="v", device_sectors=64)
+    assert file.witness == b""
+    file.save(record, witness.encode())
+    file.close()
+    assert loaded() == witness.encode()
+    file = RecordFile(path)
+    file.save(file.load(volume="v", device_sectors=64))
+    file.close()
+    assert loaded() == b""
 
 
 def test_promoted_device_is_refused(tmp_path: Path) -> None:

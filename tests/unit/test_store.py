@@ -30,7 +30,11 @@ class FakeDisks:
     def sync(self) -> None:
         self.story.append("sync")
 
-    def save(self, record: ReplicaRecord) -> None:
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        del buffer, offset
+
+    def save(self, record: ReplicaRecord, witness: bytes) -> None:
+        del witness
         self.story.append(f"save {record.condition.name}")
 
 

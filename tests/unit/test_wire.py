@@ -284,6 +284,7 @@ MEMBERS: list[tuple[type[Any], dict[str, int]]] = [
             "UNRELATED": 6,
             "TWO_HISTORIES": 7,
             "PROMOTED": 8,
+            "WRONG_DEVICE": 9,
         },
     ),
     (RewindReason, {"NO_SESSION": 1, "MISSING": 2, "DAMAGED": 3, "MISPLACED": 4}),
@@ -309,6 +310,7 @@ def test_reasons_that_pass_without_a_restart_of_the_reader() -> None:
         RefusedReason.UNRELATED,
         RefusedReason.TWO_HISTORIES,
         RefusedReason.PROMOTED,
+        RefusedReason.WRONG_DEVICE,
     ]
     passing = [each for each in DigestsRefused if not each.is_permanent]
     assert passing == [DigestsRefused.NONE, DigestsRefused.NO_SESSION, DigestsRefused.BUSY]

@@ -172,7 +172,7 @@ def test_message_without_one_of_its_fields_or_with_another_one_is_an_error() -> 
         ("ack", "condition", 5),
         ("ack", "condition", True),
         ("refused", "reason", 0),
-        ("refused", "reason", 9),
+        ("refused", "reason", 10),
         ("refused", "nonce", -1),
         ("welcome", "target", bytes(15)),
         ("welcome", "recent", [[1, 2, 3, 4]]),
