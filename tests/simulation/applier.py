@@ -57,7 +57,7 @@ class Applier(Process):
         super().__init__(world.clock)
         self.world = world
         self.store = world.store
-        record = self.store.recover()
+        record = self.recovered = self.store.recover()
         self.node = TargetNode(
             record=record,
             is_blank=world.is_target_free,

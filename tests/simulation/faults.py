@@ -117,6 +117,22 @@ class Faults:
         """The target's disks go back to what they were, all of them."""
         self._world.going_back.target()
 
+    def revert_device(self) -> None:
+        """The target's device goes back to a snapshot, and nothing else."""
+        self._world.exchanges.revert_device()
+
+    def revert_state(self) -> None:
+        """The target's state file and journal go back to a copy, and nothing else."""
+        self._world.exchanges.revert_state()
+
+    def exchange_device(self) -> None:
+        """Another disk is in the place of the target's device."""
+        self._world.exchanges.exchange_device()
+
+    def lose_state(self) -> None:
+        """The target's state file and journal are gone."""
+        self._world.exchanges.lose_state()
+
     def misconfigure(self) -> None:
         """The reader is started for another volume, until someone sees it."""
         self._world.restart_reader(volume="another")

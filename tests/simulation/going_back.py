@@ -136,6 +136,8 @@ class GoingBack:
         """Takes a snapshot of all its disks, as a power cut would leave them, or goes back."""
         world = self._world
         if self._target is None:
+            if world.exchanges.is_pending:
+                return  # these disks do not belong together
             self._target = world.store.after_power_cut(world.rng, world.oracle)
             return
         then, self._target = self._target, None

@@ -52,6 +52,9 @@ FAULTS = {
     "liar": (1.0, 3.0),
 }
 """Fault, to the mean seconds between two of them that a seed may draw."""
+EXCHANGES = ("revert_device", "revert_state", "exchange_device", "lose_state")
+"""Faults that a few seeds have: what a host that went back explains hides other things."""
+EXCHANGES_S = (0.3, 1.0, 3.0)
 
 
 RATES = (*(None,) * 9, 2e6, 100e3, 40e3)
@@ -122,6 +125,13 @@ class Options:
             for name, means in FAULTS.items()
             if rng.random() < rng.choice((0.05, 0.3))
         }
+        exchanges = Random(f"exchanges-{seed}")
+        if exchanges.random() < 0.15:
+            faults |= {
+                name: exchanges.choice(EXCHANGES_S)
+                for name in EXCHANGES
+                if exchanges.random() < 0.5
+            }
         if "stranger" in faults:
             # Another stream is let in only after a long silence, the source's own next too.
             for name in ("source_power_cut", "replace_capture", "change_roles"):

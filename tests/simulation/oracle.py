@@ -220,6 +220,8 @@ class Oracle:
     def audit(self, *, worst: bool, tail: int | None = None) -> None:
         """A power cut of the target now, the worst or any other: what would be left?"""
         world = self._world
+        if world.exchanges.is_wrong:
+            return  # no applier begins on it
         left = world.store.after_power_cut(None if worst else world.audit_rng)
         for disk in left.disks().values():
             disk.fails_sync = disk.fails_write = disk.fuse = None

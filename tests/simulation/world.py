@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from random import Random
 from unittest import mock
 
+from bdr.common.errors import WrongDeviceError
 from bdr.common.journal import engine as journal_engine
 from bdr.common.journal.layout import BLOCK_BYTES
 from bdr.common.ring.layout import SECTOR_BYTES, Mode
@@ -21,10 +22,12 @@ from bdr.common.source import verification as source_verification
 from bdr.common.source.identity import SourceRecord
 from bdr.common.target.record import NO_STREAM
 from bdr.common.wire.condition import Condition
+from bdr.services.target import recognition
 from tests.simulation.application import Application
 from tests.simulation.applier import Applier
 from tests.simulation.clock import Clock
 from tests.simulation.disk import Disk, DiskFailedError, PowerLostError
+from tests.simulation.exchanges import Exchanges
 from tests.simulation.faults import Faults
 from tests.simulation.going_back import GoingBack
 from tests.simulation.history import History, differing
@@ -117,6 +120,7 @@ class World:
         self._attach_capture()
         self.application = Application(self)
         self.going_back = GoingBack(self)
+        self.exchanges = Exchanges(self)
         self.faults = Faults(self)
 
     # The run.
@@ -128,6 +132,7 @@ class World:
                 patches.enter_context(mock.patch.object(module, "CHUNK_SECTORS", CHUNK_SECTORS))
             kept_bytes = self.options.kept_bytes
             patches.enter_context(mock.patch.object(journal_engine, "KEPT_BYTES_MAX", kept_bytes))
+            patches.enter_context(mock.patch.object(recognition, "log", mock.MagicMock()))
             self._run()
 
     def _run(self) -> None:
@@ -356,7 +361,14 @@ class World:
             with self.target_disks():
                 if self._is_demotion_due:
                     self._demote()
-                self.applier = Applier(self)
+                if self.exchanges.is_adoption_due:
+                    self.exchanges.adopt()
+                try:
+                    self.applier = Applier(self)
+                except WrongDeviceError as error:
+                    self.exchanges.refused(str(error))
+                else:
+                    self.exchanges.started(self.applier.recovered)
 
     @contextlib.contextmanager
     def target_disks(self) -> Iterator[None]:
@@ -396,6 +408,7 @@ class World:
     def replace_store(self, store: Store) -> None:
         """Its disks are others, and all its processes begin anew."""
         self._end_applier()
+        self.exchanges.forget()
         self.store = store
         self.clock.after(self._pause_s(), self.start_applier)
 
