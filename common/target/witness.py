@@ -21,7 +21,8 @@ bytes. Little-endian. Empty: none.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -45,6 +46,8 @@ SPAN_SAMPLES = 1
 BLOCK_SECTORS = 8
 """Of what is read at a candidate for a fixed place: its first sector with data is taken."""
 CANDIDATES = 128
+FEW_EXTENTS = 16
+"""So many are not worth arrays."""
 WITNESS_BYTES_MAX = 1992
 """Of an encoded one."""
 
@@ -191,18 +194,29 @@ def written(
         sectors: ascending.
         newest_first: in reverse.
     """
+    touching = _touching(sectors, extents)
+    view = memoryview(payload)
+    for at in reversed(touching) if newest_first else touching:
+        offset, length = extents.offset[at], extents.length[at]
+        low = bisect_left(sectors, offset // SECTOR_BYTES)
+        high = bisect_left(sectors, (offset + length) // SECTOR_BYTES, low)
+        is_write = extents.op[at] == Op.WRITE
+        to_source = extents.source[at] - offset
+        for sector in sectors[low:high]:
+            begin = sector * SECTOR_BYTES + to_source
+            yield sector, view[begin : begin + SECTOR_BYTES] if is_write else _ZEROS
+
+
+def _touching(sectors: list[int], extents: Extents) -> Sequence[int]:
+    """Which of a job's extents may write one of these sectors."""
+    if len(extents) <= FEW_EXTENTS:
+        return range(len(extents))
     kept = np.array(sectors, np.int64) * SECTOR_BYTES
     start = np.array(extents.offset, np.int64)
     low = np.searchsorted(kept, start)
     high = np.searchsorted(kept, start + np.array(extents.length, np.int64))
-    touching = np.flatnonzero(high > low).tolist()
-    view = memoryview(payload)
-    for at in reversed(touching) if newest_first else touching:
-        is_write = extents.op[at] == Op.WRITE
-        to_source = extents.source[at] - extents.offset[at]
-        for sector in sectors[low[at] : high[at]]:
-            begin = sector * SECTOR_BYTES + to_source
-            yield sector, view[begin : begin + SECTOR_BYTES] if is_write else _ZEROS
+    found: list[int] = np.flatnonzero(high > low).tolist()
+    return found
 
 
 def _samples(extents: Extents) -> list[int]:

@@ -74,6 +74,7 @@ IMPURE_ROOMS = {"common.storage"}
 ALLOWED_IN_PURE = {
     "__future__",
     "abc",
+    "bisect",
     "collections",
     "dataclasses",
     "difflib",
