@@ -57,8 +57,7 @@ class TargetNode:
             source only.
         nonce: random, from 1 to 2**48; other for each process.
         stride: random, too; see `Replica`.
-        wrong_device: why the device is not opened, and every source refused: it is not the
-            one of the record. None: it is.
+        wrong_device: why the device is not opened, and every source refused, if so.
     """
 
     def __init__(
@@ -73,8 +72,7 @@ class TargetNode:
     ) -> None:
         self.wrong_device = wrong_device
         self.settings = settings or TargetSettings()
-        self.dropped: Counter[str] = Counter()
-        """Counts of dropped messages and batches, by reason."""
+        self.dropped: Counter[str] = Counter()  # messages and batches, by reason
         self.acked_at: float | None = None
         """When the last acknowledgement was sent."""
         self._story = Story()
