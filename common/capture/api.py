@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from bdr.common.errors import StaleCaptureError
 from bdr.common.ring.layout import SECTOR_BYTES, Mode
+from bdr.common.ring.marks import Mark
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from bdr.common.ring.slots import Headers
 
 
@@ -192,8 +190,8 @@ class Capture(Protocol):
         """Sets regions of `RESYNC`."""
         ...
 
-    def marks(self) -> NDArray[np.uint64]:
-        """When slots were reserved: shape (n, 2) of (slot, clock in ns), both increasing.
+    def marks(self) -> list[Mark]:
+        """When slots were reserved: pairs of slot and clock in ns, both increasing.
 
         Slots from a mark's slot on were reserved at its clock or later, those below it at
         its clock or earlier. Every slot that is not released has a mark at or below it. A

@@ -22,11 +22,9 @@ from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus, Role
 from bdr.common.errors import CaptureError, CaptureGoneError, StaleCaptureError
 from bdr.common.ring.layout import MARKS_MAX
 from bdr.common.ring.mapping import RingMap
+from bdr.common.ring.marks import Mark, decode_marks
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from bdr.common.ring.slots import Headers
 
 _HINTS = {
@@ -120,10 +118,7 @@ class DmCapture:
     def mark_bitmap(self, *, first: int, count: int) -> None:
         self._bitmap(abi.IOC_BITMAP_MARK, Bitmap.RESYNC, first, count, 0)
 
-    def marks(self) -> NDArray[np.uint64]:
-        # The arrays need numpy, which a process that asks for none does not load.
-        from bdr.common.ring.marks import decode_marks  # noqa: PLC0415
-
+    def marks(self) -> list[Mark]:
         buffer = (ctypes.c_ubyte * (MARKS_MAX * abi.MARK.size))()
         request = bytearray(abi.MARKS.pack(ctypes.addressof(buffer), 0, 0))
         try:

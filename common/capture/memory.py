@@ -17,7 +17,6 @@ import threading
 import time
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus
 from bdr.common.errors import CaptureError
@@ -33,7 +32,7 @@ from bdr.common.ring.layout import (
     Mode,
 )
 from bdr.common.ring.mapping import RingMap, page_round
-from bdr.common.ring.marks import Marks
+from bdr.common.ring.marks import Mark, Marks
 from bdr.common.ring.slots import Headers, published_count, stamp
 
 _PAGE_BYTES = 4096
@@ -237,7 +236,7 @@ class MemoryCapture:
             self._resync[first : first + count] = True
             self._missed_since_ns = MISSED_UNKNOWN
 
-    def marks(self) -> NDArray[np.uint64]:
+    def marks(self) -> list[Mark]:
         with self._lock:
             return self._marks.table()
 

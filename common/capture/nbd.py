@@ -23,11 +23,9 @@ from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus, Role
 from bdr.common.errors import CaptureError, CaptureGoneError
 from bdr.common.ring.layout import PAYLOAD_BYTES
 from bdr.common.ring.mapping import RingMap
+from bdr.common.ring.marks import Mark, decode_marks
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from bdr.common.ring.slots import Headers
 
 _REPLY_BYTES_MAX = abi.REPLY.size + abi.BITMAP_CHUNK_REGIONS // 8
@@ -125,10 +123,7 @@ class NbdCapture:
     def mark_bitmap(self, *, first: int, count: int) -> None:
         self._request(abi.IOC_BITMAP_MARK, abi.BITMAP.pack(first, count, Bitmap.RESYNC, 0, 0))
 
-    def marks(self) -> NDArray[np.uint64]:
-        # The arrays need numpy, which a process that asks for none does not load.
-        from bdr.common.ring.marks import decode_marks  # noqa: PLC0415
-
+    def marks(self) -> list[Mark]:
         request = abi.MARKS.pack(0, 0, 0)
         raw = self._request(abi.IOC_MARKS_READ, request, wanted=None)
         if len(raw) % abi.MARK.size:

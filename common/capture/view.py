@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bdr.common.capture.api import Bitmap, Capture
+from bdr.common.ring.marks import Mark
 from bdr.common.ring.slots import Headers, published_count, slots_at
 
 
 class RingView:
-    """Implements `common.source.order.Ring`; reading has no effect."""
+    """Implements `common.source.ring.Ring`; reading has no effect."""
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
@@ -32,6 +30,6 @@ class RingView:
         """Bits of regions; see `Capture.read_bitmap`."""
         return self._capture.read_bitmap(bitmap, first=first, count=count)
 
-    def marks(self) -> NDArray[np.uint64]:
+    def marks(self) -> list[Mark]:
         """When slots were reserved; see `Capture.marks`."""
         return self._capture.marks()

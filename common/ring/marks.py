@@ -7,15 +7,18 @@ written in Python.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import struct
 
 from bdr.common.ring.layout import MARKS_INTERVAL_NS, MARKS_MAX
 
+Mark = tuple[int, int]
+"""A slot, and the clock in ns."""
+_MARK = struct.Struct("<QQ")
 
-def decode_marks(raw: bytes) -> NDArray[np.uint64]:
-    """An array of `struct bdr_mark`, as shape (n, 2) of (slot, clock in ns)."""
-    return np.frombuffer(raw, "<u8").astype(np.uint64, copy=False).reshape(-1, 2)
+
+def decode_marks(raw: bytes) -> list[Mark]:
+    """An array of `struct bdr_mark`."""
+    return [(slot, clock_ns) for slot, clock_ns in _MARK.iter_unpack(raw)]
 
 
 class Marks:
@@ -26,7 +29,7 @@ class Marks:
         """Number of the next mark, ever."""
         self.interval_ns = MARKS_INTERVAL_NS
         """Since the last mark, before there is another."""
-        self._marks: list[tuple[int, int]] = []
+        self._marks: list[Mark] = []
 
     def reserve(self, slot: int, clock_ns: int) -> None:
         """Slots from `slot` on are being reserved; neither argument decreases."""
@@ -49,6 +52,6 @@ class Marks:
         if len(marks) <= 1:
             self.interval_ns = MARKS_INTERVAL_NS
 
-    def table(self) -> NDArray[np.uint64]:
+    def table(self) -> list[Mark]:
         """See `Capture.marks`."""
-        return np.array(self._marks, np.uint64).reshape(-1, 2)
+        return list(self._marks)

@@ -187,14 +187,14 @@ def test_marks_say_when_slots_were_reserved(ring: Bdr) -> None:
         before = capture.status()
         assert before.clock_ns <= time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         marks = capture.marks()
-        assert marks[0, 0] == 0
-        last_ns = int(marks[-1, 1])
+        assert marks[0][0] == 0
+        last_ns = marks[-1][1]
         wait_for(lambda: capture.status().clock_ns >= last_ns + MARKS_INTERVAL_NS, "an interval")
         with Direct(ring.path) as disk:
             disk.write(b"D" * 4096, 0)
         after = capture.status()
         assert (after.marks, after.head) == (before.marks + 1, 4)
-        slot, clock_ns = capture.marks()[-1].tolist()
+        slot, clock_ns = capture.marks()[-1]
         assert slot == 3
         assert last_ns + MARKS_INTERVAL_NS <= clock_ns <= after.clock_ns
     finally:
