@@ -155,12 +155,14 @@ class Applier:
             slot=record.slot,
             epoch=record.epoch,
             since_utc=record.since_utc,
-            accepted_utc=record.accepted_utc,
+            as_of_utc=node.age.as_of_utc,
+            level_at=node.age.level_at,
             promoted_utc=record.promoted_utc,
             rival=_rival(node.rival),
             wrong_device=node.wrong_device,
             left_bytes=record.left_bytes,
             device_sectors=record.device_sectors,
+            source_sectors=record.source_sectors,
             jobs=jobs.durable,
             bytes=jobs.durable_bytes,
             queued_bytes=jobs.queued_bytes,
@@ -184,7 +186,10 @@ class Applier:
         if received_bytes > self._received_bytes:
             self._received_bytes = received_bytes
             self._handle(events.BytesArrived())
-        self._reporter.tick(now_at, (self._node.has_source, self._node.record.condition))
+        node = self._node
+        # A word on the age is reported at once: it is at most a second old.
+        key = node.has_source, node.record.condition, node.age.words
+        self._reporter.tick(now_at, key)
 
     def _on_durable(self) -> None:
         assert self._disk is not None

@@ -214,8 +214,7 @@ class Monitor:
             is_good = event.name in _RECOVERIES or to == HealthState.HEALTHY.value
             is_good |= event.name == "verified" and not event.facts["unrepaired_bytes"]
             write = self._log.info if is_good else self._log.warning
-            lag = self.status.lag
-            write(event.name, **event.facts, seconds_behind=lag.seconds if lag else None)
+            write(event.name, **event.facts, seconds_behind=self.status.seconds_behind)
             self._hooks.put(event, self.status)
 
     def _export(self, open_exporter: Callable[[], Exporter]) -> None:
@@ -234,13 +233,14 @@ class Monitor:
                 self._open_at = now_at + REOPEN_S
                 self._capture = open_capture(chardev, Role.OBSERVER)
             status = self._capture.status()
+            marks = self._capture.marks() if status.head > status.tail else []
         except BdrError as error:
             self._composer.ring.lost(str(error))
             if self._capture is not None:
                 self._capture.close()
                 self._capture = None
         else:
-            self._composer.ring.seen(self._capture.info, status, now_at=now_at)
+            self._composer.ring.seen(self._capture.info, status, marks, now_at=now_at)
 
     def _expect(self, now_at: float) -> None:
         """Reads the set of expected processes from their program files."""

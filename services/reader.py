@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import assert_never
@@ -147,7 +148,9 @@ class Reader:
             # Unknown before the first WELCOME.
             condition=order.condition if order.epoch else None,
             since_utc=last_ack.since_utc if last_ack else 0,
-            accepted_utc=last_ack.accepted_utc if last_ack else 0,
+            as_of_utc=last_ack.as_of_utc if last_ack else 0,
+            stream=self._capture.info.stream.hex(),
+            missed_since_ns=order.times.missed_since_ns,
             refused=self._dialer.trouble or _refused(self.node.session.refused),
             epoch=order.epoch,
             tail=order.tail,
@@ -164,9 +167,10 @@ class Reader:
     # Poll.
 
     def _on_tick(self, now_at: float) -> None:
-        self._handle(events.Tick(now_at))
+        self._handle(events.Tick(now_at, time.time_ns() // 10**6))
         order = self.node.order
-        self._reporter.tick(now_at, (self.node.session.state, order.condition))
+        key = self.node.session.state, order.condition, order.times.missed_since_ns
+        self._reporter.tick(now_at, key)
 
     def _save(
         self, tasks: Tasks[events.SaveGeneration | events.SaveFindings]

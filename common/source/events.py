@@ -32,6 +32,8 @@ class Tick:
     """The time is `now_at`; precedes the other events of a round, at least every 250 ms."""
 
     now_at: float
+    now_utc_ms: int = 0
+    """Wall clock: milliseconds since 1970, for display."""
 
 
 @dataclass(frozen=True, slots=True)

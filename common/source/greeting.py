@@ -9,11 +9,12 @@ from bdr.common.capture.api import CaptureInfo
 from bdr.common.errors import BdrError, RefusedError
 from bdr.common.facts import Facts
 from bdr.common.ring.layout import SECTOR_BYTES
-from bdr.common.source.events import Action, Announce, SaveAssumption
+from bdr.common.source.events import Action, Announce, SaveAssumption, Send
 from bdr.common.source.generation import Generation
 from bdr.common.source.identity import NO_TARGET, SourceRecord
-from bdr.common.source.order import Order, Ring
+from bdr.common.source.order import Order
 from bdr.common.source.release_tracker import ReleaseTracker
+from bdr.common.source.ring import Ring
 from bdr.common.source.session_events import BadWelcome, Failed, OtherHistory
 from bdr.common.wire.batch import PROTOCOL, AcceptedBatch
 from bdr.common.wire.condition import Condition
@@ -66,6 +67,8 @@ class Greeting:
         self._nonce = 0
         self._target = NO_TARGET
         self._is_assumption_announced = False
+        self.is_ping_due = False
+        """A PING follows the next look."""
 
     def hello(self, attempt: int) -> Hello:
         """The HELLO of this attempt."""
@@ -103,11 +106,17 @@ class Greeting:
             case _:
                 return None
 
-    def ping(self) -> Ping:
-        """The PING, with the marked bytes, which will be compared; a region may be marked twice."""
+    def pings(self) -> list[Action]:
+        """The PING that is due after a look, if the session still is."""
+        is_due, self.is_ping_due = self.is_ping_due, False
+        return [Send(self._ping())] if is_due and self._order.is_streaming else []
+
+    def _ping(self) -> Ping:
+        """With the marked bytes, which will be compared; a region may be marked twice."""
         marked = self._order.status.dirty_bytes(region_sectors=self._info.region_sectors)
         size = self._info.device_sectors * SECTOR_BYTES
-        return Ping(self._order.epoch, self._generation.newest, min(marked, size))
+        statement = self._order.statement()
+        return Ping(self._order.epoch, self._generation.newest, min(marked, size), statement)
 
     def _check(self, welcome: Welcome) -> BdrError | None:
         """The error of a WELCOME, or None."""

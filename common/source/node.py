@@ -35,10 +35,11 @@ from bdr.common.source.findings import Memory
 from bdr.common.source.generation import Generation
 from bdr.common.source.greeting import Greeting
 from bdr.common.source.identity import SourceRecord
-from bdr.common.source.order import Order, Ring, Waits
+from bdr.common.source.order import Order, Waits
 from bdr.common.source.overflow import OverflowPacing
 from bdr.common.source.release_tracker import ReleaseTracker
 from bdr.common.source.requests import Requests
+from bdr.common.source.ring import Ring
 from bdr.common.source.scheduler import ResyncScheduler
 from bdr.common.source.session import Phase, Session
 from bdr.common.source.settings import SourceSettings
@@ -52,11 +53,9 @@ class SourceNode:
 
     Args:
         record: of this source; its generations are durable.
-        info: of the capture.
+        info: of the capture; `ring` is its memory.
         status: its first status.
-        ring: its memory.
-        assume_clean: the operator asserts that both devices are equal; applied only if neither has
-            been replicated before.
+        assume_clean: see `Greeting`.
     """
 
     def __init__(
@@ -146,7 +145,7 @@ class SourceNode:
     # Time and the target.
 
     def _on_tick(self, tick: events.Tick) -> None:
-        self.order.now_at = tick.now_at
+        self.order.now_at, self.order.now_utc_ms = tick.now_at, tick.now_utc_ms
         self._fire(tick)
         if self._generation.is_due(tick.now_at):
             self._actions.append(events.SaveGeneration())
@@ -202,7 +201,7 @@ class SourceNode:
                 case session_events.SendHello(attempt):
                     self._actions.append(events.Send(self._greeting.hello(attempt)))
                 case session_events.SendPing():
-                    self._actions.append(events.Send(self._greeting.ping()))
+                    self._greeting.is_ping_due = self._awaits_status = True
                 case session_events.SessionBegan(welcome):
                     self.order.begin(welcome)
                     if welcome.condition is Condition.UNKNOWN:
@@ -231,6 +230,7 @@ class SourceNode:
             facts: Facts = {"slot": status.head, "overflows": status.overflows}
             self._actions.append(Announce("overflow", facts))
         self.order.see(status)
+        self._actions += self._greeting.pings()
         if self.order.is_streaming and self.overflow.should_resume(now_at):
             self.overflow.fire(overflow.Resumed(now_at))
             self._mark([events.Resume()])

@@ -7,41 +7,22 @@ determines markers; both only while the session is streaming.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum, auto
-from typing import Protocol
 
-from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus
+from bdr.common.capture.api import CaptureInfo, CaptureStatus
 from bdr.common.machine import Story
 from bdr.common.ring.layout import WRITE_SLOTS_MAX
-from bdr.common.ring.slots import Headers
 from bdr.common.source.consistency import Consistency, Declared, Repaired, ScanRequested, StatusSeen
 from bdr.common.source.quota import QuotaSettings, ResyncQuota
+from bdr.common.source.ring import Ring
 from bdr.common.source.session import Phase, Session
+from bdr.common.source.times import Times
 from bdr.common.source.window import Window, WindowSettings
 from bdr.common.wire.batch import BatchHeader, BatchKind, Marker
-from bdr.common.wire.codec import Buffer
 from bdr.common.wire.condition import Condition
 from bdr.common.wire.control import Ack, Welcome
-
-
-class Ring(Protocol):
-    """The capture's present memory; reading it has no side effects."""
-
-    def published(self, first: int, limit: int) -> int:
-        """Slots from `first` on, at most `limit`, that are published and whole writes."""
-        ...
-
-    def slots(self, first: int, count: int) -> Headers:
-        """The headers of published slots."""
-        ...
-
-    def payload(self, first: int, count: int) -> Buffer:
-        """The payload of published slots."""
-        ...
-
-    def read_bitmap(self, bitmap: Bitmap, first: int, count: int) -> bytes:
-        """Bits of regions; see `Capture.read_bitmap`."""
-        ...
+from bdr.common.wire.statement import Statement
 
 
 class Waits(Enum):
@@ -55,6 +36,7 @@ class Waits(Enum):
     """A sender that can accept it."""
 
 
+_PREFIX = (Condition.CONSISTENT, Condition.CATCHING_UP)
 _SCANNED = (Condition.INCONSISTENT, Condition.UNVERIFIED)
 
 
@@ -81,7 +63,9 @@ class Order:
     ) -> None:
         self.status = status
         """The capture's last status."""
+        self.times = Times()
         self.now_at = 0.0
+        self.now_utc_ms = 0
         self.window = Window(
             settings=window,
             stream=info.stream,
@@ -95,6 +79,7 @@ class Order:
         self._story = story
         self._seen_head = status.head
         """The ring's highest head known from earlier sessions."""
+        self._look_at_times(status)
 
     # State.
 
@@ -152,6 +137,12 @@ class Order:
 
     def begin(self, welcome: Welcome) -> None:
         """A session has started."""
+        self.times.begin(
+            is_prefix=welcome.condition in _PREFIX,
+            as_of_ns=welcome.as_of_ns,
+            stamp_ns=welcome.sent_ns,
+            now_at=self.now_at,
+        )
         self.consistency.begin(welcome.condition, head=self.head)
         self.window.begin(epoch=welcome.epoch, slot=welcome.slot, changes=welcome.changes)
 
@@ -167,9 +158,35 @@ class Order:
         self.consistency.seen(status)
         if self.is_streaming:
             self.consistency.fire(StatusSeen(status, self.cursor))
+        self._look_at_times(status)
+
+    def _look_at_times(self, status: CaptureStatus) -> None:
+        is_news = status.marks != self.times.slots.marks_seen
+        self.times.see(
+            status,
+            self._ring.marks() if is_news else None,
+            now_at=self.now_at,
+            now_utc_ms=self.now_utc_ms,
+            is_prefix=self._is_prefix_durable,
+        )
+
+    @property
+    def _is_prefix_durable(self) -> bool:
+        """Whether the target has made durable that the replica is a prefix."""
+        window = self.window
+        return (
+            self.is_streaming
+            and self.condition in _PREFIX
+            and window.acknowledged == window.changes
+        )
+
+    def statement(self) -> Statement:
+        """Of the replica as it is durable, as of the last look."""
+        return self.times.statement(self.tail, is_prefix=self._is_prefix_durable)
 
     def acknowledge(self, ack: Ack) -> bool:
         """Takes a valid acknowledgement; returns whether a batch became durable."""
+        self.times.heard(ack.sent_ns, self.now_at)
         return self.window.acknowledge(
             accepted=ack.accepted,
             durable=ack.durable,
@@ -221,17 +238,25 @@ class Order:
         limit = self.window.room_slots
         gap = self.consistency.gap()
         if gap is not None and self.cursor < gap <= self.cursor + limit:
-            return gap - self.cursor
-        return limit
+            limit = gap - self.cursor
+        return self.times.slots.cut(self.cursor, limit)
 
     def _add(self, kind: BatchKind, marker: Marker = Marker.NONE, count: int = 0) -> BatchHeader:
-        return self.window.add(
+        header = self.window.add(
             kind,
             marker,
             count,
             now_at=self.now_at,
             consecutive_losses=self._session.consecutive_losses,
         )
+        if kind is BatchKind.RESYNC:
+            return header  # made by a scanner, which knows of no clock
+        is_prefix = marker is Marker.CONSISTENT or self.condition in _PREFIX
+        header = replace(header, statement=self.times.statement(header.end, is_prefix=is_prefix))
+        if not count:
+            return header
+        between_ns = self.times.between_ns(header.first, header.end, self.now_at)
+        return replace(header, not_before_ns=between_ns[0], not_after_ns=between_ns[1])
 
     # Scans.
 

@@ -58,7 +58,7 @@ class SessionSettings:
     """Before a HELLO is repeated; doubles."""
     hello_max_s: float = 60.0
     """An answer may take so long: it comes to the last HELLO only."""
-    ping_s: float = 1.0
+    ping_s: float = 0.75
     answer_s: float = 10.0
     """Without a message from the target for this time, it is shown as not answering."""
     silence_s: float = 60.0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from bdr.common.ring.layout import MISSED_UNKNOWN
 from bdr.common.status import health
 from bdr.common.status.health import Health, SourceFacts, TargetFacts
 from bdr.common.status.model import (
@@ -50,6 +51,7 @@ class _RoleParts:
     """The parts of a status that are derived differently on source and target."""
 
     health: Health
+    is_rpo_exceeded: bool | None
     lag: LagStatus | None
     ring: RingStatus | None
     connection: ConnectionStatus
@@ -78,7 +80,7 @@ class Composer:
         self._rpo_s = rpo_s
         self._started_at = started_at
         self.processes = Processes()
-        self.ring = RingView(rpo_s=rpo_s)
+        self.ring = RingView()
 
     def compose(
         self,
@@ -110,7 +112,7 @@ class Composer:
             health=side.health.state,
             reasons=side.health.reasons,
             rpo_s=self._rpo_s,
-            is_rpo_exceeded=self.ring.is_rpo_exceeded,
+            is_rpo_exceeded=side.is_rpo_exceeded,
             lag=side.lag,
             ring=side.ring,
             connection=side.connection,
@@ -124,9 +126,15 @@ class Composer:
             monitor_lost_lines=lost_lines,
         )
 
+    def _is_rpo_exceeded(self, behind_s: float | None, *, is_minimum: bool) -> bool | None:
+        if behind_s is None or (is_minimum and behind_s <= self._rpo_s):
+            return None
+        return behind_s > self._rpo_s
+
     def _source(self, stages: _Stages) -> _RoleParts:
-        ring, lag = self.ring.ring, self.ring.lag
+        ring = self.ring.ring
         reader = _first(stages, ReaderValues)
+        lag = self.ring.lag(_missed_since_ns(stages, self.ring.stream))
         is_scanning = bool(_reporting(stages, ScannerValues))
         senders = _reporting(stages, SenderValues)
         facts = SourceFacts(
@@ -147,6 +155,7 @@ class Composer:
         )
         return _RoleParts(
             health=health.judge(facts),
+            is_rpo_exceeded=self._is_rpo_exceeded(lag.seconds, is_minimum=lag.is_minimum),
             lag=lag,
             ring=ring,
             connection=ConnectionStatus(
@@ -176,6 +185,7 @@ class Composer:
             has_source=has_source,
             condition=applier.condition if applier else None,
             promoted_at=_day(applier.promoted_utc) if applier else None,
+            behind_s=intake.age_s or 0.0,
             rival=applier.rival if applier else None,
             held_s=intake.held_age_s,
             hook_failures=applier.hook_failures if applier else 0,
@@ -185,6 +195,7 @@ class Composer:
         )
         return _RoleParts(
             health=health.judge(facts),
+            is_rpo_exceeded=self._is_rpo_exceeded(intake.age_s, is_minimum=False),
             lag=None,
             ring=None,
             connection=ConnectionStatus(
@@ -200,6 +211,16 @@ class Composer:
             resync=None,
             verification=None,
         )
+
+
+def _missed_since_ns(stages: _Stages, stream: str | None) -> int:
+    """Since when the replica lacks what is not in the ring, as the reader reported last.
+
+    That counts also while no reader reports: what it has not seen, the capture's status says.
+    """
+    found = (stage.values for stage in stages if isinstance(stage.values, ReaderValues))
+    known = (each.missed_since_ns for each in found if each.stream == stream)
+    return next(known, MISSED_UNKNOWN)
 
 
 def _reporting(stages: _Stages, kind: type[_V]) -> list[_V]:
@@ -228,7 +249,7 @@ def _replica(
     return ReplicaStatus(
         condition=values.condition if values else None,
         since_utc=_time(values.since_utc) if values else None,
-        accepted_utc=_time(values.accepted_utc) if values else None,
+        as_of_utc=_time(values.as_of_utc) if values else None,
         slot=slot,
         stream=stream,
         left_bytes=left_bytes,
@@ -262,8 +283,9 @@ def _verification(values: VerificationValues) -> VerificationStatus:
 def _intake(applier: ApplierValues | None, now_at: float) -> IntakeStatus:
     if applier is None:
         return IntakeStatus(None, None, None, None, None, None)
-    acked_at = applier.acked_at
+    acked_at, level_at = applier.acked_at, None if applier.promoted_utc else applier.level_at
     return IntakeStatus(
+        age_s=None if level_at is None else round(max(0.0, now_at - level_at), 3),
         last_ack_age_s=round(now_at - acked_at, 3) if acked_at is not None else None,
         queued_bytes=applier.queued_bytes,
         queued_age_s=round(applier.queued_s, 1),

@@ -30,8 +30,8 @@ from bdr.common.status.states import ConnectionState, HealthState, StageState
 from bdr.common.wire.condition import Condition
 
 MINIMUM_S = 2.0
-"""Writes that were outstanding when the monitor started are durable by then, unless the replica is
-behind."""
+"""A lower bound of the age above this counts as behind: after a restart of the reader, what it
+finds missing is known again by then."""
 
 _ORDER = list(HealthState)
 _NOT_STREAMING = {
@@ -62,7 +62,7 @@ class SourceFacts:
     """What a sender found in the target's place, in words; None if that is not known."""
     behind_s: float
     is_minimum: bool
-    """`behind_s` is a lower bound: the oldest write precedes the monitor's start."""
+    """`behind_s` is a lower bound: something is missing since an unknown time."""
     rpo_s: float
     is_scanning: bool
 
@@ -85,6 +85,8 @@ class TargetFacts:
     """How often that has failed since."""
     wrong_device: str | None
     """Why the device is not opened; None: it is the one that has the replica."""
+    behind_s: float
+    """Age of the replica, as its source said last; 0 also if that is not known."""
     queued_s: float
     """Age of the oldest received batch that is not durable."""
     rpo_s: float
@@ -172,7 +174,7 @@ def _judge_source(facts: SourceFacts) -> _Found:
             )
         )
     elif facts.is_minimum and facts.behind_s > MINIMUM_S:
-        text = f"at least {facts.behind_s:.1f} s behind, since before the monitor's start"
+        text = f"at least {facts.behind_s:.1f} s behind"
         found.append((HealthState.BEHIND, text))
     return found
 
@@ -197,6 +199,9 @@ def _judge_content(facts: SourceFacts) -> _Found:
 def _judge_target(facts: TargetFacts) -> _Found:
     if facts.queued_s > facts.rpo_s:
         text = f"received {facts.queued_s:.0f} s ago and not durable: the disk is slow"
+        return [(HealthState.BEHIND, text), *_judge_session(facts)]
+    if facts.behind_s > facts.rpo_s:
+        text = f"{facts.behind_s:.1f} s behind, allowed: {facts.rpo_s:g} s"
         return [(HealthState.BEHIND, text), *_judge_session(facts)]
     return _judge_session(facts)
 

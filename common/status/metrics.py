@@ -56,7 +56,7 @@ OF_MONITOR = (
     of_volume("bdr_rpo_seconds", "the configured rpo_seconds", lambda it: it.rpo_s),
     of_volume(
         "bdr_rpo_exceeded",
-        "1 while a source is further behind than rpo_seconds",
+        "1 while the replica is further behind than rpo_seconds; no sample if unknown",
         lambda it: it.is_rpo_exceeded,
     ),
     of_volume(
@@ -69,10 +69,10 @@ OF_MONITOR = (
 
 METRICS = (
     *OF_MONITOR,
-    of_lag(
+    of_volume(
         "bdr_seconds_behind",
-        "age of the oldest write that is not durable on the target",
-        lambda it: it.seconds,
+        "age of the oldest write that the replica lacks; no sample if unknown",
+        lambda it: it.seconds_behind,
     ),
     of_lag(
         "bdr_bytes_behind",

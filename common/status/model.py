@@ -39,12 +39,13 @@ class LagStatus:
     """The replica's lag; on a source."""
 
     seconds: float | None
-    """Age of the oldest write that is not durable on the target."""
+    """Age of the oldest write that the replica lacks: in the ring, or missed by it and not yet
+    brought by a scan that has ended. None: unknown."""
     is_minimum: bool
-    """`seconds` is a lower bound: the write precedes the monitor's first sample."""
+    """Something is missing since an unknown time: `seconds` is a lower bound."""
     slots: int | None
     catch_up_s: float | None
-    """Until caught up at the present rates; None also if never."""
+    """Until caught up at the present rates; None also if never, or only by a scan."""
     written_slots_per_s: float
     acked_slots_per_s: float
 
@@ -117,6 +118,9 @@ class ConnectionStatus:
 class IntakeStatus:
     """Received batches on a target, and its journal."""
 
+    age_s: float | None
+    """Age of the oldest write that the replica lacks, as its source said last, and the time
+    since then. None: unknown."""
     last_ack_age_s: float | None
     queued_bytes: int | None
     """Received and not durable."""
@@ -135,8 +139,8 @@ class ReplicaStatus:
     condition: Condition | None
     since_utc: datetime | None
     """Since when the condition holds."""
-    accepted_utc: datetime | None
-    """When the last batch was accepted: the age of the replica."""
+    as_of_utc: datetime | None
+    """The source's wall clock up to which the replica lacks nothing."""
     slot: int | None
     """Every slot below it is durable on the target."""
     stream: str | None
@@ -187,7 +191,8 @@ class VolumeStatus:
     reasons: tuple[str, ...]
     """Reasons for the health, worst first."""
     rpo_s: float
-    is_rpo_exceeded: bool
+    is_rpo_exceeded: bool | None
+    """Whether the replica is known to be further behind than that; None: unknown."""
     lag: LagStatus | None
     """Of a source."""
     ring: RingStatus | None
@@ -204,6 +209,13 @@ class VolumeStatus:
     monitor_lost_lines: int = 0
     """Lines of the monitor's own log that could not be written."""
 
+    @property
+    def seconds_behind(self) -> float | None:
+        """How far the replica is behind, as this side knows; None: unknown."""
+        if self.lag is not None:
+            return self.lag.seconds
+        return self.replica.intake.age_s if self.replica.intake else None
+
     def to_map(self) -> dict[str, Any]:
         """The map for JSON and subscribers."""
         return {
@@ -211,7 +223,7 @@ class VolumeStatus:
             **_STATUS.encode(self),
             "time_utc": self.time_utc.isoformat(timespec="milliseconds"),
             "exit_code": self.health.exit_code,
-            "seconds_behind": self.lag.seconds if self.lag else None,
+            "seconds_behind": self.seconds_behind,
             "bytes_behind": self.lag.bytes if self.lag else None,
         }
 
@@ -245,6 +257,7 @@ _LAG = Form(
 _INTAKE = Form(
     IntakeStatus,
     keys={
+        "age_s": "age_seconds",
         "last_ack_age_s": "last_ack_age_seconds",
         "queued_age_s": "queued_age_seconds",
         "held_age_s": "held_age_seconds",

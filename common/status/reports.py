@@ -75,8 +75,12 @@ class ReaderValues:
     """None before the first WELCOME."""
     since_utc: int
     """Since when the condition holds: seconds since 1970; 0 if that is not known."""
-    accepted_utc: int
-    """When the last batch was accepted, in the same way."""
+    as_of_utc: int
+    """The source's wall clock up to which the replica lacks nothing, in the same way."""
+    stream: str
+    missed_since_ns: int
+    """Since when the replica lacks what is not in the ring: a clock of the capture's,
+    `MISSED_NOTHING` or `MISSED_UNKNOWN`."""
     refused: str | None
     """Why the target refuses this source, or what is in its place, and what to do; None if it does
     not."""
@@ -131,8 +135,10 @@ class ApplierValues:
     epoch: int
     since_utc: int
     """Since when the condition holds: seconds since 1970; 0 if that is not known."""
-    accepted_utc: int
-    """When the last batch was accepted, in the same way."""
+    as_of_utc: int
+    """The source's wall clock up to which the replica lacks nothing, in the same way."""
+    level_at: float | None
+    """The replica's age is counted from this instant of the monotonic clock; None: unknown."""
     promoted_utc: int
     """When its device was taken for use, in the same way; 0: it is a replica."""
     rival: str | None
@@ -142,6 +148,8 @@ class ApplierValues:
     left_bytes: int
     """Bytes that its source has not compared yet."""
     device_sectors: int
+    source_sectors: int
+    """Of the source's device; 0 if there was none yet."""
     jobs: int
     """Made durable since its start."""
     bytes: int

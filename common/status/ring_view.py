@@ -3,51 +3,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bdr.common.capture.api import CaptureInfo, CaptureStatus
-from bdr.common.status.lag import LagMeter
+from bdr.common.capture.times import behind, earlier
+from bdr.common.ring.layout import MISSED_NOTHING
+from bdr.common.ring.marks import Mark
+from bdr.common.status.lag import RateMeter
 from bdr.common.status.model import LagStatus, RingStatus
 
 
 class RingView:
     """Takes samples of the ring.
 
-    Args:
-        rpo_s: recovery point objective.
-
     Attributes:
         error: why the ring cannot be read now.
-        is_rpo_exceeded: as of the last successful sample.
     """
 
-    def __init__(self, *, rpo_s: float) -> None:
-        self._rpo_s = rpo_s
-        self._meter = LagMeter()
+    def __init__(self) -> None:
+        self._meter = RateMeter()
         self._seen: tuple[CaptureInfo, CaptureStatus] | None = None
+        self._marks: Sequence[Mark] = ()
         self.error: str | None = None
-        self.is_rpo_exceeded = False
 
-    def seen(self, info: CaptureInfo, status: CaptureStatus, *, now_at: float) -> None:
-        """Takes a successful sample."""
-        self._seen, self.error = (info, status), None
-        # Published slots are on the source's disk; reserved ones are not written yet.
-        self._meter.sample(now_at=now_at, head=status.unpublished, tail=status.tail)
-        self.is_rpo_exceeded = self._meter.lag.seconds > self._rpo_s
+    def seen(
+        self, info: CaptureInfo, status: CaptureStatus, marks: Sequence[Mark], *, now_at: float
+    ) -> None:
+        """Takes a successful sample; `marks` are of interest only if the ring is not empty."""
+        self._seen, self._marks, self.error = (info, status), marks, None
+        self._meter.sample(now_at=now_at, head=status.head, tail=status.tail)
 
     def lost(self, error: str) -> None:
         """The capture is gone, or refused the request."""
         self._seen, self.error = None, error
 
-    @property
-    def lag(self) -> LagStatus:
-        """As of the last sample; rates stay known while the ring cannot be read."""
-        lag, is_seen = self._meter.lag, self._seen is not None
+    def lag(self, missed_since_ns: int) -> LagStatus:
+        """As of the last sample; rates stay known while the ring cannot be read.
+
+        Args:
+            missed_since_ns: since when the replica lacks what is not in the ring, as the reader
+                knows; a clock, `MISSED_NOTHING` or `MISSED_UNKNOWN`.
+        """
+        rates = self._meter.rates
+        written, acked = round(rates.written_per_s, 1), round(rates.acked_per_s, 1)
+        if self._seen is None:
+            return LagStatus(None, False, None, None, written, acked)
+        _, status = self._seen
+        missed_ns = earlier(status.missed_since_ns, missed_since_ns)
+        found, slots = behind(status, self._marks, missed_ns), status.head - status.tail
+        # What a scan brings is not in the rates.
+        catch_up_s = rates.catch_up_s(slots) if missed_ns == MISSED_NOTHING else None
         return LagStatus(
-            seconds=round(lag.seconds, 3) if is_seen else None,
-            is_minimum=lag.is_minimum,
-            slots=lag.slots if is_seen else None,
-            catch_up_s=round(lag.catch_up_s, 1) if is_seen and lag.catch_up_s is not None else None,
-            written_slots_per_s=round(lag.written_per_s, 1),
-            acked_slots_per_s=round(lag.acked_per_s, 1),
+            seconds=None if found.ns is None else round(found.ns / 1e9, 3),
+            is_minimum=found.is_minimum,
+            slots=slots,
+            catch_up_s=None if catch_up_s is None else round(catch_up_s, 1),
+            written_slots_per_s=written,
+            acked_slots_per_s=acked,
         )
 
     @property

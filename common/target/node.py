@@ -31,6 +31,7 @@ from bdr.common.facts import Facts
 from bdr.common.machine import Story, brief
 from bdr.common.target import events, session
 from bdr.common.target.admission import Refusal
+from bdr.common.target.age import Age
 from bdr.common.target.answers import acknowledgement, welcome
 from bdr.common.target.before_resync import BeforeResync
 from bdr.common.target.checksums import REFUSED_TEXTS, ChecksumQueue
@@ -136,6 +137,11 @@ class TargetNode:
         return self._session.is_open and self._silence.seconds < self.settings.source_silence_s
 
     @property
+    def age(self) -> Age:
+        """How far the replica is behind."""
+        return self._replica.age
+
+    @property
     def queued_s(self) -> float:
         """Age of the oldest job that is not durable."""
         return self.jobs.oldest_s(self._replica.now_at)
@@ -216,6 +222,7 @@ class TargetNode:
         else:
             self._silence.heard()
             self._reception.confirmed()
+            self._replica.age.said(ping.statement)
             job = self._replica.remember(ping)
             if job is not None:
                 self._actions.append(Apply(job))
@@ -238,7 +245,9 @@ class TargetNode:
         self._actions.append(Send(peer, message))
 
     def _acknowledge(self) -> None:
-        self._send(self._session.peer, acknowledgement(self._session, self.record, self._arrivals))
+        self._send(
+            self._session.peer, acknowledgement(self._session, self._replica, self._arrivals)
+        )
         self.acked_at = self._replica.now_at
 
     # Batches and jobs.
@@ -264,6 +273,7 @@ class TargetNode:
                 f"target: job {durable.job} is durable, of {jobs.durable} to {jobs.last}"
             )
         jobs.done(durable.job)
+        self._replica.age.durable(durable.job)
         was_opening, before = at.state is SessionState.OPENING, at.durable
         at.fire(durable)
         self.hook.fire(durable)
@@ -276,7 +286,8 @@ class TargetNode:
 
     def _welcome(self) -> None:
         record = self._replica.expected
-        self._send(self._session.peer, welcome(self._session, record))
+        self.age.begin()
+        self._send(self._session.peer, welcome(self._session, self._replica))
         facts: Facts = {"epoch": record.epoch, "slot": record.slot}
         facts["condition"] = record.condition.name
         self._actions.append(LogEvent("welcome", facts))

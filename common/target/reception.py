@@ -86,7 +86,7 @@ class Reception:
         actions: list[Action] = []
         if is_other_alive:
             # A message to one that is not connected any more comes back as `PeerLost`.
-            ack = acknowledgement(session, self._replica.record, self._arrivals)
+            ack = acknowledgement(session, self._replica, self._arrivals)
             actions.append(Send(session.peer, ack))
         return actions + self.refuse(peer, hello.attempt, outcome)
 

@@ -59,8 +59,8 @@ class ReplicaRecord:
     """Id of the journal in use, whose record is newer than the state file's."""
     since_utc: int = 0
     """Since when the condition holds: seconds since 1970, UTC; 0 if that is not known."""
-    accepted_utc: int = 0
-    """When the last batch was accepted, in the same unit: the age of the replica."""
+    as_of_utc: int = 0
+    """The source's wall clock up to which the replica lacks nothing, in the same unit."""
     left_bytes: int = 0
     """Bytes that its source has not compared yet, as last reported, while a scan is needed."""
     promoted_utc: int = 0
@@ -81,6 +81,10 @@ class ReplicaRecord:
     """This source may overwrite whatever the device holds, once; `ANY_SOURCE`: the next one."""
     is_given_up: bool = False
     """What the device had beyond its source was given up, by `bdr demote`."""
+    as_of_ns: int = 0
+    """The clock of the stream's capture at `as_of_utc`; 0: not known."""
+    source_sectors: int = 0
+    """Size of the source's device; 0 before the first source."""
 
     def at_start(self) -> ReplicaRecord:
         """The record for a starting applier.
@@ -103,7 +107,7 @@ _TYPES: dict[str, FieldType] = {
     "clean": FLAG,
     "journal": ID,
     "since_utc": U64,
-    "accepted_utc": U64,
+    "as_of_utc": U64,
     "left_bytes": U64,
     "promoted_utc": U64,
     "device": TEXT,
@@ -114,6 +118,8 @@ _TYPES: dict[str, FieldType] = {
     "recent": RECENT_BATCHES,
     "adopts": ID,
     "given_up": FLAG,
+    "as_of_ns": U64,
+    "source_sectors": U64,
 }
 """Name on disk, in the order of `ReplicaRecord`, to what it may be."""
 
@@ -165,6 +171,7 @@ def demoted(record: ReplicaRecord, *, now_utc: int) -> ReplicaRecord:
         slot=0,
         changes=0,
         recent=(),
+        as_of_ns=0,
         condition=Condition.INCONSISTENT,
         clean=True,
         since_utc=now_utc,

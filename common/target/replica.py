@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bdr.common.target.admission import Start
+from bdr.common.target.age import Age
 from bdr.common.target.extents import NO_EXTENTS, Extents
 from bdr.common.target.hook import Cause
 from bdr.common.target.job import Job
@@ -26,6 +27,7 @@ from bdr.common.wire.batch import (
 from bdr.common.wire.codec import Buffer
 from bdr.common.wire.condition import Condition
 from bdr.common.wire.control import Hello, Ping
+from bdr.common.wire.statement import NO_STATEMENT, Statement
 
 _USABLE = (Condition.CONSISTENT, Condition.CATCHING_UP, Condition.UNVERIFIED)
 _DECLARED = {
@@ -52,6 +54,7 @@ class Replica:
         self.record = record.at_start()
         """The record once every job so far is durable."""
         self.jobs = JobQueue()
+        self.age = Age(as_of_utc=self.record.as_of_utc)
         self.now_at = 0.0
         self.now_utc = 0
         self._generation_before = self.record.generation
@@ -79,13 +82,18 @@ class Replica:
             record = replace(record, adopts=hello.source)  # the next source is this one
         if start.is_known:
             self._start = None
-            return self._advance(replace(record, generation=hello.generations[0]))
+            size = hello.device_sectors
+            return self._advance(
+                replace(record, generation=hello.generations[0], source_sectors=size)
+            )
         changes = hello.acknowledged
         if start.condition is Condition.UNKNOWN:
             changes = max(hello.counted, record.changes) + 1 + self._stride
         self._start = replace(
             record,
             source=hello.source,
+            source_sectors=hello.device_sectors,
+            as_of_ns=0,
             generation=hello.generations[0],
             stream=hello.stream,
             slot=start.slot,
@@ -128,14 +136,12 @@ class Replica:
                 # Repairs come from another moment than what is beside them.
                 condition = Condition.INCONSISTENT
         record = replace(
-            before,
-            slot=header.end,
-            changes=changes,
-            recent=recent,
-            condition=condition,
-            accepted_utc=self.now_utc,
+            before, slot=header.end, changes=changes, recent=recent, condition=condition
         )
-        return self._advance(record, extents, batch.headers, batch.payload)
+        said = header.statement
+        if said.said_ns:
+            record = replace(record, as_of_ns=said.until_ns, as_of_utc=said.as_of_utc)
+        return self._advance(record, extents, batch.headers, batch.payload, said)
 
     def disown(self) -> Job:
         """The source of the last greeting is none of this replica's: it counts for nothing."""
@@ -162,6 +168,7 @@ class Replica:
         extents: Extents = NO_EXTENTS,
         headers: Buffer = b"",
         payload: Buffer = b"",
+        statement: Statement = NO_STATEMENT,
     ) -> Job:
         if record.condition is not self.record.condition:
             record = replace(record, since_utc=self.now_utc)
@@ -169,4 +176,5 @@ class Replica:
             record = replace(record, left_bytes=0)
         self.record = record
         number = self.jobs.put(len(payload), now_at=self.now_at)
+        self.age.accepted(number, statement)
         return Job(number, extents, headers, payload, record)

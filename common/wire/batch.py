@@ -6,17 +6,19 @@ A **batch** is three frames:
 ===== ======================= ===================================================
 frame content                 size
 ===== ======================= ===================================================
-0     msgpack [fields, digest] under 256 bytes; `fields` is itself packed msgpack
+0     msgpack [fields, digest, times, check], under 256 bytes; `fields` and `times` are
+      themselves packed msgpack
 1     the slots' headers      8 bytes per slot, little-endian, as in the ring
 2     the slots' payload      4096 bytes per slot, as in the ring
 ===== ======================= ===================================================
 
-`fields` is [protocol, kind, marker, stream, epoch, number, first, count]; a
-**descriptor** is the same list without the protocol.
+`fields` is [protocol, kind, marker, stream, epoch, number, first, count]; `times` is
+[not_before_ns, not_after_ns, *statement]; a **descriptor** is both lists without the protocol.
 
-The digest is xxh3-128 over `fields`, frame 1 and frame 2, so it covers the whole batch. It is
-checked last: a stale transmission may have a wrong digest, since its slots may have been reused
-meanwhile, and is recognised by its epoch or number first.
+The digest is xxh3-128 over `fields`, frame 1 and frame 2: it names the content, however often
+that is sent. `check` is xxh3-64 over the digest and `times`. Both are checked last: a stale
+transmission may have a wrong digest, since its slots may have been reused meanwhile, and is
+recognised by its epoch or number first.
 
 Decoding is strict: any input gives a batch or `WireError`, nothing else.
 """
@@ -25,13 +27,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import xxhash
 
 from bdr.common.errors import WireError
 from bdr.common.ring.layout import HEADER_BYTES, PAYLOAD_BYTES
 from bdr.common.wire.codec import (
+    CHECK_BYTES,
     DIGEST_BYTES,
     STREAM_BYTES,
     Buffer,
@@ -42,6 +45,7 @@ from bdr.common.wire.codec import (
     shown,
     unpack,
 )
+from bdr.common.wire.statement import NO_STATEMENT, Statement, is_statement
 
 PROTOCOL = 2
 BATCH_SLOTS_MAX = 1024
@@ -49,6 +53,7 @@ BATCH_FIELDS_BYTES_MAX = 256
 BATCH_FRAME_BYTES_MAX = BATCH_SLOTS_MAX * PAYLOAD_BYTES
 
 _HEADER_FIELDS = 7
+_TIMES = 2 + len(Statement._fields)
 
 
 class BatchKind(IntEnum):
@@ -88,6 +93,12 @@ class BatchHeader:
     """First slot (LIVE), or the slot that the batch precedes."""
     count: int
     """Slots in frames 1 and 2."""
+    not_before_ns: int = 0
+    """LIVE: the slots were captured at this clock or later; of another kind 0."""
+    not_after_ns: int = 0
+    """LIVE: at this clock or earlier."""
+    statement: Statement = NO_STATEMENT
+    """Of the replica that has this batch."""
 
     @property
     def end(self) -> int:
@@ -144,12 +155,17 @@ class Batch:
     header: BatchHeader
     sealed_fields: bytes
     digest: bytes
+    sealed_times: bytes
+    check: bytes
     headers: Buffer
     payload: Buffer
 
     def is_intact(self) -> bool:
-        """Whether the digest matches."""
-        return _digest(self.sealed_fields, self.headers, self.payload) == self.digest
+        """Whether digest and check match."""
+        return (
+            _check(self.digest, self.sealed_times) == self.check
+            and _digest(self.sealed_fields, self.headers, self.payload) == self.digest
+        )
 
     @property
     def size(self) -> int:
@@ -159,8 +175,9 @@ class Batch:
 
 def encode_batch(header: BatchHeader, headers: Buffer, payload: Buffer) -> bytes:
     """Frame 0 for these two frames."""
-    sealed = _seal(header)
-    return pack([sealed, _digest(sealed, headers, payload)])
+    sealed, times = _seal(header), pack(_times(header))
+    digest = _digest(sealed, headers, payload)
+    return pack([sealed, digest, times, _check(digest, times)])
 
 
 def decode_batch(frames: list[Buffer]) -> Batch:
@@ -174,27 +191,29 @@ def decode_batch(frames: list[Buffer]) -> Batch:
     top, headers, payload = frames
     outer = unpack(top, BATCH_FIELDS_BYTES_MAX, "batch")
     match outer:
-        case [bytes() as sealed, digest] if is_bytes(digest, DIGEST_BYTES):
+        case [bytes() as sealed, bytes() as digest, bytes() as times, bytes() as check] if is_bytes(
+            digest, DIGEST_BYTES
+        ) and is_bytes(check, CHECK_BYTES):
             pass
         case _:
-            raise WireError("batch: frame 0 is not [fields, digest]")
+            raise WireError("batch: frame 0 is not [fields, digest, times, check]")
     inner = unpack(sealed, BATCH_FIELDS_BYTES_MAX, "batch fields")
     if not isinstance(inner, list) or not inner or inner[0] != PROTOCOL:
         found = shown(inner[0]) if isinstance(inner, list) and inner else "nothing"
         raise WireError(f"batch: found protocol {found}, wanted {PROTOCOL}")
-    header = _header(inner[1:], "batch")
+    header = _header(inner[1:], unpack(times, BATCH_FIELDS_BYTES_MAX, "batch times"), "batch")
     count = header.count
     if len(headers) != count * HEADER_BYTES or len(payload) != count * PAYLOAD_BYTES:
         raise WireError(
             f"batch of {count} slots: found {len(headers)} bytes of headers and {len(payload)} of "
             f"payload, wanted {count * HEADER_BYTES} and {count * PAYLOAD_BYTES}"
         )
-    return Batch(header, sealed, digest, headers, payload)
+    return Batch(header, sealed, digest, times, check, headers, payload)
 
 
 def encode_descriptor(header: BatchHeader) -> bytes:
     """One message from reader to sender: the header of the batch to send."""
-    return pack(_fields(header))
+    return pack([_fields(header), _times(header)])
 
 
 def decode_descriptor(data: Buffer) -> BatchHeader:
@@ -203,7 +222,11 @@ def decode_descriptor(data: Buffer) -> BatchHeader:
     Raises:
         WireError: reader and sender are of different versions.
     """
-    return _header(unpack(data, BATCH_FIELDS_BYTES_MAX, "descriptor"), "descriptor")
+    match unpack(data, BATCH_FIELDS_BYTES_MAX, "descriptor"):
+        case [fields, times]:
+            return _header(fields, times, "descriptor")
+        case _:
+            raise WireError("descriptor: wanted fields and times")
 
 
 def _seal(header: BatchHeader) -> bytes:
@@ -222,8 +245,12 @@ def _fields(header: BatchHeader) -> list[object]:
     ]
 
 
-def _header(raw: object, what: str) -> BatchHeader:
-    """The inverse of `_fields`; raises WireError."""
+def _times(header: BatchHeader) -> list[object]:
+    return [header.not_before_ns, header.not_after_ns, *header.statement]
+
+
+def _header(raw: object, times: Any, what: str) -> BatchHeader:
+    """The inverse of `_fields` and `_times`; raises WireError."""
     if not isinstance(raw, list) or len(raw) != _HEADER_FIELDS:
         raise WireError(f"{what}: wanted {_HEADER_FIELDS} fields of a header")
     kind, marker, stream, epoch, number, first, count = raw
@@ -233,8 +260,23 @@ def _header(raw: object, what: str) -> BatchHeader:
         raise WireError(f"{what}: bad stream id")
     if count > BATCH_SLOTS_MAX or not is_u64(first + count):
         raise WireError(f"{what}: found {count} slots, wanted at most {BATCH_SLOTS_MAX}")
+    is_list = isinstance(times, list) and len(times) == _TIMES
+    if not (is_list and all(map(is_u64, times[:2])) and is_statement(times[2:])):
+        raise WireError(f"{what}: wanted two clocks and a statement")
+    not_before_ns, not_after_ns, *said = times
     try:
-        header = BatchHeader(BatchKind(kind), Marker(marker), stream, epoch, number, first, count)
+        header = BatchHeader(
+            BatchKind(kind),
+            Marker(marker),
+            stream,
+            epoch,
+            number,
+            first,
+            count,
+            not_before_ns,
+            not_after_ns,
+            Statement(*said),
+        )
     except ValueError as error:
         raise WireError(f"{what}: {error}") from error
     is_marker = header.kind is BatchKind.MARKER
@@ -248,3 +290,7 @@ def _digest(sealed: bytes, headers: Buffer, payload: Buffer) -> bytes:
     digest.update(headers)
     digest.update(payload)
     return digest.digest()
+
+
+def _check(digest: bytes, times: bytes) -> bytes:
+    return xxhash.xxh3_64(digest + times).digest()

@@ -33,6 +33,7 @@ GENERATIONS_MAX = 256
 ID_BYTES = 16
 """Of a source, a target, a journal: random, made once."""
 DIGEST_BYTES = 16
+CHECK_BYTES = 8
 NAME_BYTES_MAX = 64
 TEXT_BYTES_MAX = 1024
 BLOB_BYTES_MAX = 60 * 1024

@@ -4,8 +4,8 @@
 `MESSAGES` defines the protocol: only the names there are on the wire.
 
 While a session is open, the source sends a PING every second, which the target answers with an ACK:
-PING has the bytes left to compare, ACK the target's record of the replica. An ACK is also sent
-whenever a batch became durable.
+PING has the bytes left to compare and the replica's age, ACK the target's record of the replica. An
+ACK is also sent whenever a batch became durable.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from bdr.common.wire.codec import (
 )
 from bdr.common.wire.condition import Condition
 from bdr.common.wire.reasons import DigestsRefused, RefusedReason, RewindReason
+from bdr.common.wire.statement import NO_STATEMENT, STATEMENT, Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,10 @@ class Welcome:
     """The target's id."""
     recent: tuple[AcceptedBatch, ...]
     """Of the stream: to be compared with what the ring holds there."""
+    as_of_ns: int = 0
+    """The replica has every write that was captured before this clock; 0: not known."""
+    sent_ns: int = 0
+    """The target's stamp; see `common.wire.statement`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,8 @@ class Ping:
     """The source's newest."""
     left_bytes: int
     """Bytes of the device left to compare; 0: none."""
+    statement: Statement = NO_STATEMENT
+    """Of what is durable, as far as the source knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +132,13 @@ class Ack:
     """Of the replica, in the target's record."""
     since_utc: int
     """Since when the condition holds: seconds since 1970; 0 if that is not known."""
-    accepted_utc: int
-    """When the last batch was accepted, in the same unit."""
+    as_of_utc: int
+    """The source's wall clock up to which the replica lacks nothing, in the same unit."""
     idle_s: int
     """Whole seconds since bytes of batches last arrived, over any connection; a part of a frame
     counts."""
+    sent_ns: int = 0
+    """The target's stamp; see `common.wire.statement`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +206,8 @@ MESSAGES: Codec[Message] = Codec(
                 "condition": member(Condition),
                 "target": ID,
                 "recent": RECENT_BATCHES,
+                "as_of_ns": U64,
+                "sent_ns": U64,
             },
         ),
         "disown": Form(Disown, {"epoch": U64}),
@@ -204,7 +215,15 @@ MESSAGES: Codec[Message] = Codec(
             Refused,
             {"attempt": U64, "reason": member(RefusedReason), "nonce": U64, "text": TEXT},
         ),
-        "ping": Form(Ping, {"epoch": U64, "generation": GENERATION, "left_bytes": U64}),
+        "ping": Form(
+            Ping,
+            {
+                "epoch": U64,
+                "generation": GENERATION,
+                "left_bytes": U64,
+                "statement": STATEMENT,
+            },
+        ),
         "ack": Form(
             Ack,
             {
@@ -213,8 +232,9 @@ MESSAGES: Codec[Message] = Codec(
                 "durable": U64,
                 "condition": member(Condition),
                 "since_utc": U64,
-                "accepted_utc": U64,
+                "as_of_utc": U64,
                 "idle_s": U64,
+                "sent_ns": U64,
             },
         ),
         "rewind": Form(Rewind, {"epoch": U64, "reason": member(RewindReason), "text": TEXT}),

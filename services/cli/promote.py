@@ -50,8 +50,7 @@ def promote(config_path: str, run_dir: str | None, force: bool, volume: str) -> 
             file.save(replace(remembered, promoted_utc=int(time.time())))
     click.echo(
         f"{volume}: promoted: {target.target} can be used; {record.condition.words}, "
-        f"at slot {record.slot}"
-        + (f", as of {utc(record.accepted_utc)}" if record.accepted_utc else "")
+        f"at slot {record.slot}" + (f", as of {utc(record.as_of_utc)}" if record.as_of_utc else "")
     )
 
 

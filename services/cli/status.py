@@ -192,6 +192,7 @@ def lines(answer: Answer) -> list[str]:
         if status.ring:
             shown.append(f"  ring        {ring(status.ring)}")
     else:
+        shown.append(f"  behind      {age(status.replica)}")
         shown.append(f"  source      {_link(status.connection)}")
     shown.append(f"  replica     {replica(status.replica)}")
     shown += [f"              {line}" for line in replica_details(status.replica)]
@@ -204,8 +205,10 @@ def lines(answer: Answer) -> list[str]:
 
 def behind(lag: LagStatus) -> str:
     """Lag in seconds and bytes, and the time to catch up."""
-    if lag.seconds is None or lag.bytes is None:
+    if lag.bytes is None:
         return "not known: the ring cannot be read"
+    if lag.seconds is None:
+        return "not known: something is missing since an unknown time"
     least = "at least " if lag.is_minimum else ""
     text = f"{least}{lag.seconds:.1f} s, {show_size(lag.bytes)}"
     if not lag.slots:
@@ -213,6 +216,12 @@ def behind(lag: LagStatus) -> str:
     if lag.catch_up_s is None:
         return f"{text}, not catching up"
     return f"{text}, caught up in {lag.catch_up_s:.0f} s"
+
+
+def age(found: ReplicaStatus) -> str:
+    """Age of a target's replica."""
+    seconds = found.intake.age_s if found.intake else None
+    return "not known" if seconds is None else f"{seconds:.1f} s"
 
 
 def _link(link: ConnectionStatus) -> str:
@@ -253,7 +262,7 @@ def replica(found: ReplicaStatus) -> str:
 
 
 def replica_details(found: ReplicaStatus) -> list[str]:
-    """Start of the condition; the rest of a scan, or the age of the replica."""
+    """Start of the condition; the rest of a scan, or the source's time of the content."""
     since = f"since {moment(found.since_utc)}" if found.since_utc else ""
     if found.condition is not None and found.condition.needs_scan:
         words = [f"resync under way {since}"] if since else []
@@ -261,10 +270,10 @@ def replica_details(found: ReplicaStatus) -> list[str]:
             [] if found.left_bytes is None else [f"{show_size(found.left_bytes)} left to compare"]
         )
         return [", ".join(words)] if words else []
-    if not since or not found.accepted_utc:
+    if not since or not found.as_of_utc:
         return []
     position = f"slot {found.slot} of stream {str(found.stream)[:8]}"
-    return [f"{since}; {position}, as of {moment(found.accepted_utc)}"]
+    return [f"{since}; {position}, as of {moment(found.as_of_utc)}"]
 
 
 def verification(found: VerificationStatus) -> str:

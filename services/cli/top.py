@@ -130,6 +130,8 @@ def _volume(view: View, now_at: float) -> Iterator[RenderableType]:
         yield Text(f"  ! {reason}", "yellow")
     if status.lag is not None:
         yield _line(f"  behind        {cli_status.behind(status.lag)}")
+    else:
+        yield _line(f"  behind        {cli_status.age(status.replica)}")
     for rate, values in view.rates.items():
         yield _line(f"  {rate:<13} {show_size(values[-1]):>10}/s  {sparkline(list(values))}")
     yield from _gauges(status)

@@ -54,15 +54,16 @@ class Detector:
         self._condition: Condition | None = None
         self._is_resyncing = False
         self._verification: VerificationStatus | None = None
+        self._is_rpo_exceeded: bool | None = None
         """As last known."""
 
     def update(self, now: VolumeStatus) -> list[Event]:
         """Takes the next status; returns the events since the previous one."""
-        found = [*self._connection(now), *self._content(now), *self._resync(now)]
+        found = [*self._connection(now), *self._content(now), *self._resync(now), *self._rpo(now)]
         found += self._verified(now)
         before, self._before = self._before, now
         if before is not None:
-            found += [*_overflow(before, now), *_rpo(before, now), *_stages(before, now)]
+            found += [*_overflow(before, now), *_stages(before, now)]
             if before.health is not now.health:
                 facts = {"from": before.health.value, "to": now.health.value}
                 found.append(Event("health", facts | {"reasons": "; ".join(now.reasons)}))
@@ -122,6 +123,15 @@ class Detector:
             return [Event("inconsistent")]
         return []
 
+    def _rpo(self, now: VolumeStatus) -> list[Event]:
+        is_exceeded = now.is_rpo_exceeded
+        if is_exceeded is None:
+            return []  # unknown; the last known state is kept
+        was_exceeded, self._is_rpo_exceeded = self._is_rpo_exceeded, is_exceeded
+        if is_exceeded:
+            return [] if was_exceeded else [Event("rpo-exceeded")]
+        return [Event("rpo-restored")] if was_exceeded else []
+
 
 def _verified_facts(found: VerificationStatus) -> dict[str, object]:
     return {
@@ -136,12 +146,6 @@ def _overflow(before: VolumeStatus, now: VolumeStatus) -> list[Event]:
     if ring is None or old is None or ring.overflows <= old.overflows:
         return []
     return [Event("overflow", {"overflows": ring.overflows})]
-
-
-def _rpo(before: VolumeStatus, now: VolumeStatus) -> list[Event]:
-    if before.is_rpo_exceeded == now.is_rpo_exceeded:
-        return []
-    return [Event("rpo-exceeded" if now.is_rpo_exceeded else "rpo-restored")]
 
 
 def _stages(before: VolumeStatus, now: VolumeStatus) -> list[Event]:

@@ -32,7 +32,7 @@ def environment(event: Event, status: VolumeStatus) -> dict[str, str]:
         "TIME": status.time_utc.isoformat(timespec="milliseconds"),
         "HEALTH": status.health.value,
         "REASONS": "; ".join(status.reasons),
-        "SECONDS_BEHIND": lag.seconds if lag else None,
+        "SECONDS_BEHIND": status.seconds_behind,
         "BYTES_BEHIND": lag.bytes if lag else None,
         "RPO_SECONDS": status.rpo_s,
         "CONDITION": condition.name if condition is not None else None,

@@ -79,7 +79,7 @@ def test_consistent_replica_is_shown_with_its_place_and_time_on_both_sides_and_r
 
     def places() -> list[tuple[object, ...]]:
         replicas = [replica(host) for host in (hosts.source, hosts.target)]
-        keys = ("condition", "stream", "slot", "since_utc", "accepted_utc", "left_bytes")
+        keys = ("condition", "stream", "slot", "since_utc", "as_of_utc", "left_bytes")
         return [tuple(found.get(key) for key in keys) for found in replicas]
 
     wait_for(

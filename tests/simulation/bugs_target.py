@@ -52,7 +52,7 @@ def welcome_before_it_is_durable() -> Patch:
         def broken(self: Reception, peer: Any, hello: Any, start: Any) -> Any:
             actions = admit(self, peer, hello, start)
             self._session.state = SessionState.OPEN
-            return [*actions, events.Send(peer, welcome(self._session, self._replica.expected))]
+            return [*actions, events.Send(peer, welcome(self._session, self._replica))]
 
         return broken
 

@@ -12,7 +12,6 @@ from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus
 from bdr.common.ring.layout import (
@@ -29,7 +28,7 @@ from bdr.common.ring.layout import (
     Mode,
     Op,
 )
-from bdr.common.ring.marks import Marks
+from bdr.common.ring.marks import Mark, Marks
 from bdr.common.ring.slots import Headers, phase, published_count, slots_at
 from bdr.common.scan.plan import pack_bits
 
@@ -280,7 +279,7 @@ class Gate:
         """Out of `resync`, by BITMAP_CLEAR."""
         self.resync.difference_update(range(first, first + count))
 
-    def marks(self) -> NDArray[np.uint64]:
+    def marks(self) -> list[Mark]:
         """See `Capture.marks`."""
         return self.marks_of_clock.table()
 

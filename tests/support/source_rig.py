@@ -90,6 +90,8 @@ class RigCapture:
         self.reads = 0
         """How often a bitmap was read."""
         self.resumes = 0
+        self.table: list[tuple[int, int]] = []
+        """Marks of the clock."""
         lap = phase(status.tail, info.capacity)
         is_of_lap = np.arange(info.capacity) < status.tail % info.capacity
         phases = np.where(is_of_lap, lap, lap ^ 1).astype(np.uint64)
@@ -126,6 +128,9 @@ class RigCapture:
             active_regions=len(self.bits[Bitmap.ACTIVE]),
             resync_regions=len(self.bits[Bitmap.RESYNC]),
         )
+
+    def marks(self) -> list[tuple[int, int]]:
+        return self.table
 
     def payload(self, first: int, count: int) -> memoryview:
         lengths = [self._lengths.get(slot, 0) for slot in range(first, first + count)]

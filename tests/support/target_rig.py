@@ -28,6 +28,7 @@ from bdr.common.wire.batch import (
 )
 from bdr.common.wire.condition import Condition
 from bdr.common.wire.control import Ack, Hello, Message, Refused, Welcome
+from bdr.common.wire.statement import NO_STATEMENT, Statement
 
 STREAM = b"stream-of-tests!"
 OTHER_STREAM = b"another-stream.."
@@ -54,6 +55,7 @@ RECORD = ReplicaRecord(
     epoch=EPOCH - 1,
     condition=Condition.CONSISTENT,
     clean=True,
+    source_sectors=DEVICE_SECTORS,
 )
 BLANK = ReplicaRecord("v", DEVICE_SECTORS, target=TARGET)
 HELLO = Hello(
@@ -90,10 +92,16 @@ def make_batch(number: int, first: int, count: int = 1, **fields: Any) -> Batch:
 
 
 def make_marker(
-    number: int, first: int, marker: Marker, epoch: int = EPOCH, stream: bytes = STREAM
+    number: int,
+    first: int,
+    marker: Marker,
+    epoch: int = EPOCH,
+    stream: bytes = STREAM,
+    statement: Statement = NO_STATEMENT,
 ) -> Batch:
     """A batch that only declares a condition."""
-    header = BatchHeader(BatchKind.MARKER, marker, stream, epoch, number, first, 0)
+    kind = BatchKind.MARKER
+    header = BatchHeader(kind, marker, stream, epoch, number, first, 0, statement=statement)
     return decode_batch([encode_batch(header, b"", b""), b"", b""])
 
 
@@ -183,8 +191,9 @@ def of(kind: type[A], actions: list[Action]) -> list[A]:
 
 
 def messages(actions: list[Action]) -> list[Message]:
-    """That are sent."""
-    return [action.message for action in of(Send, actions)]
+    """That are sent, without the time at which they are."""
+    found = [action.message for action in of(Send, actions)]
+    return [replace(each, sent_ns=0) if isinstance(each, Welcome | Ack) else each for each in found]
 
 
 def jobs(actions: list[Action]) -> list[Job]:

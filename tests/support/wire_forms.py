@@ -23,11 +23,24 @@ from bdr.common.wire.batch import (
 from bdr.common.wire.codec import Buffer, Codec, FieldType, Form
 from bdr.common.wire.control import MESSAGES, Hello
 from bdr.common.wire.scan import ANSWERS, REQUESTS
+from bdr.common.wire.statement import STATEMENT, Statement
 
 CODECS: dict[str, Codec[Any]] = {"control": MESSAGES, "requests": REQUESTS, "answers": ANSWERS}
 
 STREAM = bytes(range(16))
-LIVE = BatchHeader(BatchKind.LIVE, Marker.NONE, STREAM, epoch=3, number=258, first=1 << 40, count=2)
+SAID = Statement(1 << 41, 1_790_000_000_123, 1 << 40, (1 << 62) + 7)
+LIVE = BatchHeader(
+    BatchKind.LIVE,
+    Marker.NONE,
+    STREAM,
+    epoch=3,
+    number=258,
+    first=1 << 40,
+    count=2,
+    not_before_ns=5,
+    not_after_ns=1 << 39,
+    statement=SAID,
+)
 SLOTS = bytes(range(16))
 PAYLOAD = bytes(range(256)) * 32
 
@@ -35,6 +48,9 @@ U64 = st.integers(0, (1 << 64) - 1)
 TEXT = st.text(max_size=200)
 _SIXTEEN = st.binary(min_size=16, max_size=16)
 _EIGHT = st.binary(min_size=8, max_size=8)
+STATEMENTS = st.tuples(U64, U64, U64, U64).map(
+    lambda each: Statement(max(each[0], each[2]), each[1], min(each[0], each[2]), each[3])
+)
 _VALUES: dict[int, st.SearchStrategy[Any]] = {
     id(codec.U64): U64,
     id(codec.COUNT): st.integers(0, (1 << 63) - 1),
@@ -48,6 +64,7 @@ _VALUES: dict[int, st.SearchStrategy[Any]] = {
         st.builds(AcceptedBatch, U64, U64, U64, st.integers(0, BATCH_SLOTS_MAX), digest=_SIXTEEN),
         max_size=RECENT_BATCHES_MAX,
     ).map(tuple),
+    id(STATEMENT): STATEMENTS,
     id(codec.BLOB): st.binary(max_size=200),
     id(codec.RANGES): st.lists(st.tuples(U64, U64), max_size=9),
 }
@@ -85,6 +102,9 @@ HEADERS = st.builds(
     number=U64,
     first=st.integers(0, 1 << 60),
     count=st.integers(0, 3),
+    not_before_ns=U64,
+    not_after_ns=U64,
+    statement=STATEMENTS,
 ) | st.builds(
     BatchHeader,
     kind=st.just(BatchKind.MARKER),

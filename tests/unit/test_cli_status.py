@@ -89,9 +89,10 @@ def test_both_sides_are_shown_with_what_they_have() -> None:
     assert TARGET.replica.intake
     full = replace(TARGET.replica.intake, journal_bytes=1 << 20, journal_size_bytes=1 << 24)
     status = replace(TARGET, replica=replace(TARGET.replica, intake=full), stages=())
-    assert cli_status.lines(Answer("v", HealthState.BROKEN, ("why",), status))[:4] == [
+    assert cli_status.lines(Answer("v", HealthState.BROKEN, ("why",), status))[:5] == [
         "v: broken (target)",
         "  why",
+        "  behind      0.5 s",
         "  source      connected, 4 connects, 0 disconnects, 1 refused",
         "  replica     consistent, at slot 90, last acknowledged 0.2 s ago, "
         "journal 1.0 MiB of 16.0 MiB",

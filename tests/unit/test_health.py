@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Health and lag: the rules, case by case, and that nothing bad is ever called healthy."""
+"""Health and rates: the rules, case by case, and that nothing bad is ever called healthy."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bdr.common.status.health import Health, SourceFacts, TargetFacts, judge
-from bdr.common.status.lag import SAMPLES_MAX, LagMeter
+from bdr.common.status.lag import RateMeter, Rates
 from bdr.common.status.model import StageStatus
 from bdr.common.status.states import ConnectionState, HealthState, StageState
 from bdr.common.wire.condition import Condition
@@ -148,6 +145,7 @@ GOOD_TARGET = TargetFacts(
     held_s=None,
     hook_failures=0,
     wrong_device=None,
+    behind_s=0.0,
     queued_s=0.0,
     rpo_s=10.0,
 )
@@ -221,7 +219,7 @@ def test_a_volume_whose_process_was_never_seen_is_unknown() -> None:
     assert judge(unseen).state is HealthState.UNKNOWN
     assert judge(replace(unseen, stages=stages(UP, UP)[1:])).state is HealthState.UNKNOWN
     assert (
-        judge(TargetFacts((), None, None, None, None, None, 0, None, 0.0, 10.0)).state
+        judge(TargetFacts((), None, None, None, None, None, 0, None, 0.0, 0.0, 10.0)).state
         is HealthState.UNKNOWN
     )
 
@@ -249,76 +247,36 @@ def test_nothing_but_the_good_case_is_ever_healthy() -> None:
         assert bool(verdict.reasons) != bool(is_good)
 
 
-# Lag.
+# Rates.
 
 
-def look(meter: LagMeter, *looks: tuple[float, int, int]) -> None:
+def look(meter: RateMeter, *looks: tuple[float, int, int]) -> None:
     for now_at, head, tail in looks:
         meter.sample(now_at=now_at, head=head, tail=tail)
 
 
-def test_age_is_that_of_the_oldest_write_not_durable() -> None:
-    meter = LagMeter()
-    look(meter, (0, 0, 0), (1, 10, 0), (2, 20, 0), (3, 20, 9))
-    assert (meter.lag.slots, meter.lag.seconds) == (11, 2)
-    look(meter, (4, 20, 10))
-    assert meter.lag.seconds == 2  # those of the second look
-    look(meter, (5, 20, 20))
-    assert (meter.lag.slots, meter.lag.seconds, meter.lag.catch_up_s) == (0, 0, 0)
-    assert not meter.lag.is_minimum
-
-
-def test_what_stood_at_the_first_look_is_a_minimum() -> None:
-    meter = LagMeter()
-    look(meter, (0, 10, 5), (1, 12, 5))
-    assert meter.lag.is_minimum
-    assert meter.lag.seconds == 1
-    look(meter, (2, 12, 10))
-    assert not meter.lag.is_minimum
-    assert meter.lag.seconds == 1
+def test_rates_without_an_interval_are_none() -> None:
+    meter = RateMeter()
+    assert meter.rates == Rates(0.0, 0.0)
+    look(meter, (1, 10, 5))
+    assert meter.rates == Rates(0.0, 0.0)
 
 
 def test_a_new_capture_begins_anew() -> None:
-    meter = LagMeter()
-    look(meter, (0, 0, 0), (1, 100, 0), (2, 3, 3))
-    assert (meter.lag.slots, meter.lag.seconds) == (0, 0)
+    meter = RateMeter()
+    look(meter, (0, 0, 0), (1, 100, 0), (2, 3, 3), (3, 5, 4))
+    assert meter.rates == Rates(2.0, 1.0)
 
 
 def test_rates_and_time_to_catch_up() -> None:
-    meter = LagMeter()
+    meter = RateMeter()
     look(meter, *((t, 1000 + 10 * t, 30 * t) for t in range(11)))
-    lag = meter.lag
-    assert (lag.written_per_s, lag.acked_per_s) == (10, 30)
-    assert lag.catch_up_s == pytest.approx((1100 - 300) / 20)
+    rates = meter.rates
+    assert (rates.written_per_s, rates.acked_per_s) == (10, 30)
+    assert rates.catch_up_s(1100 - 300) == pytest.approx((1100 - 300) / 20)
+    assert rates.catch_up_s(0) == 0
     look(meter, *((t, 1000 + 50 * t, 300) for t in range(11, 22)))
-    assert meter.lag.catch_up_s is None
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=300))
-def test_age_equals_that_of_a_meter_that_remembers_everything(
-    steps: Sequence[tuple[int, int]],
-) -> None:
-    meter, head, tail, seen = LagMeter(), 0, 0, {}
-    meter.sample(now_at=0, head=0, tail=0)
-    for now_at, (written, acked) in enumerate(steps, 1):
-        for slot in range(head, head + written):
-            seen[slot] = now_at
-        head += written
-        tail = min(head, tail + acked)
-        meter.sample(now_at=now_at, head=head, tail=tail)
-        assert meter.lag.seconds == (now_at - seen[tail] if tail < head else 0)
-
-
-def test_a_long_outage_takes_bounded_memory_and_is_never_called_younger() -> None:
-    meter = LagMeter()
-    for at in range(4 * SAMPLES_MAX):
-        meter.sample(now_at=at, head=at, tail=0)
-    assert len(meter._samples) <= SAMPLES_MAX
-    assert meter.lag.seconds == 4 * SAMPLES_MAX - 2
-    last = 4 * SAMPLES_MAX - 1
-    for tail in range(0, last, 997):
-        meter.sample(now_at=last, head=last, tail=tail)
-        assert meter.lag.seconds >= last - tail - 1
+    assert meter.rates.catch_up_s(1) is None
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,7 @@ SAMPLES_OF_TARGET = {
     "bdr_rpo_exceeded": 0,
     "bdr_monitor_uptime_seconds": 3600,
     "bdr_monitor_lost_log_lines_total": 0,
+    "bdr_seconds_behind": 0.5,
     "bdr_connected": 1,
     'bdr_connects_total{stage="applier",process="v-applier"}': 4,
     'bdr_disconnects_total{stage="applier",process="v-applier"}': 3,

@@ -52,6 +52,7 @@ def test_the_first_status_says_what_holds() -> None:
         (in_condition(Condition.INCONSISTENT), ["inconsistent"], ["consistent"]),
         (in_condition(Condition.CATCHING_UP), [], ["consistent"]),
         (replace(SOURCE, is_rpo_exceeded=True), ["rpo-exceeded"], ["rpo-restored"]),
+        (replace(SOURCE, is_rpo_exceeded=None), [], []),
         (replace(SOURCE, ring=None), [], []),
         (replace(SOURCE, resync=None), [], []),
         (
@@ -81,6 +82,15 @@ def test_what_changes_there_and_back_is_named_once(
     bad: VolumeStatus, there: list[str], back: list[str]
 ) -> None:
     assert topics(SOURCE, bad, bad, SOURCE, SOURCE)[1:] == [there, [], back, []]
+
+
+def test_unknown_age_neither_exceeds_nor_restores() -> None:
+    exceeded, unknown = (replace(SOURCE, is_rpo_exceeded=each) for each in (True, None))
+    assert topics(SOURCE, exceeded, unknown, exceeded)[1:] == [["rpo-exceeded"], [], []]
+    assert topics(SOURCE, exceeded, unknown, SOURCE)[1:] == [["rpo-exceeded"], [], ["rpo-restored"]]
+    # A monitor that begins says what holds.
+    assert "rpo-exceeded" in topics(exceeded)[0]
+    assert "rpo-restored" not in topics(SOURCE)[0]
 
 
 def test_what_came_and_went_between_two_looks_is_named() -> None:

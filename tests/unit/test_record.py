@@ -37,7 +37,7 @@ LARGEST = ReplicaRecord(
     clean=True,
     journal=b"\xff" * 16,
     since_utc=(1 << 64) - 1,
-    accepted_utc=(1 << 64) - 1,
+    as_of_utc=(1 << 64) - 1,
     left_bytes=(1 << 64) - 1,
     promoted_utc=(1 << 64) - 1,
     device="d" * 255,
@@ -49,6 +49,8 @@ LARGEST = ReplicaRecord(
     * RECENT_BATCHES_MAX,
     adopts=b"\xff" * 16,
     is_given_up=True,
+    as_of_ns=(1 << 64) - 1,
+    source_sectors=(1 << 64) - 1,
 )
 RECORD = replace(
     LARGEST,
@@ -70,7 +72,7 @@ FROZEN_NAMES = {
     "clean": False,
     "journal": b"\xff" * 16,
     "since_utc": (1 << 64) - 1,
-    "accepted_utc": (1 << 64) - 1,
+    "as_of_utc": (1 << 64) - 1,
     "left_bytes": (1 << 64) - 1,
     "promoted_utc": (1 << 64) - 1,
     "device": "wwid 7",
@@ -81,6 +83,8 @@ FROZEN_NAMES = {
     "recent": [[3, 4, 46, 4, bytes(range(16))]],
     "adopts": b"\xff" * 16,
     "given_up": True,
+    "as_of_ns": (1 << 64) - 1,
+    "source_sectors": (1 << 64) - 1,
 }
 
 
@@ -105,7 +109,7 @@ def test_largest_record_fits_into_a_journal_entry_and_a_copy() -> None:
         condition=st.sampled_from(Condition),
         clean=st.booleans(),
         since_utc=U64,
-        accepted_utc=U64,
+        as_of_utc=U64,
         left_bytes=U64,
         source=ID,
         generation=st.binary(min_size=8, max_size=8),
@@ -114,6 +118,8 @@ def test_largest_record_fits_into_a_journal_entry_and_a_copy() -> None:
             st.builds(AcceptedBatch, U64, U64, U64, st.integers(0, 1024), ID), max_size=16
         ).map(tuple),
         is_given_up=st.booleans(),
+        as_of_ns=U64,
+        source_sectors=U64,
     )
 )
 def test_record_round_trip(record: ReplicaRecord) -> None:

@@ -337,7 +337,7 @@ def test_new_generation_is_made_when_batches_go_and_told_when_it_is_saved() -> N
     rig = streaming()
     assert of(SaveGeneration, rig.tick(0.5)) == []
     rig.dispatch(1)
-    assert of(SaveGeneration, rig.tick(0.75)) == [SaveGeneration()]
+    assert of(SaveGeneration, rig.tick(0.7)) == [SaveGeneration()]
     assert pinged(rig.tick(1.0)) == [GENERATION]
     assert greet(rig).generations == (GENERATION, OLDER)
     rig.welcome(40, epoch=8)

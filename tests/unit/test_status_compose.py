@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from bdr.common.capture.api import CaptureInfo, CaptureStatus
-from bdr.common.ring.layout import Mode
+from bdr.common.ring.layout import MISSED_UNKNOWN, Mode
 from bdr.common.status.compose import Composer
 from bdr.common.status.model import HookCounts, IntakeStatus, VolumeStatus
 from bdr.common.status.processes import SILENT_AFTER_S, Processes
@@ -46,10 +46,12 @@ RING = CaptureStatus(
     stream=STREAM,
     acknowledged=0,
     counted=0,
-    clock_ns=1,
-    marks=0,
+    clock_ns=7_000_000_000,
+    marks=1,
     missed_since_ns=0,
 )
+SECOND_NS = 10**9
+MARKS = [(85, 6_750_000_000)]
 
 
 class Host:
@@ -62,7 +64,7 @@ class Host:
             self.composer.processes.take(each)
 
     def see(self, status: CaptureStatus = RING, *, now_at: float = 10.0) -> None:
-        self.composer.ring.seen(INFO, status, now_at=now_at)
+        self.composer.ring.seen(INFO, status, MARKS, now_at=now_at)
 
     def status(self, now_at: float = 10.0) -> VolumeStatus:
         return self.composer.compose(
@@ -93,9 +95,8 @@ def test_source_with_everything_reported_is_healthy_and_known() -> None:
     assert (found.monitor_uptime_s, found.rpo_s, found.is_rpo_exceeded) == (6.0, RPO_S, False)
     assert (found.events, found.hooks.run) == ({"consistent": 1}, 1)
     assert found.lag
-    # Slots that are reserved and not published are not written yet.
-    assert (found.lag.slots, found.lag.bytes, found.lag.seconds) == (8, 8 * 4096, 0.0)
-    assert (found.lag.written_slots_per_s, found.lag.acked_slots_per_s) == (9.8, 9.0)
+    assert (found.lag.slots, found.lag.bytes, found.lag.seconds) == (10, 10 * 4096, 0.25)
+    assert (found.lag.written_slots_per_s, found.lag.acked_slots_per_s) == (10.0, 9.0)
     assert found.ring
     assert (found.ring.used, found.ring.capacity, found.ring.overflows) == (10, 1024, 2)
     assert (found.connection.state, found.connection.is_up) == (ConnectionState.STREAMING, True)
@@ -115,7 +116,7 @@ def test_target_with_everything_reported_is_healthy_and_known() -> None:
     assert (found.health, found.reasons) == (HealthState.HEALTHY, ())
     assert (found.lag, found.ring, found.resync) == (None, None, None)
     assert (found.connection.state, found.connection.is_up) == (ConnectionState.CONNECTED, True)
-    assert found.replica.intake == IntakeStatus(0.25, 0, 0.0, None, None, None)
+    assert found.replica.intake == IntakeStatus(0.5, 0.25, 0, 0.0, None, None, None)
     waiting = target(replace(APPLIER, has_source=False)).status()
     assert (waiting.connection.state, waiting.connection.is_up) == (ConnectionState.WAITING, False)
     assert waiting.health is HealthState.BROKEN
@@ -134,11 +135,11 @@ def test_of_a_silent_process_nothing_is_concluded_and_its_values_are_shown(
     assert (found.connection.state, found.connection.is_up) == (None, None)
     assert found.connection.losses == 0
     replica = found.replica
-    assert (replica.condition, replica.since_utc, replica.accepted_utc) == (None, None, None)
+    assert (replica.condition, replica.since_utc, replica.as_of_utc) == (None, None, None)
     assert found.resync is None
     assert all(stage.values and stage.pid for stage in found.stages)
     if found.role is VolumeRole.TARGET:
-        assert replica.intake == IntakeStatus(None, None, None, None, None, None)
+        assert replica.intake == IntakeStatus(None, None, None, None, None, None, None)
         assert (replica.slot, replica.stream, replica.left_bytes) == (None, None, None)
 
 
@@ -152,34 +153,105 @@ def test_ring_that_cannot_be_looked_at_is_unknown() -> None:
     replica = found.replica
     assert (replica.slot, replica.stream, replica.left_bytes) == (None, None, None)
     # What was measured stays; it is over a time that has passed.
-    assert found.lag.written_slots_per_s == 9.8
+    assert found.lag.written_slots_per_s == 10.0
     assert found.health is HealthState.BROKEN
     assert found.reasons == ("capture /x: gone",)
     host.see()
     assert host.status().health is HealthState.HEALTHY
 
 
-def test_rpo_exceeded_stays_while_the_ring_cannot_be_looked_at() -> None:
+def test_rpo_exceeded_is_unknown_while_the_ring_cannot_be_looked_at() -> None:
     host = source()
-    late = replace(RING, head=200, unpublished=200)
-    host.see(late, now_at=11.0)
-    host.see(late, now_at=11.0 + RPO_S)
-    assert host.status().is_rpo_exceeded
+    late = replace(RING, head=200, clock_ns=RING.clock_ns + 30 * SECOND_NS)
+    host.see(late)
+    assert host.status().is_rpo_exceeded is True
     host.composer.ring.lost("gone")
-    assert host.status().is_rpo_exceeded
-    host.see(replace(late, tail=200), now_at=30.0)
-    assert not host.status().is_rpo_exceeded
+    assert host.status().is_rpo_exceeded is None
+    host.see(replace(late, tail=200))
+    assert host.status().is_rpo_exceeded is False
+
+
+# The age.
+
+
+def behind(host: Host, **changes: object) -> tuple[float | None, bool]:
+    host.see(replace(RING, **changes))  # type: ignore[arg-type]
+    found = host.status().lag
+    assert found
+    return found.seconds, found.is_minimum
+
+
+LEVEL = {"head": 90, "unpublished": 90}
+
+
+def test_age_is_that_of_the_oldest_write_in_the_ring_or_missed_by_it() -> None:
+    host = source()
+    assert behind(host) == (0.25, False)
+    assert behind(host, **LEVEL) == (0.0, False)
+    assert behind(host, **LEVEL, missed_since_ns=3 * SECOND_NS) == (4.0, False)
+    assert behind(host, missed_since_ns=6_900_000_000) == (0.25, False)
+    assert behind(host, missed_since_ns=3 * SECOND_NS) == (4.0, False)
+
+
+def test_age_of_what_was_marked_is_unknown_and_what_is_known_a_minimum() -> None:
+    host = source()
+    assert behind(host, **LEVEL, missed_since_ns=MISSED_UNKNOWN) == (None, True)
+    assert host.status().is_rpo_exceeded is None
+    assert behind(host, missed_since_ns=MISSED_UNKNOWN) == (0.25, True)
+    assert host.status().is_rpo_exceeded is None
+    late_ns = RING.clock_ns + 30 * SECOND_NS
+    assert behind(host, missed_since_ns=MISSED_UNKNOWN, clock_ns=late_ns) == (30.25, True)
+    assert host.status().is_rpo_exceeded is True
+
+
+def test_what_a_scan_has_brought_is_missing_until_the_reader_knows_it_consistent() -> None:
+    values = replace(READER, missed_since_ns=2 * SECOND_NS)
+    host = source(replace(report("v-reader"), values=values))
+    assert behind(host, **LEVEL) == (5.0, False)
+    # A reader that has ended said it too.
+    host.composer.processes.take(replace(report("v-reader"), values=values, is_last=True))
+    assert behind(host, **LEVEL) == (5.0, False)
+    host.composer.processes.take(replace(report("v-reader"), values=READER))
+    assert behind(host, **LEVEL) == (0.0, False)
+
+
+@pytest.mark.parametrize("stream", [None, bytes(16).hex()])
+def test_age_is_a_minimum_without_a_reader_of_this_capture(stream: str | None) -> None:
+    reports = []
+    if stream is not None:
+        reports = [replace(report("v-reader"), values=replace(READER, stream=stream))]
+    host = Host(VolumeRole.SOURCE, *reports)
+    assert behind(host) == (0.25, True)
+    assert behind(host, **LEVEL) == (None, True)
+
+
+def test_monitor_that_begins_knows_the_age_that_another_knew() -> None:
+    late = {"clock_ns": RING.clock_ns + 20 * SECOND_NS, "missed_since_ns": SECOND_NS}
+    before = behind(source(), **late)
+    assert before == (26.0, False)
+    assert behind(Host(VolumeRole.SOURCE, report("v-reader")), **late) == before
+
+
+def test_target_counts_on_from_what_its_source_said_last() -> None:
+    host = target()
+    assert host.status(9.0).seconds_behind == 0.0
+    assert host.status(12.0).seconds_behind == 2.5
+    assert host.status(12.0).is_rpo_exceeded is False
+    unknown = target(replace(APPLIER, level_at=None)).status()
+    assert (unknown.seconds_behind, unknown.is_rpo_exceeded) == (None, None)
+    late = target(replace(APPLIER, level_at=-1.0)).status()
+    assert (late.health, late.is_rpo_exceeded) == (HealthState.BEHIND, True)
+    promoted = target(replace(APPLIER, level_at=-1.0, promoted_utc=SINCE_UTC)).status()
+    assert (promoted.health, promoted.is_rpo_exceeded) == (HealthState.PROMOTED, None)
 
 
 @pytest.mark.parametrize("utc_s", [0, 32_503_680_000, (1 << 64) - 1])
 def test_time_that_no_clock_says_is_unknown(utc_s: int) -> None:
-    unknown = replace(
-        report("v-reader"), values=replace(READER, since_utc=utc_s, accepted_utc=utc_s)
-    )
+    unknown = replace(report("v-reader"), values=replace(READER, since_utc=utc_s, as_of_utc=utc_s))
     on_source = source(unknown).status().replica
-    on_target = target(replace(APPLIER, since_utc=utc_s, accepted_utc=utc_s)).status().replica
+    on_target = target(replace(APPLIER, since_utc=utc_s, as_of_utc=utc_s)).status().replica
     for replica in (on_source, on_target):
-        assert (replica.since_utc, replica.accepted_utc) == (None, None)
+        assert (replica.since_utc, replica.as_of_utc) == (None, None)
 
 
 def test_before_the_first_acknowledgement_its_age_is_unknown() -> None:
@@ -304,7 +376,7 @@ def test_only_what_ought_to_run_is_known() -> None:
 
 
 def test_last_report_time_of_the_source_is_the_one_it_sent() -> None:
-    late = replace(report("v-reader"), values=replace(READER, accepted_utc=SINCE_UTC + 5))
-    accepted_utc = source(late).status().replica.accepted_utc
-    assert accepted_utc
-    assert accepted_utc.timestamp() == SINCE_UTC + 5
+    late = replace(report("v-reader"), values=replace(READER, as_of_utc=SINCE_UTC + 5))
+    as_of_utc = source(late).status().replica.as_of_utc
+    assert as_of_utc
+    assert as_of_utc.timestamp() == SINCE_UTC + 5

@@ -22,6 +22,7 @@ from bdr.common.wire.batch import Batch, BatchHeader, BatchKind, Marker, decode_
 from bdr.common.wire.condition import Condition
 from bdr.common.wire.control import Ack, Ping, Refused, Rewind, Welcome
 from bdr.common.wire.reasons import RefusedReason, RewindReason
+from bdr.common.wire.statement import Statement
 from tests.support.target_rig import (
     DEVICE_SECTORS,
     EPOCH,
@@ -41,6 +42,8 @@ from tests.support.target_rig import (
     of,
     open_session,
 )
+
+SECOND_NS = 10**9
 
 
 def bring(rig: TargetRig, batch: Batch) -> list[Job]:
@@ -329,19 +332,33 @@ def inconsistent(now_utc: int = 1000) -> TargetRig:
     """A session whose replica was declared inconsistent then."""
     rig = open_session()
     rig.tick(101.0, now_utc)
-    bring(rig, make_marker(1, 50, Marker.INCONSISTENT))
+    bring(rig, make_marker(1, 50, Marker.INCONSISTENT, statement=SAID))
     return rig
 
 
-def test_condition_bears_the_time_since_when_it_holds() -> None:
+SAID = Statement(5 * SECOND_NS, 700_500, 3 * SECOND_NS, 0)
+"""The replica has everything up to 698.5 s on the source's wall clock."""
+
+
+def test_condition_bears_the_time_since_when_it_holds_and_the_sources_time() -> None:
     rig = inconsistent(1000)
-    assert (rig.record.since_utc, rig.record.accepted_utc) == (1000, 1000)
+    assert (rig.record.since_utc, rig.record.as_of_utc, rig.record.as_of_ns) == (
+        1000,
+        698,
+        3 * SECOND_NS,
+    )
     rig.tick(102.0, 1060)
-    bring(rig, make_batch(2, 50))
-    assert (rig.record.since_utc, rig.record.accepted_utc) == (1000, 1060)
+    bring(rig, make_batch(2, 50, statement=SAID._replace(until_ns=5 * SECOND_NS)))
+    assert (rig.record.since_utc, rig.record.as_of_utc) == (1000, 700)
     rig.tick(103.0, 1070)
-    bring(rig, make_marker(3, 51, Marker.CONSISTENT))
-    assert (rig.record.since_utc, rig.record.accepted_utc) == (1070, 1070)
+    bring(rig, make_marker(3, 51, Marker.CONSISTENT, statement=SAID._replace(until_ns=0)))
+    assert (rig.record.since_utc, rig.record.as_of_utc, rig.record.as_of_ns) == (1070, 0, 0)
+
+
+def test_batch_that_says_nothing_of_time_leaves_it_as_it_was() -> None:
+    rig = inconsistent(1000)
+    bring(rig, make_batch(2, 50, kind=BatchKind.RESYNC))
+    assert (rig.record.as_of_utc, rig.record.as_of_ns) == (698, 3 * SECOND_NS)
 
 
 def test_replica_is_no_younger_than_the_last_that_was_accepted() -> None:
@@ -349,9 +366,9 @@ def test_replica_is_no_younger_than_the_last_that_was_accepted() -> None:
     rig = inconsistent(1000)
     rig.tick(102.0, 5000)
     rig.say(replace(HELLO, attempt=2))
-    assert rig.record.accepted_utc == 1000
+    assert rig.record.as_of_utc == 698
     (job,) = jobs(rig.handle(Stopping()))
-    assert job.record.accepted_utc == 1000
+    assert job.record.as_of_utc == 698
 
 
 def test_what_is_left_of_a_scan_is_remembered_and_the_source_learns_since_when() -> None:
@@ -360,7 +377,7 @@ def test_what_is_left_of_a_scan_is_remembered_and_the_source_learns_since_when()
     actions = rig.say(Ping(EPOCH, GENERATION, 77 << 20))
     (job,) = jobs(actions)
     assert (job.record.left_bytes, len(job.extents)) == (77 << 20, 0)
-    assert messages(actions) == [Ack(EPOCH, 1, 0, Condition.INCONSISTENT, 1000, 1000, 1)]
+    assert messages(actions) == [Ack(EPOCH, 1, 0, Condition.INCONSISTENT, 1000, 0, 1)]
     assert jobs(rig.say(Ping(EPOCH, GENERATION, 77 << 20))) == []
     (done,) = bring(rig, make_marker(2, 50, Marker.CONSISTENT))
     assert done.record.left_bytes == 0

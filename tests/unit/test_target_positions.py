@@ -287,7 +287,6 @@ def test_first_batch_makes_the_replica_its_sources(is_marker: bool) -> None:
         recent=() if is_marker else (accepted_of(batch),),
         condition=wanted,
         since_utc=1000,
-        accepted_utc=1000,
     )
     (ack,) = messages(rig.durable())
     assert isinstance(ack, Ack)

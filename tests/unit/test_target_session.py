@@ -404,8 +404,8 @@ def test_closing_job_says_that_nothing_lies_beyond() -> None:
 
 
 def test_replica_that_was_not_stopped_cleanly_does_not_know_since_when() -> None:
-    found = TargetRig(replace(RECORD, clean=False, since_utc=1000, accepted_utc=1060)).record
-    assert (found.condition, found.since_utc, found.accepted_utc) == (
+    found = TargetRig(replace(RECORD, clean=False, since_utc=1000, as_of_utc=1060)).record
+    assert (found.condition, found.since_utc, found.as_of_utc) == (
         Condition.CATCHING_UP,
         0,
         1060,

@@ -35,6 +35,7 @@ from bdr.common.wire.codec import (
 )
 from bdr.common.wire.control import OtherProtocolError, Ping, decode_message, encode_message
 from bdr.common.wire.scan import decode_answer, decode_request
+from bdr.common.wire.statement import Statement
 from tests.support.wire_forms import CODECS, LIVE, STREAM, TEXT, U64, forms, make_frames
 
 GENERATION = b"gener-01"
@@ -154,13 +155,15 @@ def test_any_fields_are_a_batch_or_an_error(
 
 
 def test_message_without_one_of_its_fields_or_with_another_one_is_an_error() -> None:
-    raw = {"type": "ping", "epoch": 7, "generation": GENERATION, "left_bytes": 1}
-    assert decode_message(pack(raw)) == Ping(7, GENERATION, 1)
+    said = {"statement": [9, 8, 7, 6]}
+    raw = {"type": "ping", "epoch": 7, "generation": GENERATION, "left_bytes": 1} | said
+    assert decode_message(pack(raw)) == Ping(7, GENERATION, 1, Statement(9, 8, 7, 6))
     for bad in (
-        {"type": "ping", "epoch": 7, "left_bytes": 1},
+        {"type": "ping", "epoch": 7, "left_bytes": 1} | said,
+        {"type": "ping", "epoch": 7, "generation": GENERATION, "left_bytes": 1},
         raw | {"other": 1},
-        {"type": "ping", "epoch": 7, "generation": GENERATION, "left": 1},
-        {"epoch": 7, "generation": GENERATION, "left_bytes": 1},
+        {"type": "ping", "epoch": 7, "generation": GENERATION, "left": 1} | said,
+        {"epoch": 7, "generation": GENERATION, "left_bytes": 1} | said,
     ):
         with pytest.raises(WireError):
             decode_message(pack(bad))
@@ -202,6 +205,10 @@ def test_message_without_one_of_its_fields_or_with_another_one_is_an_error() -> 
         ("hello", "generations", [GENERATION]),
         ("ping", "generation", bytes(16)),
         ("ping", "generation", 1),
+        ("ping", "statement", 1),
+        ("ping", "statement", [4, 3, 2]),
+        ("ping", "statement", [4, 3, 2, -1]),
+        ("ping", "statement", [4, 3, 5, 1]),
     ],
 )
 def test_value_that_a_field_may_not_hold_is_an_error(name: str, field: str, value: Any) -> None:
@@ -210,7 +217,12 @@ def test_value_that_a_field_may_not_hold_is_an_error(name: str, field: str, valu
         "welcome": dict.fromkeys(FORMS["welcome"].fields, 1)
         | {"target": bytes(16), "recent": [[1, 2, 3, 4, bytes(16)]]},
         "disown": {"epoch": 1},
-        "ping": {"epoch": 1, "generation": GENERATION, "left_bytes": 0},
+        "ping": {
+            "epoch": 1,
+            "generation": GENERATION,
+            "left_bytes": 0,
+            "statement": [4, 3, 2, 1],
+        },
         "refused": {"attempt": 1, "reason": 1, "nonce": 0, "text": ""},
         "rewind": {"epoch": 1, "reason": 1, "text": ""},
         "digests": {"request": 1, "digests": b"", "refused": 0, "text": ""},
@@ -314,7 +326,7 @@ def test_hello_of_this_protocol_that_is_malformed_is_not_told_apart() -> None:
 
 @pytest.mark.parametrize("protocol", [1, 3])
 def test_batch_of_another_protocol_is_an_error_that_names_both(protocol: int) -> None:
-    top = pack([pack([protocol, "whatever"]), bytes(16)])
+    top = pack([pack([protocol, "whatever"]), bytes(16), b"", bytes(8)])
     with pytest.raises(WireError, match=rf"\b{protocol}\b.*\b{PROTOCOL}\b"):
         decode_batch([top, b"", b""])
 
@@ -373,13 +385,31 @@ def test_marker_goes_with_its_kind_of_batch_and_no_slots(
     assert (found is not None) == is_right
 
 
-@pytest.mark.parametrize(("at", "value"), [(0, 3), (1, 3), (2, bytes(15)), (3, -1), (6, True)])
-def test_descriptor_with_a_value_that_a_field_may_not_hold_is_an_error(at: int, value: Any) -> None:
-    fields = msgpack.unpackb(encode_descriptor(LIVE))
-    assert decode_descriptor(pack(fields)) == LIVE
-    fields[at] = value
+@pytest.mark.parametrize(
+    ("part", "at", "value"),
+    [
+        (0, 0, 3),
+        (0, 1, 3),
+        (0, 2, bytes(15)),
+        (0, 3, -1),
+        (0, 6, True),
+        (1, 0, -1),
+        (1, 1, "5"),
+        (1, 2, None),
+        (1, 4, 1 << 42),
+        (1, 5, -1),
+    ],
+)
+def test_descriptor_with_a_value_that_a_field_may_not_hold_is_an_error(
+    part: int, at: int, value: Any
+) -> None:
+    parts = msgpack.unpackb(encode_descriptor(LIVE))
+    assert decode_descriptor(pack(parts)) == LIVE
+    parts[part][at] = value
     with pytest.raises(WireError):
-        decode_descriptor(pack(fields))
+        decode_descriptor(pack(parts))
+    with pytest.raises(WireError):
+        decode_descriptor(pack(parts[:1]))
 
 
 # Bits.
