@@ -90,7 +90,11 @@ def behind(status: CaptureStatus, marks: Sequence[Mark], missed_since_ns: int) -
             the reader knows besides; a clock, `MISSED_NOTHING` or `MISSED_UNKNOWN`.
     """
     is_level = status.head == status.tail
-    since_ns = marks[0][1] if marks and not is_level else MISSED_NOTHING
+    since_ns = MISSED_NOTHING
+    if marks and not is_level:
+        # The first one if the tail has moved on since the look.
+        at = bisect.bisect_right(marks, status.tail, key=lambda mark: mark[0]) - 1
+        since_ns = marks[max(at, 0)][1]
     is_minimum = missed_since_ns == MISSED_UNKNOWN or not (marks or is_level)
     if not is_minimum:
         since_ns = earlier(since_ns, missed_since_ns)

@@ -92,6 +92,7 @@ class Application:
         head = world.gate.head
         world.gate.admit(write)
         world.history.admit(head, write)
+        world.ages.captured(write)
         if world.trace is not None:
             where = f"slots {write.first}+{write.slots}" if write.logged else "missed"
             world.note(
@@ -155,6 +156,7 @@ class Application:
 
     def _done(self, write: Write) -> None:
         del self._flying[write.number]
+        self._world.ages.completed(write)
         waiting, self._parked = self._parked, deque()
         for parked in waiting:
             if any(parked.overlaps(other) for other in (*self._flying.values(), *self._parked)):

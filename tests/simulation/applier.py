@@ -21,6 +21,7 @@ from bdr.common.target.node import TargetNode
 from bdr.common.wire.batch import decode_batch
 from bdr.common.wire.control import Digests, decode_message, encode_message
 from bdr.common.wire.reasons import DigestsRefused
+from tests.simulation.ages import UTC_S
 from tests.simulation.clock import Process
 from tests.simulation.comparison import place
 from tests.simulation.disk import DiskFailedError, PowerLostError
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 TICK_S = 0.25
-UTC_S = 1_000_000_000
-"""The wall clock's begin."""
 
 
 @dataclass
@@ -76,6 +75,7 @@ class Applier(Process):
         self._unread: deque[list[bytes]] = deque()
         """Batches that wait in the socket, while the node takes none."""
         world.oracle.on_recovered(self.node.record)
+        world.ages.durable(self.node.record)
         self._on_tick()
 
     def accept(self, down: object) -> Duplex:
@@ -195,6 +195,7 @@ class Applier(Process):
         assert self._last is not None
         with self.world.target_disks():
             self.store.sync(self._last.record)
+            self.world.ages.durable(self._last.record)
             self._is_working = False
             self._plan_step()
             self._handle(events.Durable(self._last.number))
@@ -255,6 +256,7 @@ class Applier(Process):
             self.store.write(self._last)
         assert self._last is not None
         self.store.sync(self._last.record)
+        self.world.ages.durable(self._last.record)
         self._handle(events.Durable(self._last.number))
         self.store.close()
 

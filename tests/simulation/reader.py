@@ -15,6 +15,7 @@ from bdr.common.source.session import Phase
 from bdr.common.wire.batch import encode_descriptor
 from bdr.common.wire.control import decode_message, encode_message
 from bdr.common.wire.scan import decode_request, encode_answer
+from tests.simulation.ages import UTC_S
 from tests.simulation.clock import Process
 from tests.simulation.network import Duplex
 from tests.simulation.source import BrokenRuleError
@@ -142,15 +143,19 @@ class Reader(Process):
         self.after(TICK_S, self._on_tick)
         self._round()
 
+    def _tick(self) -> events.Tick:
+        now_at = self.clock.now_at
+        return events.Tick(now_at, int((UTC_S + now_at) * 1000))
+
     def on_event(self, event: events.Event) -> None:
         """A round that began with this event."""
-        self._waiting += [events.Tick(self.clock.now_at), event]
+        self._waiting += [self._tick(), event]
         self._round()
 
     def _round(self) -> None:
         if not self.alive:
             return
-        self._waiting.append(events.Tick(self.clock.now_at))
+        self._waiting.append(self._tick())
         self._run()
         while not self._is_blocked:
             ready = [sender for sender in self.senders if sender.has_room]

@@ -8,7 +8,7 @@ its slot is reserved again: who reads a released slot reads a torn batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -125,6 +125,7 @@ class Gate:
         for name, value in vars(self).items():
             if isinstance(value, set | list | np.ndarray):
                 setattr(copied, name, value.copy())
+        copied.marks_of_clock = deepcopy(self.marks_of_clock)
         copied.on_drained = None
         return copied
 

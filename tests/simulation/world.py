@@ -23,6 +23,7 @@ from bdr.common.source.identity import SourceRecord
 from bdr.common.target.record import NO_STREAM
 from bdr.common.wire.condition import Condition
 from bdr.services.target import recognition
+from tests.simulation.ages import AgeJudge
 from tests.simulation.application import Application
 from tests.simulation.applier import Applier
 from tests.simulation.clock import Clock
@@ -118,6 +119,7 @@ class World:
                 content = self.rng.choice((bytes(size), self.rng.randbytes(size)))
                 disk.content[:] = disk.synced[:] = content
         self._attach_capture()
+        self.ages = AgeJudge(self)
         self.application = Application(self)
         self.going_back = GoingBack(self)
         self.exchanges = Exchanges(self)
@@ -153,6 +155,7 @@ class World:
             if self.clock.now_at > begun_at + HEAL_S:
                 raise BrokenRuleError(f"P5: not identical after {HEAL_S} s: {self._state()}")
         self.healed_s = self.clock.now_at - begun_at
+        self.ages.judge_rest()
         self._check_end()
 
     def note(self, text: str) -> None:
