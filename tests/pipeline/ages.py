@@ -93,7 +93,7 @@ class AgeWitness:
         self.known = 0
         """Of these, how often an age was said."""
         self.most_s: dict[str, tuple[float, float]] = {}
-        """By side: the oldest that it was, and was said to be."""
+        """By side: the oldest that it was when an age was said, and that was said."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -118,9 +118,10 @@ class AgeWitness:
         side = status.get("role", "?")
         said_s = status.get("seconds_behind")
         self.known += said_s is not None
-        most = self.most_s.get(side, (0.0, 0.0))
-        self.most_s[side] = max(most[0], true_s), max(most[1], said_s or 0.0)
         is_minimum = bool(status.get("is_seconds_behind_minimum"))
+        if said_s is not None and not is_minimum:
+            most = self.most_s.get(side, (0.0, 0.0))
+            self.most_s[side] = max(most[0], true_s), max(most[1], said_s)
         for what, found_s, slack_s in (
             ("status", said_s, UNDER_S),
             ("metrics", exported_s, UNDER_S + EXPORTED_S),
