@@ -64,8 +64,7 @@ class Order:
         self.status = status
         """The capture's last status."""
         self.times = Times()
-        self.now_at = 0.0
-        self.now_utc_ms = 0
+        self.now_at, self.now_utc_ms = 0.0, 0
         self.window = Window(
             settings=window,
             stream=info.stream,

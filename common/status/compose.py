@@ -214,13 +214,9 @@ class Composer:
 
 
 def _missed_since_ns(stages: _Stages, stream: str | None) -> int:
-    """Since when the replica lacks what is not in the ring, as the reader reported last.
-
-    That counts also while no reader reports: what it has not seen, the capture's status says.
-    """
+    """Since when the replica lacks what is not in the ring, as a reader reported last."""
     found = (stage.values for stage in stages if isinstance(stage.values, ReaderValues))
-    known = (each.missed_since_ns for each in found if each.stream == stream)
-    return next(known, MISSED_UNKNOWN)
+    return next((each.missed_since_ns for each in found if each.stream == stream), MISSED_UNKNOWN)
 
 
 def _reporting(stages: _Stages, kind: type[_V]) -> list[_V]:
@@ -282,7 +278,7 @@ def _verification(values: VerificationValues) -> VerificationStatus:
 
 def _intake(applier: ApplierValues | None, now_at: float) -> IntakeStatus:
     if applier is None:
-        return IntakeStatus(None, None, None, None, None, None)
+        return IntakeStatus(None, None, None, None, None, None, None)
     acked_at, level_at = applier.acked_at, None if applier.promoted_utc else applier.level_at
     return IntakeStatus(
         age_s=None if level_at is None else round(max(0.0, now_at - level_at), 3),

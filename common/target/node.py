@@ -31,7 +31,6 @@ from bdr.common.facts import Facts
 from bdr.common.machine import Story, brief
 from bdr.common.target import events, session
 from bdr.common.target.admission import Refusal
-from bdr.common.target.age import Age
 from bdr.common.target.answers import acknowledgement, welcome
 from bdr.common.target.before_resync import BeforeResync
 from bdr.common.target.checksums import REFUSED_TEXTS, ChecksumQueue
@@ -78,6 +77,7 @@ class TargetNode:
         """When the last acknowledgement was sent."""
         self._story = Story()
         self._replica = Replica(record, stride=stride)
+        self.age = self._replica.age
         self._session = Session(self._story)
         self.hook = BeforeResync(self.settings.before_resync, self._replica, self._story)
         self._intake = Intake(
@@ -135,11 +135,6 @@ class TargetNode:
     def has_source(self) -> bool:
         """Whether a session is open and its source is not silent."""
         return self._session.is_open and self._silence.seconds < self.settings.source_silence_s
-
-    @property
-    def age(self) -> Age:
-        """How far the replica is behind."""
-        return self._replica.age
 
     @property
     def queued_s(self) -> float:
@@ -222,7 +217,6 @@ class TargetNode:
         else:
             self._silence.heard()
             self._reception.confirmed()
-            self._replica.age.said(ping.statement)
             job = self._replica.remember(ping)
             if job is not None:
                 self._actions.append(Apply(job))
@@ -245,9 +239,8 @@ class TargetNode:
         self._actions.append(Send(peer, message))
 
     def _acknowledge(self) -> None:
-        self._send(
-            self._session.peer, acknowledgement(self._session, self._replica, self._arrivals)
-        )
+        ack = acknowledgement(self._session, self._replica, self._arrivals)
+        self._send(self._session.peer, ack)
         self.acked_at = self._replica.now_at
 
     # Batches and jobs.
@@ -272,8 +265,7 @@ class TargetNode:
             raise self._story.error(
                 f"target: job {durable.job} is durable, of {jobs.durable} to {jobs.last}"
             )
-        jobs.done(durable.job)
-        self._replica.age.durable(durable.job)
+        self._replica.durable(durable.job)
         was_opening, before = at.state is SessionState.OPENING, at.durable
         at.fire(durable)
         self.hook.fire(durable)
@@ -288,8 +280,11 @@ class TargetNode:
         record = self._replica.expected
         self.age.begin()
         self._send(self._session.peer, welcome(self._session, self._replica))
-        facts: Facts = {"epoch": record.epoch, "slot": record.slot}
-        facts["condition"] = record.condition.name
+        facts: Facts = {
+            "epoch": record.epoch,
+            "slot": record.slot,
+            "condition": record.condition.name,
+        }
         self._actions.append(LogEvent("welcome", facts))
 
     def _on_stopping(self, _: events.Stopping) -> None:

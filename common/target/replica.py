@@ -149,6 +149,7 @@ class Replica:
 
     def remember(self, ping: Ping) -> Job | None:
         """What its source says of itself; None if that is no news."""
+        self.age.said(ping.statement)
         record = self.record
         if self._start is not None or self.is_crowded:
             return None
@@ -157,6 +158,11 @@ class Replica:
         if (left_bytes, ping.generation) == known:
             return None
         return self._advance(replace(record, left_bytes=left_bytes, generation=ping.generation))
+
+    def durable(self, job: int) -> None:
+        """Every job up to this one is durable."""
+        self.jobs.done(job)
+        self.age.durable(job)
 
     def close(self) -> Job:
         """The last job before a clean stop: the device has no writes beyond the record's slot."""

@@ -35,7 +35,7 @@ def environment(action: RunHook, *, target: str) -> dict[str, str]:
         "STREAM": record.stream.hex(),
         "SLOT": record.slot,
         "CHANGES": record.changes,
-        "ACCEPTED_UTC": record.accepted_utc,
+        "AS_OF_UTC": record.as_of_utc,
     }
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return kept | {f"BDR_{name}": str(value) for name, value in facts.items()}

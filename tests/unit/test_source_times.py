@@ -179,7 +179,7 @@ def test_ping_follows_a_look_and_says_what_is_durable() -> None:
     (ping,) = messages(rig.look(clock_ns=10 * S) + rig.tick(0.75))
     assert isinstance(ping, Ping)
     assert ping.statement.until_ns == 9 * S
-    rig.hear(Ack(EPOCH, 1, 1, Condition.CONSISTENT, 0, 0, AHEAD_NS + 10 * S))
+    rig.hear(Ack(EPOCH, 1, 1, Condition.CONSISTENT, 0, 0, 0, AHEAD_NS + 10 * S))
     (ping,) = messages(rig.tick(1.5))
     assert isinstance(ping, Ping)
     assert ping.statement.is_complete
