@@ -280,11 +280,8 @@ class TargetNode:
         record = self._replica.expected
         self.age.begin()
         self._send(self._session.peer, welcome(self._session, self._replica))
-        facts: Facts = {
-            "epoch": record.epoch,
-            "slot": record.slot,
-            "condition": record.condition.name,
-        }
+        facts: Facts = {"epoch": record.epoch, "slot": record.slot}
+        facts["condition"] = record.condition.name
         self._actions.append(LogEvent("welcome", facts))
 
     def _on_stopping(self, _: events.Stopping) -> None:
