@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from bdr.common.ring.layout import MISSED_UNKNOWN
-from bdr.common.status import health
-from bdr.common.status.health import Health, SourceFacts, TargetFacts
+from bdr.common.status.health import Health, SourceFacts, TargetFacts, judge
 from bdr.common.status.model import (
     ConnectionStatus,
     HookCounts,
@@ -154,7 +153,7 @@ class Composer:
             is_scanning=is_scanning,
         )
         return _RoleParts(
-            health=health.judge(facts),
+            health=judge(facts),
             is_rpo_exceeded=self._is_rpo_exceeded(lag.seconds, is_minimum=lag.is_minimum),
             lag=lag,
             ring=ring,
@@ -194,7 +193,7 @@ class Composer:
             rpo_s=self._rpo_s,
         )
         return _RoleParts(
-            health=health.judge(facts),
+            health=judge(facts),
             is_rpo_exceeded=self._is_rpo_exceeded(intake.age_s, is_minimum=False),
             lag=None,
             ring=None,

@@ -122,11 +122,6 @@ class TargetNode:
         return self._reception.rival
 
     @property
-    def is_idle(self) -> bool:
-        """Whether every job is durable."""
-        return not self.jobs.waiting
-
-    @property
     def accepts_batches(self) -> bool:
         """Whether batches should be read; those beyond a source's window stay in the socket."""
         return not (self.jobs.is_full or self._intake.is_holding)

@@ -216,7 +216,7 @@ class World:
             and gate.tail == gate.head
             and not (gate.active or gate.resync)
             and applier.is_idle
-            and applier.node.is_idle
+            and not applier.node.jobs.waiting
             and applier.node.record.condition is Condition.CONSISTENT
             and reader.node.order.condition is Condition.CONSISTENT
         )

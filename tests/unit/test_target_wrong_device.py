@@ -34,4 +34,4 @@ def test_nothing_follows_for_a_disk_that_is_not_open(rig: TargetRig) -> None:
     assert isinstance(digests, Digests)
     assert digests.refused is DigestsRefused.NO_SESSION
     assert jobs(rig.handle(events.Stopping())) == []
-    assert rig.node.is_idle
+    assert not rig.node.jobs.waiting
