@@ -60,6 +60,8 @@ class AgeJudge:
         """Not durable on the target, in the order of their slots."""
         self._missed: list[Write] = []
         """Not brought by a scan that has ended durably."""
+        self._cleared_at: dict[int, float] = {}
+        """When a region was last marked no more."""
         self._flying: set[int] = set()
         self._reader_missed_ns = MISSED_UNKNOWN
         """As a monitor knows it: what a reader has said last."""
@@ -82,6 +84,11 @@ class AgeJudge:
         """The application has learnt that a write has completed."""
         self._flying.discard(write.number)
 
+    def cleared(self, regions: range) -> None:
+        """The reader has cleared marks, whose writes a scan has brought."""
+        left = self._world.gate.active | self._world.gate.resync
+        self._cleared_at |= dict.fromkeys(set(regions) - left, self._world.clock.now_at)
+
     def durable(self, record: ReplicaRecord) -> None:
         """The target has this durably."""
         self._durable_as_of_utc = record.as_of_utc
@@ -94,7 +101,11 @@ class AgeJudge:
         gate, size = self._world.gate, self._world.gate.region_sectors
         regions = range(write.sector // size, (write.sector + write.sectors - 1) // size + 1)
         marked = gate.active | gate.resync
-        return write.number in self._flying or any(region in marked for region in regions)
+        captured_at = self._captured_at[write.number]
+        return write.number in self._flying or any(
+            region in marked and self._cleared_at.get(region, -1.0) < captured_at
+            for region in regions
+        )
 
     # What is said.
 

@@ -12,12 +12,15 @@ from bdr.common.scan.comparer import Comparer
 from bdr.common.scan.job import Closed, Job
 from bdr.common.source import events
 from bdr.common.source.consistency import Consistency, StatusSeen
+from bdr.common.source.events import ClearRegions
+from bdr.common.source.generation import Generation
 from bdr.common.source.greeting import Greeting
 from bdr.common.source.hold import Hold
 from bdr.common.source.node import SourceNode
 from bdr.common.source.order import Order
 from bdr.common.source.overflow import OverflowSettings
 from bdr.common.source.quota import QuotaSettings
+from bdr.common.source.release_tracker import ReleaseTracker
 from bdr.common.source.scheduler import ResyncScheduler
 from bdr.common.source.session import Phase, Session
 from bdr.common.source.session_events import Lost
@@ -152,6 +155,40 @@ def impossible_welcome_believed() -> Patch:
 @bug(faults={"liar": 0.5})
 def impossible_acknowledgement_believed() -> Patch:
     return mock.patch.object(Greeting, "_check_ack", nothing)
+
+
+# Identifiers and counters.
+
+
+@bug(faults={"kill_reader": 0.3})
+def generation_sent_before_it_is_durable() -> Patch:
+    def make(is_due: Any) -> Any:
+        def broken(self: Generation, now_at: float) -> bool:
+            due = bool(is_due(self, now_at))
+            if due:
+                self._known.appendleft(b"%8d" % (1000 * now_at))
+            return due
+
+        return broken
+
+    return wrapped(Generation, "is_due", make)
+
+
+@bug(
+    may_overflow=True,
+    think_s=0.0005,
+    writes=160,
+    faults_s=15.0,
+    faults={"revert_target": 0.3, "kill_reader": 0.05},
+)
+def acknowledged_told_after_the_clear() -> Patch:
+    def make(before: Any) -> Any:
+        def broken(self: ReleaseTracker, actions: Any) -> Any:
+            return before(self, [each for each in actions if type(each) is not ClearRegions])
+
+        return broken
+
+    return wrapped(ReleaseTracker, "before", make)
 
 
 # The capture.

@@ -255,6 +255,7 @@ class Reader(Process):
                 gate.clear_regions(first, count)
                 if gate is self.world.gate:
                     self.world.remembered.cleared(first, count)
+                    self.world.ages.cleared(range(first, first + count))
 
     def _stop(self, error: BdrError) -> None:
         """The process ends; supervisord, or a person, starts it again."""
