@@ -18,6 +18,9 @@ from tests.databases.site import RING_WRITES, VOLUME, Site
 from tests.pipeline.hosts import BIN, DEADLINE_S, Host
 
 SMALL_RING_WRITES = 2048
+SCAN_RATE = "1MiB"
+SCANNED_REGIONS = 128
+"""Of 64 KiB: the scan of so many takes 8 s at that rate, and does not end before the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +123,14 @@ def overflow_repaired(site: Site, clients: Clients, rng: random.Random) -> None:
 
 
 def during_scan(site: Site, clients: Clients, rng: random.Random) -> None:
+    capture = site.captured.capture
     with late_link(site):
         overflow(site, clients)
+        wait_for(
+            lambda: capture.status().dirty_regions >= SCANNED_REGIONS,
+            what=f"{SCANNED_REGIONS} regions to scan",
+            timeout_s=DEADLINE_S,
+        )
     site.wait_condition(Condition.INCONSISTENT)
 
 
@@ -181,6 +190,6 @@ DURING_SCAN = Scenario(
     "during-scan",
     during_scan,
     writes=SMALL_RING_WRITES,
-    source={"scan_rate": "1MiB"},
+    source={"scan_rate": SCAN_RATE},
     is_prefix=False,
 )
