@@ -32,7 +32,8 @@ class _Exchange:
     """What the next applier must find."""
 
     outcome: Outcome
-    right: Disk
+    before: dict[str, Disk]
+    """What was there: the state may be what was exchanged."""
     content: bytes
     """Of the device now."""
 
@@ -130,7 +131,6 @@ class Exchanges:
     def _exchange(self, put: Callable[[], None]) -> None:
         world = self._world
         before, store = world.store.disks(), world.store
-        right = store.device
         put()
         content = bytes(store.device.content)
         outcome = _outcome(store, content)
@@ -140,7 +140,7 @@ class Exchanges:
             return
         world.note(f"an exchange: {outcome.name}")
         world.oracle.host_went_back(None)
-        self._pending = _Exchange(outcome, right, content)
+        self._pending = _Exchange(outcome, before, content)
 
     # What is made of it.
 
@@ -167,8 +167,9 @@ class Exchanges:
                 return
             self._pending = None
             if world.rng.random() < 0.5:
-                world.note("a person puts the right disk back")
-                world.store.put("device", pending.right)
+                world.note("a person puts back what was there")
+                for name, disk in pending.before.items():
+                    world.store.put(name, disk)
             else:
                 world.note("a person adopts the disk")
                 self.is_adoption_due = True
