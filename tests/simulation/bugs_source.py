@@ -12,7 +12,6 @@ from bdr.common.scan.comparer import Comparer
 from bdr.common.scan.job import Closed, Job
 from bdr.common.source import events
 from bdr.common.source.consistency import Consistency, StatusSeen
-from bdr.common.source.events import ClearRegions
 from bdr.common.source.generation import Generation
 from bdr.common.source.greeting import Greeting
 from bdr.common.source.hold import Hold
@@ -181,14 +180,16 @@ def generation_sent_before_it_is_durable() -> Patch:
     faults_s=15.0,
     faults={"revert_target": 0.3, "kill_reader": 0.05},
 )
-def acknowledged_told_after_the_clear() -> Patch:
-    def make(before: Any) -> Any:
-        def broken(self: ReleaseTracker, actions: Any) -> Any:
-            return before(self, [each for each in actions if type(each) is not ClearRegions])
+def acknowledged_not_told() -> Patch:
+    """What a scan has brought is cleared, and the capture does not know why."""
+
+    def make(release: Any) -> Any:
+        def broken(self: ReleaseTracker) -> Any:
+            return replace(release(self), acknowledged=self._order.status.acknowledged)
 
         return broken
 
-    return wrapped(ReleaseTracker, "before", make)
+    return wrapped(ReleaseTracker, "_release", make)
 
 
 # The capture.
