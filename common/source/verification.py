@@ -10,7 +10,7 @@ excluded too, since they may differ.
 from __future__ import annotations
 
 from bdr.common.capture.api import CaptureInfo
-from bdr.common.scan.plan import CHUNK_SECTORS, Chunk
+from bdr.common.scan.plan import CHUNK_SECTORS, Chunk, joined
 from bdr.common.source.events import Peer
 from bdr.common.source.lease import Lease
 from bdr.common.source.leases import Leases
@@ -61,9 +61,12 @@ class Verification:
         return lease
 
     def exclude_marked(self, lease: Lease) -> None:
-        """Excludes the regions that are marked now."""
-        status, size = self._order.status, self._info.region_sectors
-        if status.dirty_regions:
-            for chunk in lease.chunks:
-                for region in self._regions.dirty_within(chunk):
-                    lease.exclusions.exclude_range(region * size, size)
+        """Excludes the regions that are marked now.
+
+        Not by the last status, which may be older: a write that fails is marked just before its
+        slot is published.
+        """
+        size = self._info.region_sectors
+        for span in joined(lease.chunks):
+            for region in self._regions.dirty_within(span):
+                lease.exclusions.exclude_range(region * size, size)
