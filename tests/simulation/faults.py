@@ -7,7 +7,14 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bdr.common.wire.batch import PROTOCOL, BatchHeader, BatchKind, Marker, encode_batch
+from bdr.common.wire.batch import (
+    PROTOCOL,
+    AcceptedBatch,
+    BatchHeader,
+    BatchKind,
+    Marker,
+    encode_batch,
+)
 from bdr.common.wire.condition import Condition
 from bdr.common.wire.control import (
     Ack,
@@ -282,7 +289,9 @@ class Faults:
             (
                 replace(welcome, slot=order.head + 1),
                 replace(welcome, number=2),
+                replace(welcome, recent=(AcceptedBatch(1, 1, order.tail, 1, bytes(16)),)),
                 Refused(session.attempt, RefusedReason.SLOTS, 0, "a lie"),
+                Refused(session.attempt, RefusedReason.PROMOTED, 0, "a lie"),
                 Ack(session.epoch, 1 << 40, 1 << 40, Condition.CONSISTENT, 0, 0, 0),
             )
         )

@@ -90,7 +90,7 @@ class GoingBack:
         world.history = world.histories[then.gate.stream] = then.history
         world.source_record = then.record
         world.remembered.went_back()
-        world.assume_clean = then.assume_clean
+        world.assume_clean = world.assume_clean and then.assume_clean
         world.boot_source_soon()
 
     def clone(self) -> None:

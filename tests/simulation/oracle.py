@@ -295,12 +295,13 @@ class Oracle:
 
     # Bounds.
 
-    def check_source(self, node: SourceNode, volume: str) -> None:
+    def check_source(self, node: SourceNode, volume: str, *, was_lied_to: bool) -> None:
         if volume != VOLUME and node.order.is_streaming:
             raise BrokenRuleError(f"the source of volume {volume!r} was let in")
         refused = node.session.refused
-        if refused is not None and refused.reason is _TWO and not self._went_back:
-            raise BrokenRuleError(f"the only source is refused: {refused.text}")
+        is_two = refused is not None and refused.reason is _TWO
+        if is_two and not (self._went_back or was_lied_to):
+            raise BrokenRuleError(f"the only source is refused: {refused}")
         settings, window = self._world.options.source.window, node.order.window
         if window.in_flight > settings.batches or window.cursor - window.tail > settings.slots:
             raise BrokenRuleError(f"window: {window.in_flight} batches in flight")

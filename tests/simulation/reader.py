@@ -165,7 +165,7 @@ class Reader(Process):
             self._handle(events.RoundEnded())
             if self.node.waits_for is Waits.RING and self.gate.is_woken:
                 self.wake()
-            self.world.oracle.check_source(self.node, self.volume)
+            self.world.oracle.check_source(self.node, self.volume, was_lied_to=self.was_lied_to)
 
     def _run(self) -> None:
         while not self._is_blocked and (self._todo or self._waiting):
