@@ -17,27 +17,28 @@ class Namespaces:
 
     Attributes:
         address: where the target listens.
+        names: of the source host's, and of the target host's.
         source: words that run a command on the source host.
         target: words that run a command on the target host.
     """
 
     def __init__(self) -> None:
         self.address = _TARGET_ADDRESS
-        self._names = [f"bdr-{side}-{os.getpid()}" for side in ("source", "target")]
+        self.names = [f"bdr-{side}-{os.getpid()}" for side in ("source", "target")]
         # `ip netns exec` would copy every mount: a device mounted in such a copy is busy.
-        self.source, self.target = (["nsenter", f"--net=/run/netns/{name}"] for name in self._names)
+        self.source, self.target = (["nsenter", f"--net=/run/netns/{name}"] for name in self.names)
 
     def __enter__(self) -> Self:
         try:
-            for name in self._names:
+            for name in self.names:
                 run("ip", "netns", "add", name)
                 run("ip", "-n", name, "link", "set", "lo", "up")
-            source, target = self._names
+            source, target = self.names
             run(
                 "ip", "link", "add", "cable", "netns", source,
                 "type", "veth", "peer", "name", "cable", "netns", target,
             )  # fmt: skip
-            for name, address in zip(self._names, (_SOURCE_ADDRESS, _TARGET_ADDRESS), strict=True):
+            for name, address in zip(self.names, (_SOURCE_ADDRESS, _TARGET_ADDRESS), strict=True):
                 run("ip", "-n", name, "address", "add", f"{address}/30", "dev", "cable")
                 run("ip", "-n", name, "link", "set", "cable", "up")
         except SetupError:
@@ -47,9 +48,9 @@ class Namespaces:
 
     def disconnect(self) -> None:
         """Takes the link between the hosts down, and leaves it down."""
-        run("ip", "-n", self._names[0], "link", "set", "cable", "down")
+        run("ip", "-n", self.names[0], "link", "set", "cable", "down")
 
     def __exit__(self, *_: object) -> None:
-        for name in self._names:
+        for name in self.names:
             with contextlib.suppress(SetupError):
                 run("ip", "netns", "delete", name)

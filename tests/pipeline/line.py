@@ -56,7 +56,7 @@ class Line:
     """Exists for the duration of the `with` block, between two namespaces."""
 
     def __init__(self, net: Namespaces, shape: Shape) -> None:
-        names = [words[-1] for words in (net.source, net.target)]
+        names = net.names
         numbers = (shape.rate, shape.delay_s, shape.loss, shape.queue_bytes)
         self._words = [sys.executable, "-m", __name__, *names, *map(str, numbers)]
 

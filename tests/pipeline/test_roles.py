@@ -13,7 +13,7 @@ from bdr.common.errors import StateError
 from bdr.common.host.tables import Target
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
-from bdr.common.target.record import ANY_SOURCE, NO_SOURCE, NO_STREAM
+from bdr.common.target.record import ANY_SOURCE, NO_JOURNAL, NO_SOURCE, NO_STREAM, ReplicaRecord
 from bdr.services.cli import replica
 from bdr.services.cli.adopt import adopt, adopt_first
 from bdr.services.cli.main import main as bdr
@@ -49,10 +49,19 @@ def adopted_by_server(host: Host) -> None:
     adopt_first("v", Target(role="target", target=str(host.target)), state=str(host.state))
 
 
-def promoted(host: Host) -> None:
+def remembered(host: Host) -> ReplicaRecord:
+    """What the state file has, whatever device is there."""
     file = RecordFile(str(host.state))
     record = file.peek(volume="v")
+    file.close()
     assert record is not None
+    return record
+
+
+def promoted(host: Host) -> None:
+    record = remembered(host)
+    file = RecordFile(str(host.state))
+    file.peek(volume="v")
     file.save(replace(record, promoted_utc=1))
     file.close()
 
@@ -99,15 +108,16 @@ def test_adoption_that_stays_on_a_command_line_counts_for_the_first_source_only(
 
 
 @pytest.mark.parametrize("close", LEFT_BEHIND)
-def test_adoption_does_not_make_another_disk_the_replica(
+def test_adoption_of_another_disk_believes_nothing_that_was_remembered(
     host: Host, monkeypatch: pytest.MonkeyPatch, close: bool
 ) -> None:
     followed(host, close=close)
     put_in_another_disk(host, monkeypatch)
-    before = host.state.read_bytes()
-    with pytest.raises(StateError, match="--give-up"):
-        adopted(host)
-    assert host.state.read_bytes() == before
+    adopted(host)
+    record = remembered(host)
+    assert (record.source, record.adopts) == (SOURCE, ANY_SOURCE)
+    assert (record.stream, record.slot, record.is_given_up) == (NO_STREAM, 0, True)
+    assert (record.device, record.journal) == ("another disk", NO_JOURNAL)
 
 
 def test_another_disk_is_demoted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +125,9 @@ def test_another_disk_is_demoted(host: Host, monkeypatch: pytest.MonkeyPatch) ->
     put_in_another_disk(host, monkeypatch)
     assert demote(host, "--give-up").exit_code == 0
     adopted(host)
-    host.open().close()
-    assert (host.record.source, host.record.stream) == (SOURCE, NO_STREAM)
-    assert host.record.device == "another disk"
+    record = remembered(host)
+    assert (record.source, record.stream) == (SOURCE, NO_STREAM)
+    assert record.device == "another disk"
 
 
 @pytest.mark.parametrize("close", LEFT_BEHIND)
