@@ -70,9 +70,9 @@ def test_stages_whose_logs_are_not_read_go_on(linked: tuple[Pair, BadLink]) -> N
         )
     finally:
         os.kill(supervisord, signal.SIGCONT)
-    # What was queued is written now.
+    # What was queued is written now; a sender that still pauses misses an interruption.
     wait_for(
-        lambda: pair.stack.log("v-sender-1").count("event=connected") >= 4,
+        lambda: pair.stack.log("v-sender-1").count("event=connected") >= 2,
         what="the lines of the sender",
         timeout_s=DEADLINE_S,
     )
