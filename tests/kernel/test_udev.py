@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
+from bdr.common.errors import DeviceError
 from bdr.common.host.attach import Attachment, LinuxHost, attach, detach
 from tests.kernel.devices import Loop, Mapped, run, start, wait_for, write
 
@@ -50,15 +52,21 @@ def test_attach_write_and_detach_repeatedly_never_fails_busy(loop: Loop) -> None
         assert not path.is_symlink()
 
 
-def removal() -> str:
-    """The kernel stack of a running `dmsetup remove`, "" if none runs."""
-    for commands in Path("/proc").glob("[0-9]*/cmdline"):
+class Watched(LinuxHost):
+    """Knows when a removal was refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_refused = threading.Event()
+
+    def run(self, *words: str) -> str:
+        """As `LinuxHost`."""
         try:
-            if commands.read_bytes().startswith(b"dmsetup\0remove\0"):
-                return (commands.parent / "stack").read_text()
-        except OSError:
-            continue  # it has ended
-    return ""
+            return super().run(*words)
+        except DeviceError:
+            if words[:2] == ("dmsetup", "remove"):
+                self.has_refused.set()
+            raise
 
 
 def test_detach_of_a_device_that_is_open_for_a_moment_tries_again(loop: Loop) -> None:
@@ -66,8 +74,9 @@ def test_detach_of_a_device_that_is_open_for_a_moment_tries_again(loop: Loop) ->
     attach(LinuxHost(), Attachment("seen", loop.path, "seen-ring", 64))
     reader = os.open("/dev/mapper/seen", os.O_RDONLY)
     try:
-        detaching = start(lambda: detach(LinuxHost(), "seen"))
-        wait_for(lambda: "nanosleep" in removal(), "a removal that was refused and tries again")
+        host = Watched()
+        detaching = start(lambda: detach(host, "seen"))
+        wait_for(host.has_refused.is_set, "a removal that was refused")
     finally:
         os.close(reader)
     detaching.join(30)
