@@ -255,6 +255,7 @@ def test_counters_of_a_stream_are_not_those_of_the_next(bdr: Bdr, tmp_path: Path
         assert (status.acknowledged, status.counted) == (1, 1)
         observer.close()
         capture.close()
+        bdr.reload(bdr.line(131072))  # the other device is taken away
 
 
 def test_table_without_the_target_in_between_begins_another_stream(
