@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from bdr.common.capture.times import Behind, behind, earlier
 from bdr.common.ring.layout import MARKS_INTERVAL_NS, MISSED_NOTHING, MISSED_UNKNOWN
 from bdr.common.target.record import ReplicaRecord
-from bdr.common.wire.condition import Condition
 from tests.simulation.source import BrokenRuleError, Write
 
 if TYPE_CHECKING:
@@ -94,7 +93,8 @@ class AgeJudge:
         self._durable_as_of_utc = record.as_of_utc
         while self._logged and self._logged[0].first + self._logged[0].slots <= record.slot:
             self._logged.popleft()
-        if record.condition is Condition.CONSISTENT:
+        if not record.condition.needs_scan:
+            # Of a target that was cut off CONSISTENT, CATCHING_UP may be the first that is seen.
             self._missed = [each for each in self._missed if self._is_marked(each)]
 
     def _is_marked(self, write: Write) -> bool:

@@ -55,7 +55,7 @@ def gap_ends_with_the_last_dirty_region() -> Patch:
     return mock.patch.object(Order, "_is_prefix_durable", True)
 
 
-@bug(**_OVERFLOWS, faults={"kill_reader": 0.1, "partition_control": 1.0}, delay_s=(0.0001, 0.02))
+@bug(**_OVERFLOWS, faults={"kill_reader": 0.1, "partition_data": 0.3}, delay_s=(0.0001, 0.02))
 def reader_begins_without_what_was_missing() -> Patch:
     def make(begin: Any) -> Any:
         return lambda self, **all_: begin(self, **(all_ | {"is_prefix": True}))

@@ -356,9 +356,9 @@ def torn_first_save_taken_for_damage() -> Patch:
 @bug(store="direct", faults={"power_cut": 0.1})
 def record_in_one_copy() -> Patch:
     def make(save: Any) -> Any:
-        def broken(self: stores.RecordFile, record: ReplicaRecord) -> None:
+        def broken(self: stores.RecordFile, record: ReplicaRecord, witness: bytes) -> None:
             self._generation += 1  # two at a time: always the same copy
-            save(self, record)
+            save(self, record, witness)
 
         return broken
 
