@@ -45,12 +45,13 @@ def plan_chunks(
 
 
 def joined(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """Chunks in ascending order, adjacent ones merged."""
+    """Chunks in ascending order; adjacent and overlapping ones are one, empty ones none."""
     found: list[Chunk] = []
     for sector, sectors in sorted(chunks):
-        if found and sum(found[-1]) == sector:
-            found[-1] = (found[-1][0], found[-1][1] + sectors)
-        else:
+        if found and sector <= sum(found[-1]):
+            first = found[-1][0]
+            found[-1] = first, max(sum(found[-1]), sector + sectors) - first
+        elif sectors:
             found.append((sector, sectors))
     return found
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bdr.common.capture.api import CaptureInfo
 from bdr.common.facts import Facts
 from bdr.common.ring.layout import SECTOR_BYTES
+from bdr.common.scan.plan import joined
 from bdr.common.source.events import Action, Announce, ClearRegions, Peer, Reply, SaveFindings
 from bdr.common.source.identity import FINDINGS_RANGES_MAX, Findings
 from bdr.common.wire.codec import Range
@@ -26,25 +27,25 @@ from bdr.common.wire.scan import Remembered, VerifyFound
 
 def bounded(ranges: Sequence[Range], limit: int = FINDINGS_RANGES_MAX) -> tuple[Range, ...]:
     """These ranges, ascending and merged, as at most `limit` that cover them."""
-    found = _merged(ranges)
+    found = joined(ranges)
     if len(found) > limit:
         gaps = [(found[at + 1][0] - sum(found[at]), at) for at in range(len(found) - 1)]
         joints = {at for _, at in sorted(gaps)[: len(found) - limit]}
-        joined: list[Range] = []
+        fewer: list[Range] = []
         for at, each in enumerate(found):
             if at - 1 in joints:
-                joined[-1] = joined[-1][0], sum(each) - joined[-1][0]
+                fewer[-1] = fewer[-1][0], sum(each) - fewer[-1][0]
             else:
-                joined.append(each)
-        found = joined
+                fewer.append(each)
+        found = fewer
     return tuple(found)
 
 
 def without(ranges: Sequence[Range], gone: Sequence[Range]) -> list[Range]:
     """What is left of the ranges without these."""
     left: list[Range] = []
-    holes = _merged(gone)
-    for sector, sectors in _merged(ranges):
+    holes = joined(gone)
+    for sector, sectors in joined(ranges):
         at, end = sector, sector + sectors
         for hole, size in holes:
             if hole >= end:
@@ -67,23 +68,15 @@ def after(findings: Findings, found: VerifyFound, *, device_sectors: int) -> Fin
     compared = without(found.covered, found.ignored)
     left = without(findings.unrepaired, compared)
     unrepaired = bounded([*left, *found.differing])
-    if _merged(found.covered) != [(0, device_sectors)]:
+    if joined(found.covered) != [(0, device_sectors)]:
         return replace(findings, unrepaired=unrepaired)
     return Findings(
         found.ended_utc,
         found.compared_bytes,
-        size_of(_merged(found.ignored)),
+        size_of(joined(found.ignored)),
         found.differing_bytes,
         unrepaired,
     )
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A command that is answered when what it has found is durable."""
-
-    peer: Peer
-    request: int
 
 
 class Memory:
@@ -96,13 +89,13 @@ class Memory:
     def __init__(self, findings: Findings, *, info: CaptureInfo) -> None:
         self.findings = findings
         self._info = info
-        self._saves: deque[_Waiting | None] = deque()
-        """That are under way, in order."""
+        self._saves: deque[list[Action]] = deque()
+        """What follows from each that is under way, in their order."""
 
     def found(self, peer: Peer, found: VerifyFound) -> list[Action]:
         """A verification has ended; it is answered when this is durable."""
         self.findings = after(self.findings, found, device_sectors=self._info.device_sectors)
-        self._saves.append(_Waiting(peer, found.request))
+        self._saves.append([Reply(peer, Remembered(found.request))])
         facts: Facts = {
             "compared_bytes": found.compared_bytes,
             "differing_bytes": found.differing_bytes,
@@ -126,22 +119,9 @@ class Memory:
         if left == self.findings.unrepaired:
             return []
         self.findings = replace(self.findings, unrepaired=bounded(left))
-        self._saves.append(None)
+        self._saves.append([])
         return [SaveFindings(self.findings)]
 
     def saved(self) -> list[Action]:
         """The oldest save that was under way is durable."""
-        waiting = self._saves.popleft()
-        return [] if waiting is None else [Reply(waiting.peer, Remembered(waiting.request))]
-
-
-def _merged(ranges: Sequence[Range]) -> list[Range]:
-    """Ascending; overlapping and adjacent ones are one, empty ones none."""
-    found: list[Range] = []
-    for sector, sectors in sorted(ranges):
-        if found and sector <= sum(found[-1]):
-            first = found[-1][0]
-            found[-1] = first, max(sum(found[-1]), sector + sectors) - first
-        elif sectors:
-            found.append((sector, sectors))
-    return found
+        return self._saves.popleft()
