@@ -8,7 +8,6 @@ from enum import Enum
 from bdr.common.capture.api import CaptureInfo
 from bdr.common.errors import BdrError, RefusedError
 from bdr.common.facts import Facts
-from bdr.common.ring.layout import SECTOR_BYTES
 from bdr.common.source.events import Action, Announce, SaveAssumption, Send
 from bdr.common.source.generation import Generation
 from bdr.common.source.identity import NO_TARGET, SourceRecord
@@ -112,11 +111,10 @@ class Greeting:
         return [Send(self._ping())] if is_due and self._order.is_streaming else []
 
     def _ping(self) -> Ping:
-        """With the marked bytes, which will be compared; a region may be marked twice."""
+        """With the marked bytes, which will be compared."""
         marked = self._order.status.dirty_bytes(region_sectors=self._info.region_sectors)
-        size = self._info.device_sectors * SECTOR_BYTES
         statement = self._order.statement()
-        return Ping(self._order.epoch, self._generation.newest, min(marked, size), statement)
+        return Ping(self._order.epoch, self._generation.newest, marked, statement)
 
     def _check(self, welcome: Welcome) -> BdrError | None:
         """The error of a WELCOME, or None."""

@@ -36,7 +36,6 @@ class Waits(Enum):
     """A sender that can accept it."""
 
 
-_PREFIX = (Condition.CONSISTENT, Condition.CATCHING_UP)
 _SCANNED = (Condition.INCONSISTENT, Condition.UNVERIFIED)
 
 
@@ -137,7 +136,7 @@ class Order:
     def begin(self, welcome: Welcome) -> None:
         """A session has started."""
         self.times.begin(
-            is_prefix=welcome.condition in _PREFIX,
+            is_prefix=not welcome.condition.needs_scan,
             as_of_ns=welcome.as_of_ns,
             stamp_ns=welcome.sent_ns,
             now_at=self.now_at,
@@ -175,7 +174,7 @@ class Order:
         window = self.window
         return (
             self.is_streaming
-            and self.condition in _PREFIX
+            and not self.condition.needs_scan
             and window.acknowledged == window.changes
         )
 
@@ -250,7 +249,7 @@ class Order:
         )
         if kind is BatchKind.RESYNC:
             return header  # made by a scanner, which knows of no clock
-        is_prefix = marker is Marker.CONSISTENT or self.condition in _PREFIX
+        is_prefix = marker is Marker.CONSISTENT or not self.condition.needs_scan
         header = replace(header, statement=self.times.statement(header.end, is_prefix=is_prefix))
         if not count:
             return header

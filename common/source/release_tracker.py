@@ -35,12 +35,10 @@ class ReleaseTracker:
     def end_round(self, waits_for: Waits) -> list[Action]:
         """Frees durable slots, and arms the wake-up for the next slot if nothing else is
         awaited."""
-        tail, cursor = self._order.tail, self._order.cursor
-        has_to_arm = waits_for is Waits.RING and cursor != self._armed
+        has_to_arm = waits_for is Waits.RING and self._order.cursor != self._armed
         is_news = self._order.window.acknowledged > self._acknowledged
-        if not has_to_arm and tail == self._tail and not is_news:
+        if not has_to_arm and self._order.tail == self._tail and not is_news:
             return []
-        self._armed = cursor
         return [self._release()]
 
     @property

@@ -64,7 +64,11 @@ class SourceFile:
         return generation
 
     def save_assumption(self, target: bytes) -> None:
-        """Remembers that "both devices are equal" was used for this target."""
+        """Remembers that "both devices are equal" was used for this target.
+
+        Raises:
+            StateDiskError: the disk failed or is full.
+        """
         with self._saving:
             self._save(replace(self._record, assumed_for=target))
 
@@ -72,7 +76,7 @@ class SourceFile:
         """Remembers what verifications have found.
 
         Raises:
-            StateError: the disk failed or is full.
+            StateDiskError: the disk failed or is full.
         """
         with self._saving:
             self._save(replace(self._record, findings=findings))
