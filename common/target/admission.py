@@ -133,8 +133,7 @@ def _assumption(hello: Hello, record: ReplicaRecord) -> Assumption:
         return Assumption.NOT_GIVEN
     if record.source != NO_SOURCE or record.is_given_up:
         return Assumption.HAD_SOURCE
-    is_new = not (hello.tail or hello.acknowledged)
-    return Assumption.TAKEN if is_new else Assumption.HAD_TARGET
+    return Assumption.TAKEN if hello.is_assumption else Assumption.HAD_TARGET
 
 
 def _unrelated(hello: Hello, record: ReplicaRecord) -> str:

@@ -2,7 +2,7 @@
 """A target's persistent record of its replica, and its format. No I/O here.
 
 It stands in the state file (see `common.copies`) and in the journal's superblocks and
-entries, as one msgpack map; `_FIELDS` has the names on disk.
+entries, as one msgpack map; `_TYPES` has the names on disk.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ReplicaRecord:
     volume: str
     device_sectors: int
     stream: bytes = NO_STREAM
-    """Zeros: the target has had no source yet."""
+    """Zeros: the replica has no position."""
     slot: int = 0
     """Every slot below it is durable on the device."""
     epoch: int = 0
@@ -85,6 +85,20 @@ class ReplicaRecord:
     """The clock of the stream's capture at `as_of_utc`; 0: not known."""
     source_sectors: int = 0
     """Size of the source's device; 0 before the first source."""
+
+    def without_position(self, *, condition: Condition, since_utc: int) -> ReplicaRecord:
+        """The record of a device that is no longer what was remembered of it."""
+        return replace(
+            self,
+            stream=NO_STREAM,
+            slot=0,
+            changes=0,
+            recent=(),
+            as_of_ns=0,
+            condition=condition,
+            clean=True,
+            since_utc=since_utc,
+        )
 
     def at_start(self) -> ReplicaRecord:
         """The record for a starting applier.
@@ -164,17 +178,5 @@ def demoted(record: ReplicaRecord, *, now_utc: int) -> ReplicaRecord:
     Args:
         now_utc: now, seconds since 1970.
     """
-    return replace(
-        record,
-        journal=NO_JOURNAL,
-        stream=NO_STREAM,
-        slot=0,
-        changes=0,
-        recent=(),
-        as_of_ns=0,
-        condition=Condition.INCONSISTENT,
-        clean=True,
-        since_utc=now_utc,
-        promoted_utc=0,
-        is_given_up=True,
-    )
+    given_up = record.without_position(condition=Condition.INCONSISTENT, since_utc=now_utc)
+    return replace(given_up, journal=NO_JOURNAL, promoted_utc=0, is_given_up=True)

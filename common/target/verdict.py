@@ -104,8 +104,7 @@ def kinship(hello: Hello, record: ReplicaRecord, *, is_blank: bool) -> Kinship:
 
 def _relation(hello: Hello, record: ReplicaRecord, *, is_blank: bool) -> Relation:
     if record.source == NO_SOURCE:
-        is_assumed = hello.assume_clean and not (hello.tail or hello.acknowledged)
-        is_free = is_blank or is_assumed or _adopts(record, hello)
+        is_free = is_blank or hello.is_assumption or _adopts(record, hello)
         return Relation.NONE if is_free else Relation.OTHER
     if record.source != hello.source:
         return Relation.NONE if _adopts(record, hello) else Relation.OTHER

@@ -21,13 +21,13 @@ stop cleanly: its sectors may have any later version, which only its source know
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from bdr.common.errors import DeviceError
 from bdr.common.ring.layout import SECTOR_BYTES
 from bdr.common.target.extents import Extents
-from bdr.common.target.record import NO_STREAM, ReplicaRecord
+from bdr.common.target.record import ReplicaRecord
 from bdr.common.target.witness import ZEROS, Device, Witness, digest_of, written
 from bdr.common.wire.codec import Buffer
 from bdr.common.wire.condition import Condition
@@ -131,13 +131,4 @@ def contents(device: Device, witness: Witness) -> dict[int, bytes | None]:
 
 def of_another_moment(record: ReplicaRecord) -> ReplicaRecord:
     """The record of a device that is not as it says: its position is not believed."""
-    return replace(
-        record,
-        stream=NO_STREAM,
-        slot=0,
-        changes=0,
-        recent=(),
-        condition=Condition.UNKNOWN,
-        clean=True,
-        since_utc=0,
-    )
+    return record.without_position(condition=Condition.UNKNOWN, since_utc=0)

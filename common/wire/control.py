@@ -66,6 +66,11 @@ class Hello:
     assume_clean: bool
     """The operator asserts that both devices are equal: no scan at first contact."""
 
+    @property
+    def is_assumption(self) -> bool:
+        """Whether it asserts that, and no target has acknowledged anything of this capture."""
+        return self.assume_clean and not (self.tail or self.acknowledged)
+
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
