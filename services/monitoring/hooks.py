@@ -7,9 +7,6 @@ killed, and events that cannot be queued are counted.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import subprocess
 import time
 from collections import deque
@@ -17,6 +14,7 @@ from collections.abc import Sequence
 
 from bdr.common.status.model import HookCounts, VolumeStatus
 from bdr.services.monitoring.events import Event
+from bdr.services.runtime import user_command
 
 TIMEOUT_S = 30.0
 QUEUE_MAX = 64
@@ -38,8 +36,7 @@ def environment(event: Event, status: VolumeStatus) -> dict[str, str]:
         "CONDITION": condition.name if condition is not None else None,
         **{f"FACT_{name.upper()}": value for name, value in event.facts.items()},
     }
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    return kept | {f"BDR_{n}": "" if value is None else str(value) for n, value in facts.items()}
+    return user_command.environment(facts)
 
 
 class Hooks:
@@ -85,7 +82,7 @@ class Hooks:
             code = process.poll()
             if code is None:
                 if time.monotonic() - self._began_at > self._timeout_s:
-                    _kill(process)
+                    user_command.kill(process)
                 return
             self._process = None
             if code == 0:
@@ -98,27 +95,14 @@ class Hooks:
     def close(self) -> None:
         """Kills the running command; drops the queue."""
         if self._process is not None:
-            _kill(self._process)
+            user_command.kill(self._process)
             self._process.wait()
             self._process = None
 
     def _start(self, variables: dict[str, str]) -> None:
         assert self._command is not None
         try:
-            self._process = subprocess.Popen(
-                self._command,
-                env=variables,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            self._process = user_command.start(self._command, variables)
             self._began_at = time.monotonic()
         except OSError:
             self.failed += 1
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,6 +12,7 @@ from bdr.common.errors import BdrError
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target.events import HookEnded, RunHook
 from bdr.common.target.hook import HookOutcome
+from bdr.services.runtime import user_command
 from bdr.services.runtime.workers import Tasks, Workers
 from bdr.services.target.store import StoreWorker
 
@@ -37,8 +36,7 @@ def environment(action: RunHook, *, target: str) -> dict[str, str]:
         "CHANGES": record.changes,
         "AS_OF_UTC": record.as_of_utc,
     }
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    return kept | {f"BDR_{name}": str(value) for name, value in facts.items()}
+    return user_command.environment(facts)
 
 
 class Hook:
@@ -85,7 +83,7 @@ class Hook:
         with self._starting:
             self._is_closing = True
             if self._process is not None:
-                _kill(self._process)
+                user_command.kill(self._process)
         self._workers.discard()
         self._workers.close()
 
@@ -103,19 +101,11 @@ class Hook:
         with self._starting:
             if self._is_closing:
                 return HookEnded(HookOutcome.FAILED, "the applier stops")
-            self._process = process = subprocess.Popen(
-                self._command,
-                env=variables,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            self._process = process = user_command.start(self._command, variables)
         try:
             code = process.wait(self._timeout_s)
         except subprocess.TimeoutExpired:
-            _kill(process)
+            user_command.kill(process)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_KILLED_S)
             return HookEnded(HookOutcome.TIMED_OUT, f"killed after {self._timeout_s:g} s")
@@ -125,8 +115,3 @@ class Hook:
         if code:
             return HookEnded(HookOutcome.FAILED, f"exit code {code}")
         return HookEnded(HookOutcome.GOOD, "")
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
