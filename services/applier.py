@@ -24,7 +24,7 @@ from bdr.common.storage.blank import is_blank
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
 from bdr.common.target import events
-from bdr.common.target.hook import HookOutcome, HookSettings
+from bdr.common.target.hook import HookSettings
 from bdr.common.target.node import TargetNode
 from bdr.common.target.record import NO_SOURCE
 from bdr.common.target.settings import TargetSettings
@@ -51,7 +51,6 @@ KEPT_BYTES = 48 << 20
 """Freed receive buffers that are kept for the next batches."""
 ROUND_BATCHES = 16
 """Most batches per round, so that control messages are not delayed."""
-_HOOK_FAILURES = (HookOutcome.FAILED.value, HookOutcome.TIMED_OUT.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,9 +276,8 @@ class Applier:
                 assert self._disk is not None
                 assert self._disk.hook is not None
                 self._disk.hook.put(action)
-            case events.LogEvent(name, facts):
-                is_failure = facts.get("outcome") in _HOOK_FAILURES
-                (self._log.warning if is_failure else self._log.info)(name, **facts)
+            case events.LogEvent(name, facts, is_warning):
+                (self._log.warning if is_warning else self._log.info)(name, **facts)
             case _:
                 assert_never(action)
 

@@ -138,7 +138,7 @@ class BeforeResync(Machine[HookState]):
         if not is_good:
             self._failures += 1
         facts: Facts = {"outcome": ended.outcome.value, "text": ended.text}
-        self._actions.append(LogEvent("before-resync-ended", facts))
+        self._actions.append(LogEvent("before-resync-ended", facts, is_warning=not is_good))
 
     def _on_passed(self, _: Offered) -> None:
         self.state = HookState.IDLE

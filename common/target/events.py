@@ -158,6 +158,7 @@ class LogEvent:
 
     name: LogName
     facts: Facts
+    is_warning: bool = False
 
 
 Action = Send | Apply | MakeDigests | RunHook | LogEvent
