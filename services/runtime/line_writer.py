@@ -17,6 +17,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from bdr.services.runtime.whole_lines import WholeLines
+
 QUEUE_BYTES_MAX = 256 << 10
 
 
@@ -46,7 +48,7 @@ class LineWriter:
         self._unstated = 0
         """Lost lines that no notice has stated."""
         self._is_failing = False
-        self._is_torn = False
+        self._lines = WholeLines(self._write_part)
         self._is_closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="lines", daemon=True)
@@ -120,19 +122,18 @@ class LineWriter:
 
     def _write(self, line: bytes) -> bool:
         """Returns whether the whole line was written."""
-        rest = memoryview(b"\n" + line if self._is_torn else line)
-        size = len(rest)
         try:
-            while rest:
-                try:
-                    rest = rest[os.write(self._fd, rest) :]
-                except BlockingIOError:  # another process has set O_NONBLOCK
-                    _wait_for_room(self._fd)
+            self._lines.put(line)
         except OSError:
-            self._is_torn = self._is_torn or len(rest) < size
             return False
-        self._is_torn = False
         return True
+
+    def _write_part(self, data: memoryview) -> int:
+        while True:
+            try:
+                return os.write(self._fd, data)
+            except BlockingIOError:  # another process has set O_NONBLOCK
+                _wait_for_room(self._fd)
 
 
 def _wait_for_room(fd: int) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 from supervisor import loggers
 
+from bdr.services.runtime.whole_lines import WholeLines
+
 _STDOUT = 1
 _PIPE_BYTES = select.PIPE_BUF
 """A pipe that polls writable has room for so many."""
@@ -27,32 +29,21 @@ class _Lossy(loggers.Handler):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._lost = 0
-        self._is_torn = False
+        self._lines = WholeLines(self._write)
 
     def emit(self, record: Any) -> None:
         message = record.msg if self.fmt == "%(message)s" else self.fmt % record.asdict()
         data = message if isinstance(message, bytes) else message.encode(errors="backslashreplace")
         try:
             if self._lost:
-                self._write_whole(_notice(self._lost, is_json=data.startswith(b"{")))
+                self._lines.put(_notice(self._lost, is_json=data.startswith(b"{")))
                 self._lost = 0
-            self._write_whole(data)
+            self._lines.put(data)
         except OSError:
             self._lost += max(1, data.count(b"\n"))
 
     def flush(self) -> None:
         pass  # nothing is buffered
-
-    def _write_whole(self, data: bytes) -> None:
-        rest = memoryview(b"\n" + data if self._is_torn else data)
-        size = len(rest)
-        try:
-            while rest:
-                rest = rest[self._write(rest) :]
-        except OSError:
-            self._is_torn = self._is_torn or len(rest) < size
-            raise
-        self._is_torn = False
 
     def _write(self, data: memoryview) -> int:
         raise NotImplementedError
