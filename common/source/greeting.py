@@ -87,13 +87,19 @@ class Greeting:
             assume_clean=self._assume_clean,
         )
 
-    def session_event(self, message: Message) -> object | None:
-        """What a message of the target is to the session; None for nothing."""
+    def session_event(self, message: Message, *, attempt: int) -> object | None:
+        """What a message of the target is to the session; None for nothing.
+
+        Args:
+            attempt: of the last HELLO. A WELCOME to an earlier one is not worth a check.
+        """
         match message:
+            case Welcome() if message.attempt != attempt:
+                return message
             case Welcome() if (error := self._check(message)) is not None:
-                return BadWelcome(message.attempt, error)
+                return BadWelcome(error)
             case Welcome() if not self._are_ours(message.recent):
-                return OtherHistory(message.attempt, message.epoch)
+                return OtherHistory(message.epoch)
             case Refused():
                 self._nonce = message.nonce
                 return message

@@ -178,7 +178,8 @@ class SourceNode:
     def _on_message(self, arrived: events.MessageArrived) -> None:
         self.session.heard()
         message = arrived.message
-        if (event := self._greeting.session_event(message)) is not None:
+        event = self._greeting.session_event(message, attempt=self.session.attempt)
+        if event is not None:
             self._fire(event)
         elif isinstance(message, Ack) and self.order.is_of_session(message):
             self.last_ack = message

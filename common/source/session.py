@@ -160,8 +160,7 @@ class Session(Machine[Phase]):
         self.outcome.append(SessionBegan(welcome))
 
     def _on_bad_welcome(self, bad: BadWelcome) -> None:
-        if bad.attempt == self.attempt:
-            self._fail(Failed(bad.error))
+        self._fail(Failed(bad.error))
 
     def _on_refused(self, refused: Refused) -> None:
         if refused.attempt != self.attempt:
@@ -183,10 +182,8 @@ class Session(Machine[Phase]):
             self._pause(f"the target refused for now: {refused.text}")
 
     def _on_other_history(self, other: OtherHistory) -> None:
-        if other.attempt != self.attempt:
-            return
         text = (
-            "the last batch that the target has of this stream is not what the ring holds there: "
+            "a batch that the target has of this stream is not what the ring holds there: "
             "this source was reverted or cloned; `bdr demote --give-up` on the target's host "
             "gives up what only the target has"
         )
@@ -259,8 +256,8 @@ class Session(Machine[Phase]):
             LinkUp: stays(_on_link_up),
             LinkDown: goes(_on_link_down, Phase.OFFLINE),
             Welcome: goes(_on_welcome, Phase.GREETING, Phase.STREAMING),
-            BadWelcome: goes(_on_bad_welcome, Phase.GREETING, Phase.STOPPED),
-            OtherHistory: goes(_on_other_history, Phase.GREETING, Phase.PAUSED),
+            BadWelcome: goes(_on_bad_welcome, Phase.STOPPED),
+            OtherHistory: goes(_on_other_history, Phase.PAUSED),
             Refused: goes(_on_refused, Phase.GREETING, Phase.PAUSED, Phase.STOPPED),
             Rewind: IGNORED,
             Failed: goes(_fail, Phase.STOPPED),

@@ -26,17 +26,16 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class BadWelcome:
-    """A WELCOME that is invalid for this source."""
+    """A WELCOME to the last HELLO that is invalid for this source."""
 
-    attempt: int
     error: BdrError
 
 
 @dataclass(frozen=True, slots=True)
 class OtherHistory:
-    """A WELCOME to a history that is not this source's: the last batch is another one."""
+    """A WELCOME to the last HELLO, to a history that is not this source's: a batch of it is
+    another one."""
 
-    attempt: int
     epoch: int
 
 
