@@ -22,7 +22,7 @@ from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus, Role
 from bdr.common.errors import CaptureError, CaptureGoneError, StaleCaptureError
 from bdr.common.ring.layout import MARKS_MAX
 from bdr.common.ring.mapping import RingMap
-from bdr.common.ring.marks import Mark, decode_marks
+from bdr.common.ring.marks import MARK, Mark, decode_marks
 
 if TYPE_CHECKING:
     from bdr.common.ring.slots import Headers
@@ -119,14 +119,14 @@ class DmCapture:
         self._bitmap(abi.IOC_BITMAP_MARK, Bitmap.RESYNC, first, count, 0)
 
     def marks(self) -> list[Mark]:
-        buffer = (ctypes.c_ubyte * (MARKS_MAX * abi.MARK.size))()
+        buffer = (ctypes.c_ubyte * (MARKS_MAX * MARK.size))()
         request = bytearray(abi.MARKS.pack(ctypes.addressof(buffer), 0, 0))
         try:
             fcntl.ioctl(self._fd, abi.IOC_MARKS_READ, request)
         except OSError as error:
             self._refuse(abi.REQUEST_NAMES[abi.IOC_MARKS_READ], error)
         _, count, _ = abi.MARKS.unpack(request)
-        return decode_marks(bytes(buffer)[: count * abi.MARK.size])
+        return decode_marks(bytes(buffer)[: count * MARK.size])
 
     def close(self) -> None:
         os.close(self._fd)

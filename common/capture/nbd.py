@@ -23,7 +23,7 @@ from bdr.common.capture.api import Bitmap, CaptureInfo, CaptureStatus, Role
 from bdr.common.errors import CaptureError, CaptureGoneError
 from bdr.common.ring.layout import PAYLOAD_BYTES
 from bdr.common.ring.mapping import RingMap
-from bdr.common.ring.marks import Mark, decode_marks
+from bdr.common.ring.marks import MARK, Mark, decode_marks
 
 if TYPE_CHECKING:
     from bdr.common.ring.slots import Headers
@@ -126,10 +126,10 @@ class NbdCapture:
     def marks(self) -> list[Mark]:
         request = abi.MARKS.pack(0, 0, 0)
         raw = self._request(abi.IOC_MARKS_READ, request, wanted=None)
-        if len(raw) % abi.MARK.size:
+        if len(raw) % MARK.size:
             raise CaptureError(
                 f"capture {self._path}: its answer to MARKS_READ has {len(raw)} bytes, wanted "
-                f"a multiple of {abi.MARK.size}"
+                f"a multiple of {MARK.size}"
             )
         return decode_marks(raw)
 

@@ -13,12 +13,13 @@ from bdr.common.ring.layout import MARKS_INTERVAL_NS, MARKS_MAX
 
 Mark = tuple[int, int]
 """A slot, and the clock in ns."""
-_MARK = struct.Struct("<QQ")
+MARK = struct.Struct("<QQ")
+"""`struct bdr_mark`."""
 
 
 def decode_marks(raw: bytes) -> list[Mark]:
     """An array of `struct bdr_mark`."""
-    return [(slot, clock_ns) for slot, clock_ns in _MARK.iter_unpack(raw)]
+    return [(slot, clock_ns) for slot, clock_ns in MARK.iter_unpack(raw)]
 
 
 class Marks:

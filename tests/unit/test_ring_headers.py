@@ -13,6 +13,7 @@ import pytest
 from bdr.common.capture import abi as mirror
 from bdr.common.capture.api import Bitmap, Role
 from bdr.common.ring import layout
+from bdr.common.ring.marks import MARK
 
 ROOT = Path(__file__).parents[2]
 INCLUDE = ROOT / "kern" / "include"
@@ -87,7 +88,7 @@ STRUCTS = {
     "bdr_release": mirror.RELEASE,
     "bdr_resume": mirror.RESUME,
     "bdr_bitmap_range": mirror.BITMAP,
-    "bdr_mark": mirror.MARK,
+    "bdr_mark": MARK,
     "bdr_marks_read": mirror.MARKS,
     "bdr_open": mirror.OPEN,
     "bdr_request": mirror.REQUEST,
