@@ -15,7 +15,7 @@ import click
 from bdr.common.errors import UsageError, WrongDeviceError
 from bdr.common.host.tables import Target
 from bdr.common.storage.record_file import RecordFile
-from bdr.common.target.record import ANY_SOURCE, NO_JOURNAL, NO_SOURCE, ReplicaRecord, demoted
+from bdr.common.target.record import ANY_SOURCE, NO_SOURCE, ReplicaRecord, demoted
 from bdr.common.wire.codec import ID_BYTES
 from bdr.services.cli import options as cli_options
 from bdr.services.cli.replica import (
@@ -26,7 +26,6 @@ from bdr.services.cli.replica import (
     target_of,
     without_applier,
 )
-from bdr.services.target.opening import journal_path
 
 
 @click.command(params=cli_options.location(is_required=True))
@@ -83,11 +82,8 @@ def adopt(
     with opened(volume, target, state=state, allow_foreign=is_other_device) as (file, record):
         if is_other_device:
             # What is remembered of the device is not believed of this one.
-            known: ReplicaRecord | None = record
-            if record.journal != NO_JOURNAL:
-                path = journal_path(target.journal, state=file.path)
-                known = newest(path, record)
-                give_up_journal(path, record.journal)
+            known = newest(target, state=file.path, was=record)
+            give_up_journal(target, state=file.path, was=record)
             given_up = demoted(known or record, now_utc=int(time.time()))
             file.save(replace(given_up, adopts=source))
         elif record.source == NO_SOURCE or not only_first:

@@ -15,7 +15,7 @@ import click
 
 from bdr.common.errors import StateError
 from bdr.common.storage.record_file import utc
-from bdr.common.target.record import NO_JOURNAL, NO_STREAM, demoted
+from bdr.common.target.record import NO_STREAM, demoted
 from bdr.common.wire.condition import Condition
 from bdr.services.cli import options as cli_options
 from bdr.services.cli.replica import (
@@ -26,7 +26,6 @@ from bdr.services.cli.replica import (
     target_of,
     without_applier,
 )
-from bdr.services.target.opening import journal_path
 
 
 @click.command(params=cli_options.location(is_required=True))
@@ -73,17 +72,15 @@ def demote(config_path: str, run_dir: str | None, give_up: bool, volume: str) ->
         without_applier(found, volume) as ran,
         opened(volume, target, state=state, allow_foreign=True) as (file, was),
     ):
-        path = journal_path(target.journal, state=file.path)
         # The state file has what was known when the journal was opened, which may be nothing.
-        known = was if was.journal == NO_JOURNAL else newest(path, was)
+        known = newest(target, state=file.path, was=was)
         if not (give_up or was.promoted_utc or (known and known.stream == NO_STREAM)):
             place = f"{known.condition.words}, at slot {known.slot}" if known else "place unknown"
             raise StateError(
                 f"volume {volume}: found a replica that was not promoted, {place}; what only it "
                 "has would be given up, acknowledged writes too: --give-up does so"
             )
-        if was.journal != NO_JOURNAL:
-            give_up_journal(path, was.journal)
+        give_up_journal(target, state=file.path, was=was)
         file.save(demoted(known or was, now_utc=int(time.time())))
     started = "" if ran else f"; now: bdr ctl start {volume}-applier"
     click.echo(f"{volume}: a replica again{started}")

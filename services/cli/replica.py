@@ -15,10 +15,10 @@ from bdr.common.journal.superblock_choice import BLANK_BYTES, choose
 from bdr.common.storage.journal_file import JournalFile
 from bdr.common.storage.record_file import RecordFile
 from bdr.common.storage.target_device import TargetDevice
-from bdr.common.target.record import ReplicaRecord
+from bdr.common.target.record import NO_JOURNAL, ReplicaRecord
 from bdr.services.cli import options as cli_options
 from bdr.services.supervise.supervisord import Supervision
-from bdr.services.target.opening import open_store
+from bdr.services.target.opening import journal_path, open_store
 
 
 def target_of(config_path: str, run_dir: str | None, volume: str) -> tuple[Config, Target]:
@@ -108,8 +108,12 @@ def complete(volume: str, target: Target, *, state: str) -> ReplicaRecord:
     return record.at_start()
 
 
-def newest(path: str, was: ReplicaRecord) -> ReplicaRecord | None:
-    """The record that this journal has, which is in use; None where it is lost or damaged."""
+def newest(target: Target, *, state: str, was: ReplicaRecord) -> ReplicaRecord | None:
+    """What is remembered: the state file's record, or that of the journal that is in use, which
+    may be lost or damaged: None."""
+    if was.journal == NO_JOURNAL:
+        return was
+    path = journal_path(target.journal, state=state)
     file = JournalFile(path)
     try:
         found = recover(
@@ -126,17 +130,20 @@ def newest(path: str, was: ReplicaRecord) -> ReplicaRecord | None:
     return found.record if found and found.superblock.journal == was.journal else None
 
 
-def give_up_journal(path: str, journal_id: bytes) -> None:
-    """Blanks this journal. If this process is killed afterwards, the state file still names the
-    journal: repeat the command."""
+def give_up_journal(target: Target, *, state: str, was: ReplicaRecord) -> None:
+    """Blanks the journal that is in use, if one is. If this process is killed afterwards, the state
+    file still names the journal: repeat the command."""
+    if was.journal == NO_JOURNAL:
+        return
+    path = journal_path(target.journal, state=state)
     file = JournalFile(path)
     try:
         found, _ = choose(file.read, where=path)
         if found is not None:
-            if found.journal != journal_id:
+            if found.journal != was.journal:
                 raise StateError(
                     f"journal {path}: found journal {found.journal.hex()}, wanted "
-                    f"{journal_id.hex()}, which the state file names"
+                    f"{was.journal.hex()}, which the state file names"
                 )
             file.write(0, [bytes(BLANK_BYTES)])
             file.sync()
