@@ -64,7 +64,7 @@ def demote(config_path: str, run_dir: str | None, give_up: bool, volume: str) ->
 
     Writes to the device since its promotion, and the content of its journal, are discarded: when
     its applier runs again, everything is compared, and differences are repaired from the source.
-    Also for a disk that was replaced, or restored from a backup.
+    For a disk that was replaced see `bdr adopt`.
     """
     found, target = target_of(config_path, run_dir, volume)
     state = found.state_of(volume, target)
