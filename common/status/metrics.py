@@ -168,7 +168,8 @@ METRICS = (
         "bdr_replica_condition",
         BOTH,
         ("condition",),
-        "1 for the condition that applies (consistent, catching_up, inconsistent, unknown), else 0",
+        "1 for the condition that applies (consistent, catching_up, inconsistent, unknown, "
+        "unverified), else 0",
         _condition,
     ),
     of_intake("bdr_queued_bytes", "bytes received and not durable", lambda it: it.queued_bytes),

@@ -141,7 +141,7 @@ def main(
     \b
     Exit code, the worst of all:
       0  healthy
-      1  behind rpo_seconds, degraded or resyncing
+      1  behind, degraded, resyncing or promoted
       2  broken or unknown; also if the query failed
     """
     try:
