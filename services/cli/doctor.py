@@ -199,8 +199,8 @@ def _underlying(name: str, volume: Source) -> Iterator[Finding]:
                     f"{name}.underdev", not others,
                     f"{number} is used by {', '.join(others)}: not captured" if others
                     else f"only /dev/mapper/{mapped} uses {number}",
-                    f"have them use /dev/mapper/{mapped}, then: bdr resync {name}; LVM: vgchange "
-                    "-an, and filter the underlying device",
+                    f"have them use /dev/mapper/{mapped}, then: bdr resync {name} --full; LVM: "
+                    "vgchange -an, and filter the underlying device",
                 )  # fmt: skip
     except BdrError as error:
         yield Finding(f"{name}.underdev", False, str(error), must=False)
