@@ -92,7 +92,7 @@ class Host:
     run_dir: str = key(path(), "Sockets and program files.", default="/run/bdr")
     state_dir: str = key(
         path(),
-        "Persistent files: journals, replica states, the numbers of `bdr scale`.",
+        "Persistent files: journals, states of both sides, the numbers of `bdr scale`.",
         default="/var/lib/bdr",
         accepted_by=("client", "server"),
     )
@@ -189,7 +189,7 @@ class Source:
     )
     state: str | None = key(
         path(),
-        "File that remembers the source's id and generations.",
+        "File that remembers the source's id, generations, and what verifications found.",
         default=None,
         fallback="STATE_DIR/NAME.source",
         accepted_by=("reader", "client"),
