@@ -128,7 +128,7 @@ class JournalEngine:
 
         Raises:
             InternalError: it does not fit; ask `fits` first.
-            StateError: the journal's disk failed; append nothing more.
+            StateDiskError: the journal's disk failed; append nothing more.
         """
         slots = len(job.headers) // HEADER_BYTES
         if not self.fits(slots):
@@ -164,7 +164,7 @@ class JournalEngine:
         """Makes every appended entry durable: acknowledge and apply them now.
 
         Raises:
-            StateError: the journal's disk failed; append nothing more.
+            StateDiskError: the journal's disk failed; append nothing more.
         """
         self._disk.sync()
         self._durable = self._head
@@ -211,7 +211,7 @@ class JournalEngine:
         """Makes durable what was applied, and says so in one superblock.
 
         Raises:
-            DeviceError, StateError: device or journal failed; go no further.
+            DeviceError, StateDiskError: device or journal failed; go no further.
         """
         applied, record = self._applied, self._record
         self._device.sync()

@@ -177,9 +177,8 @@ class SourceNode:
 
     def _on_message(self, arrived: events.MessageArrived) -> None:
         self.session.heard()
-        message = arrived.message
-        event = self._greeting.session_event(message, attempt=self.session.attempt)
-        if event is not None:
+        message, attempt = arrived.message, self.session.attempt
+        if (event := self._greeting.session_event(message, attempt=attempt)) is not None:
             self._fire(event)
         elif isinstance(message, Ack) and self.order.is_of_session(message):
             self.last_ack = message
