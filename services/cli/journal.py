@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from bdr.common.errors import BdrError, RetryableError
+from bdr.common.errors import BdrError, RetryableError, StateDiskError
 from bdr.common.journal.recovery import Recovery, recover
 from bdr.common.journal.superblock import VERSION, Superblock
 from bdr.common.journal.superblock_choice import choose
@@ -31,7 +31,8 @@ def main(path: str) -> None:
     try:
         _inspect(path)
     except BdrError as error:
-        _row("sound", "no" if error.exit_code != RetryableError.exit_code else "not known")
+        is_unknown = isinstance(error, JournalInUseError | StateDiskError)
+        _row("sound", "not known" if is_unknown else "no")
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
 
